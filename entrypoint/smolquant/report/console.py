@@ -1,0 +1,134 @@
+"""The only writer to the terminal: groups and annotations in GitHub Actions, else plain lines.
+
+Whatever is written is freed of secrets, terminal escapes and workflow commands first. That holds
+outside Actions too: a ``docker run`` inside a workflow does not know that the runner reads it.
+"""
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TextIO
+
+from smolquant.report.commands import MAX_ANNOTATION, defuse, workflow_command
+from smolquant.report.failure import Failure
+from smolquant.report.progress import BarProgress, LineProgress, Progress
+from smolquant.text import visible
+
+_REDACTED = "***"
+
+
+class Console:
+    """Speaks to the person, or to the runner, at the other end of ``stream``; thread-safe."""
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        stream: TextIO,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``environ`` tells whether GitHub Actions is listening; ``clock`` counts seconds."""
+        self.in_actions = environ.get("GITHUB_ACTIONS") == "true"
+        self._stream = stream
+        self._clock = clock
+        self._secrets: list[str] = []
+        self._lock = threading.RLock()
+        self._group_open = False
+        self._bar: BarProgress | None = None
+
+    def mask(self, secret: str) -> None:
+        """Keep ``secret`` out of everything written from now on, and have the runner do so too."""
+        for line in secret.split("\n"):  # the runner, and this class, see one line at a time
+            part = line.strip()
+            if not part or part in self._secrets:
+                continue
+            # The longest first: a secret may be a part of another.
+            self._secrets = sorted([*self._secrets, part], key=len, reverse=True)
+            if self.in_actions:
+                self._write(workflow_command("add-mask", part))
+
+    def redact(self, text: str) -> str:
+        """``text`` with every masked secret replaced by ``***``."""
+        for secret in self._secrets:
+            text = text.replace(secret, _REDACTED)
+        return text
+
+    @contextmanager
+    def group(self, title: str) -> Iterator[None]:
+        """A foldable group in the log of GitHub Actions, a heading elsewhere and inside a group."""
+        if not self.in_actions or self._group_open:  # the runner does not nest groups
+            self.info(f"== {title}")
+            yield
+            return
+        self._write(workflow_command("group", " ".join(self._clean(title))))
+        self._group_open = True
+        try:
+            yield
+        finally:
+            self._group_open = False
+            self._write(workflow_command("endgroup"))
+
+    def info(self, text: str) -> None:
+        """Plain lines."""
+        for line in self._clean(text):
+            self._write(defuse(line))
+
+    def notice(self, title: str, text: str) -> None:
+        """Something good to know."""
+        self._annotate("notice", title, text, plain=f"{title}: {text}")
+
+    def warning(self, title: str, text: str) -> None:
+        """Something that may not be as the user wants it."""
+        self._annotate("warning", title, text, plain=f"warning: {title}: {text}")
+
+    def error(self, error: BaseException) -> None:
+        """What went wrong and what to do; a bug's traceback too."""
+        failure = Failure.of(error)
+        if not failure.expected:
+            with self.group("Traceback"):
+                self.info("".join(traceback.format_exception(error)))
+        plain = f"error: {failure.message}"
+        if failure.hint:
+            plain += f"\nwhat to do: {failure.hint}"
+        text = f"{failure.message}\n{failure.hint}".strip()
+        self._annotate("error", failure.title, text, plain=plain)
+
+    @contextmanager
+    def progress(self, label: str, total_bytes: int) -> Iterator[Progress]:
+        """Show how work over ``total_bytes`` advances; totals come last, if it completes."""
+        name = " ".join(self._clean(label))
+        if self.in_actions or not self._stream.isatty():
+            lines = LineProgress(name, total_bytes, self.info, self._clock)
+            yield lines
+            lines.finish()
+            return
+        bar = self._bar = BarProgress(name, total_bytes, self._stream)
+        try:
+            yield bar
+        finally:
+            bar.close()
+            self._bar = None
+
+    def _annotate(self, kind: str, title: str, text: str, *, plain: str) -> None:
+        if not self.in_actions:
+            self.info(plain)
+            return
+        message = "\n".join(self._clean(text))
+        if len(message) > MAX_ANNOTATION:
+            message = message[: MAX_ANNOTATION - 1] + "…"
+        self._write(workflow_command(kind, message, title=" ".join(self._clean(title))))
+
+    def _clean(self, text: str) -> list[str]:
+        # Redacted last: taking characters out of a text can put a secret together.
+        return [self.redact(visible(line)) for line in text.expandtabs(4).splitlines() or [""]]
+
+    def _write(self, line: str) -> None:
+        encoding = self._stream.encoding or "utf-8"
+        printable = line.encode(encoding, "replace").decode(encoding)
+        with self._lock:
+            if self._bar is not None:
+                self._bar.clear()
+            self._stream.write(printable + "\n")
+            self._stream.flush()

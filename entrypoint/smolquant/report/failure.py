@@ -1,0 +1,40 @@
+"""What is told of an exception: the same words in the log, the summary and report.json."""
+
+from dataclasses import dataclass
+from typing import Self
+
+from smolquant.errors import SmolquantError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception as users see it."""
+
+    type: str
+    title: str
+    message: str
+    hint: str
+    exit_code: int
+    expected: bool
+    """Whether the user can act on it; otherwise it is a bug, and its traceback matters."""
+
+    @classmethod
+    def of(cls, error: BaseException) -> Self:
+        """Describe any exception; one that is not a :class:`SmolquantError` is called a bug."""
+        if isinstance(error, SmolquantError):
+            return cls(
+                type=type(error).__name__,
+                title=error.title,
+                message=error.message,
+                hint=error.hint,
+                exit_code=error.exit_code,
+                expected=True,
+            )
+        return cls(
+            type=type(error).__name__,
+            title="Unexpected error",
+            message=f"This is a bug in smolquant. {type(error).__name__}: {error}".rstrip(": "),
+            hint="Report it with the traceback, which is in the log.",
+            exit_code=SmolquantError.exit_code,
+            expected=False,
+        )

@@ -1,0 +1,136 @@
+"""The files a run leaves behind: the runner's step outputs and job summary, and report.json.
+
+Every function takes ``redact``, which takes the secrets out of a text: see ``Console.redact``.
+"""
+
+import json
+import math
+import os
+import secrets
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from smolquant.report.result import RunResult
+
+REPORT_NAME = "report.json"
+MAX_SUMMARY_BYTES = 1024 * 1024
+"""Beyond this the runner drops a step's whole summary."""
+
+_CUT_NOTE = "\n\nThe rest was left out: a job summary holds 1 MiB at most.\n"
+
+Redact = Callable[[str], str]
+
+
+def write_outputs(result: RunResult, environ: Mapping[str, str], *, redact: Redact) -> None:
+    """Append the step outputs to the file that ``GITHUB_OUTPUT`` names, if it names one."""
+    path = environ.get("GITHUB_OUTPUT")
+    if not path:
+        return
+    # A value cannot end its own block early: nobody can guess the delimiter.
+    delimiter = f"smolquant_{secrets.token_hex(16)}"
+    with Path(path).open("a", encoding="utf-8") as file:
+        for name, value in step_outputs(result, environ).items():
+            file.write(f"{name}<<{delimiter}\n{redact(value)}\n{delimiter}\n")
+
+
+def step_outputs(result: RunResult, environ: Mapping[str, str]) -> dict[str, str]:
+    """The action's outputs by name; one that the run did not come to is empty."""
+
+    def url(variant: str) -> str:
+        made = result.variants.get(variant)
+        return made.url or "" if made else ""
+
+    return {
+        "repo-url": result.repo_url or "",
+        "commit-sha": result.commit_sha or "",
+        "pull-request-url": result.pull_request_url or "",
+        "int8-url": url("int8"),
+        "int4-url": url("int4"),
+        "int8-dynamic-url": url("int8_dynamic"),
+        "trackio-url": result.trackio_url or "",
+        "report": _path_for_later_steps(result.output_dir / REPORT_NAME, environ),
+        "changed": "true" if result.changed else "false",
+    }
+
+
+def write_summary(text: str, environ: Mapping[str, str], *, redact: Redact) -> None:
+    """Append markdown to the file that ``GITHUB_STEP_SUMMARY`` names, if it names one."""
+    path = environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return
+    with Path(path).open("ab") as file:
+        file.write(_fitted(redact(text), MAX_SUMMARY_BYTES - file.tell()))
+
+
+def write_report(result: RunResult, output_dir: Path, *, redact: Redact) -> Path:
+    """Write report.json, whole or not at all.
+
+    Raises:
+        OSError: when ``output_dir`` cannot be made or written to.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    path = output_dir / REPORT_NAME
+    report = json.dumps(_portable(result.to_report(), redact), indent=2, allow_nan=False)
+    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".report-") as folder:
+        unfinished = Path(folder) / REPORT_NAME
+        unfinished.write_text(report + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    return path
+
+
+def own_like_workspace(paths: Iterable[Path], environ: Mapping[str, str]) -> None:
+    """Give what root made inside the workspace to the workspace's owner.
+
+    The action's container runs as root; on a self-hosted runner files of root's would stop the next
+    checkout from cleaning up. Links are handed over, never followed; what lies outside stays as is.
+    """
+    workspace = environ.get("GITHUB_WORKSPACE")
+    if os.geteuid() != 0 or not workspace or not Path(workspace).is_dir():
+        return
+    root = Path(workspace).resolve()
+    owner = root.stat()
+    for path in paths:
+        if (path.parent.resolve() / path.name).is_relative_to(root) and os.path.lexists(path):
+            _chown_tree(path, owner.st_uid, owner.st_gid)
+
+
+def _chown_tree(path: Path, uid: int, gid: int) -> None:
+    os.chown(path, uid, gid, follow_symlinks=False)
+    for _, folders, files, descriptor in os.fwalk(path, follow_symlinks=False):
+        for name in (*folders, *files):
+            os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)
+
+
+def _path_for_later_steps(path: Path, environ: Mapping[str, str]) -> str:
+    """Relative to the workspace where it lies inside: its absolute name differs on the host."""
+    workspace = environ.get("GITHUB_WORKSPACE")
+    absolute = path.absolute()
+    if workspace and absolute.is_relative_to(workspace):
+        return str(absolute.relative_to(workspace))
+    return str(path)
+
+
+def _fitted(text: str, limit: int) -> bytes:
+    """``text`` in UTF-8, cut to ``limit`` bytes: whole ``<details>`` go first, the last first."""
+    parts = text.split("<details>")
+    content = text.encode()
+    while len(content) > limit and len(parts) > 1:
+        parts.pop()
+        content = ("<details>".join(parts).rstrip() + _CUT_NOTE).encode()
+    if len(content) <= limit:
+        return content
+    kept = content[: max(limit - len(_CUT_NOTE), 0)].decode(errors="ignore")
+    return (kept + _CUT_NOTE).encode() if kept else b""
+
+
+def _portable(value: Any, redact: Redact) -> Any:
+    """``value`` without secrets, and without the NaN and infinities that JSON does not have."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _portable(item, redact) for key, item in value.items()}
+    return value

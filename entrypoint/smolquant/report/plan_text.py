@@ -1,0 +1,28 @@
+"""The plan as plain text, for ``--dry-run`` on a terminal."""
+
+from collections.abc import Iterator, Mapping
+
+from smolquant.report.exceptions import plan_exceptions
+from smolquant.report.result import PlannedVariant
+from smolquant.text import human_size, one_line, percent
+
+
+def render_dry_run(planned: Mapping[str, PlannedVariant]) -> str:
+    """Each variant's predicted size, its counts and its exceptions; ends without a newline."""
+    return "\n\n".join("\n".join(_lines(name, plan)) for name, plan in planned.items())
+
+
+def _lines(name: str, plan: PlannedVariant) -> Iterator[str]:
+    tensors = plan.tensors
+    source_bytes = sum(tensor.source_bytes for tensor in tensors.values())
+    quantized = sum(tensor.quantized for tensor in tensors.values())
+    share = (
+        f", {percent(plan.predicted_bytes / source_bytes)} of the source" if source_bytes else ""
+    )
+    yield f"{name} ({plan.quant_type})"
+    yield f"  size     {plan.predicted_bytes:,} bytes ({human_size(plan.predicted_bytes)}{share})"
+    yield f"  tensors  {quantized} quantized, {len(tensors) - quantized} kept"
+    for group in plan_exceptions(tensors):
+        yield f"  {group.fate}: {one_line(group.reason)} ({human_size(group.size_bytes)})"
+        for pattern, count in group.names:
+            yield f"    {one_line(pattern)}" + (f"  x{count}" if count > 1 else "")

@@ -1,0 +1,269 @@
+"""The job summary: what happened, with links, sizes, and everything needed to use or repeat it."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from smolquant.record import Metrics, TensorRecord
+from smolquant.report.exceptions import PlanException, plan_exceptions
+from smolquant.report.result import RunResult, VariantResult
+from smolquant.schemes import BY_VARIANT
+from smolquant.text import (
+    Markdown,
+    code_block,
+    code_span,
+    escape_markdown,
+    human_duration,
+    human_size,
+    link,
+    percent,
+)
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+_MAX_NAMES = 40
+"""Folded names shown for one reason; models in the wild need fewer than ten."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A line of the table, of a variant that was made, found or only planned."""
+
+    name: Markdown
+    source_bytes: int
+    size_bytes: int
+    tensors: Mapping[str, TensorRecord]
+    seconds: float | None = None
+    up_to_date: bool = False
+    metrics: Metrics | None = None
+
+    @property
+    def quantized(self) -> int:
+        return sum(tensor.quantized for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class _Column:
+    header: str
+    cell: Callable[[_Row], str]
+    numeric: bool = True
+
+
+def render_summary(result: RunResult) -> str:
+    """The summary as GitHub markdown. Pure; names from the model's repository are escaped.
+
+    A failed run may hold anything from nothing at all to every variant.
+    """
+    rows = _rows(result)
+    columns = _columns(rows)
+    made = [name for name, variant in result.variants.items() if not variant.up_to_date]
+    kept = [name for name, variant in result.variants.items() if variant.up_to_date]
+    return _template().render(
+        result=result,
+        failure=result.failure,
+        headers=[escape_markdown(column.header) for column in columns],
+        rules=["--:" if column.numeric else ":--" for column in columns],
+        rows=[[_unbroken(column.cell(row)) for column in columns] for row in rows.values()],
+        made=_listed(made),
+        up_to_date=_listed(kept) if made else Markdown(""),
+        all_variants=_listed(list(rows)),
+        place=link(code_span(result.repo_id or result.model), result.repo_url),
+        commit=_commit(result),
+        has_int4="int4" in rows,
+        loading=_loading(result),
+        exceptions=_exceptions(rows),
+        versions=Markdown(" · ".join(code_span(f"{k} {v}") for k, v in result.versions.items())),
+        command=code_block(result.command, "sh") if result.command else None,
+    )
+
+
+def _rows(result: RunResult) -> dict[str, _Row]:
+    planned = {
+        name: _Row(
+            name=code_span(name),
+            source_bytes=sum(tensor.source_bytes for tensor in plan.tensors.values()),
+            size_bytes=plan.predicted_bytes,
+            tensors=plan.tensors,
+        )
+        for name, plan in result.planned.items()
+    }
+    return planned | {name: _made_row(name, made) for name, made in result.variants.items()}
+
+
+def _made_row(name: str, made: VariantResult) -> _Row:
+    return _Row(
+        name=link(code_span(name), made.url),
+        source_bytes=made.record.source.size_bytes,
+        size_bytes=made.record.size_bytes,
+        tensors=made.record.tensors,
+        seconds=made.seconds,
+        up_to_date=made.up_to_date,
+        metrics=made.record.metrics,
+    )
+
+
+def _columns(rows: Mapping[str, _Row]) -> list[_Column]:
+    columns = [
+        _Column("Variant", lambda row: row.name, numeric=False),
+        _Column("Before", lambda row: human_size(row.source_bytes)),
+        _Column("After", lambda row: human_size(row.size_bytes)),
+        _Column("Ratio", _ratio),
+        _Column("Quantized / kept", lambda r: f"{r.quantized} / {len(r.tensors) - r.quantized}"),
+    ]
+    if any(row.seconds is not None or row.up_to_date for row in rows.values()):
+        columns.append(_Column("Time", _time))
+    measured = [row for row in rows.values() if row.metrics is not None]
+    return columns + [
+        column for column in _METRIC_COLUMNS if any(column.cell(row) for row in measured)
+    ]
+
+
+def _ratio(row: _Row) -> str:
+    return percent(row.size_bytes / row.source_bytes) if row.source_bytes else ""
+
+
+def _time(row: _Row) -> str:
+    if row.up_to_date:
+        return "up to date"
+    return "" if row.seconds is None else human_duration(row.seconds)
+
+
+def _perplexity(row: _Row) -> str:
+    metrics = row.metrics
+    if metrics is None or metrics.perplexity is None:
+        return ""
+    change = metrics.perplexity_increase_percent
+    source = "" if metrics.source_perplexity is None else f"{metrics.source_perplexity:.2f} → "
+    return f"{source}{metrics.perplexity:.2f}" + ("" if change is None else f" ({change:+.1f}%)")
+
+
+def _speed(row: _Row) -> str:
+    metrics = row.metrics
+    if metrics is None or metrics.tokens_per_second is None:
+        return ""
+    source = metrics.source_tokens_per_second
+    return ("" if source is None else f"{source:.1f} → ") + f"{metrics.tokens_per_second:.1f}"
+
+
+def _mean_kl(row: _Row) -> str:
+    kl = None if row.metrics is None else row.metrics.mean_kl
+    return "" if kl is None else f"{kl:.4f}"
+
+
+def _agreement(row: _Row) -> str:
+    agreement = None if row.metrics is None else row.metrics.top1_agreement
+    return "" if agreement is None else percent(agreement)
+
+
+_METRIC_COLUMNS = (
+    _Column("Perplexity", _perplexity),
+    _Column("Mean KL", _mean_kl),
+    _Column("Same top token", _agreement),
+    _Column("Tokens/s", _speed),
+)
+
+
+def _commit(result: RunResult) -> Markdown | None:
+    if result.commit_sha is None:
+        return None
+    url = f"{result.repo_url}/commit/{result.commit_sha}" if result.repo_url else None
+    return link(code_span(result.commit_sha[:8]), url)
+
+
+def _loading(result: RunResult) -> list[tuple[Markdown, Markdown]]:
+    """What each loadable variant needs, and the code that loads it."""
+    if result.outcome in ("failed", "planned"):
+        return []
+    where = str(result.output_dir) if result.save_only else result.repo_id or result.model
+    return [
+        (
+            Markdown(f"{code_span(name)} needs {escape_markdown(BY_VARIANT[name].loading)}:"),
+            _snippet(name, where),
+        )
+        for name in result.variants
+    ]
+
+
+def _snippet(variant: str, where: str) -> Markdown:
+    place, name = json.dumps(where), json.dumps(variant)  # JSON's strings are Python's too
+    if variant == "int4":
+        code = f"import smolquant\n\nmodel, tokenizer = smolquant.load({place}, variant={name})"
+    else:
+        code = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({place}, subfolder={name})\n"
+            "model = AutoModelForCausalLM.from_pretrained("
+            f'{place}, subfolder={name}, device_map="auto")'
+        )
+    return code_block(code, "python")
+
+
+def _exceptions(rows: Mapping[str, _Row]) -> list[tuple[Markdown, list[list[Markdown]]]]:
+    """Tables of (fate, reason, names, size), one for all variants whose exceptions are the same."""
+    alike: list[tuple[list[str], list[PlanException]]] = []
+    for name, row in rows.items():
+        groups = plan_exceptions(row.tensors)
+        for names, known in alike:
+            if known == groups:
+                names.append(name)
+                break
+        else:
+            if groups:
+                alike.append(([name], groups))
+    return [
+        (_listed(names), [_exception_cells(group) for group in groups]) for names, groups in alike
+    ]
+
+
+def _exception_cells(group: PlanException) -> list[Markdown]:
+    shown = [
+        code_span(name) + (f"\u00a0×{count}" if count > 1 else "")
+        for name, count in group.names[:_MAX_NAMES]
+    ]
+    if len(group.names) > _MAX_NAMES:
+        shown.append(f"and {len(group.names) - _MAX_NAMES} more")
+    return [
+        escape_markdown(group.fate),
+        escape_markdown(group.reason),
+        Markdown("<br>".join(shown)),
+        _unbroken(human_size(group.size_bytes)),
+    ]
+
+
+def _unbroken(cell: str) -> Markdown:
+    """A cell whose numbers and units stay on one line; only a remark in brackets may wrap."""
+    return Markdown(cell.replace(" ", "\u00a0").replace("\u00a0(", " ("))
+
+
+def _listed(names: Sequence[str]) -> Markdown:
+    """``a``, ``a and b``, ``a, b and c``."""
+    spans = [code_span(name) for name in names]
+    head = ", ".join(spans[:-1])
+    return Markdown(f"{head} and {spans[-1]}" if head else "".join(spans))
+
+
+def _finalize(value: Any) -> Any:
+    """What a template prints is escaped, unless it is markdown already."""
+    return escape_markdown(value) if type(value) is str else value
+
+
+@cache
+def _template() -> "Template":
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("smolquant.report"),
+        autoescape=False,  # noqa: S701  # this is markdown: _finalize escapes
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["code"] = code_span
+    environment.filters["link"] = link
+    environment.filters["md"] = Markdown
+    return environment.get_template("summary.md.j2")

@@ -1,0 +1,132 @@
+"""Small texts for people: sizes, shares, folded names, and markdown that holds untrusted ones.
+
+Names and reasons come from a model repository; whatever they hold, they render as plain text.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from urllib.parse import quote
+
+_ANSI_ESCAPE = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]"  # colours and cursor moves
+    r"|\][^\x07\x1b]*(?:\x07|\x1b\\)"  # window titles and hyperlinks
+    r"|[@-Z\\^_])"
+)
+# Blank in every font, and skipped when texts are compared, although not of category C.
+_BLANKS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0]")
+_MARKDOWN_SPECIAL = re.compile(r"[\\`*_\[\]<>|#~&$!]")
+_BLOCK_START = re.compile(r"^(?=[-+=])|^(\d+)(?=[.)](?:\s|$))")
+_AUTOLINK = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
+
+
+class Markdown(str):
+    """Text that is markdown already and must not be escaped again."""
+
+    __slots__ = ()
+
+
+def human_size(n_bytes: int) -> str:
+    """Bytes in decimal units with three significant digits, as the Hub shows them: ``269 MB``."""
+    if n_bytes < 1000:
+        return f"{n_bytes} B"
+    size = float(n_bytes)
+    for unit in ("kB", "MB", "GB", "TB"):
+        size /= 1000
+        # 999.5 and more would round to a four-digit number: that is 1.00 of the next unit.
+        if size < 999.5 or unit == "TB":
+            break
+    decimals = 2 if size < 9.995 else 1 if size < 99.95 else 0
+    return f"{size:.{decimals}f} {unit}"
+
+
+def human_duration(seconds: float) -> str:
+    """Seconds as ``8.4 s``, ``3 min 05 s`` or ``2 h 07 min``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def percent(share: float) -> str:
+    """A share of one as a percentage with one decimal: ``percent(0.512) == "51.2%"``."""
+    return f"{share:.1%}"
+
+
+def visible(text: str) -> str:
+    """``text`` without terminal escapes, control, formatting, broken and blank characters.
+
+    Line ends are control characters too: they go.
+    """
+    plain = _BLANKS.sub("", _ANSI_ESCAPE.sub("", text))
+    return "".join(character for character in plain if unicodedata.category(character)[0] != "C")
+
+
+def one_line(text: str) -> str:
+    """The visible part of ``text``, its white space folded to single spaces."""
+    return visible(" ".join(text.split()))
+
+
+def escape_markdown(text: str) -> Markdown:
+    """``text`` as a line of markdown that renders as itself, in a paragraph or a table cell."""
+    escaped = _MARKDOWN_SPECIAL.sub(r"\\\g<0>", one_line(text))
+    escaped = _AUTOLINK.sub(r"\\\g<0>", escaped)
+    # What would open a list or a heading if the text began its line.
+    return Markdown(_BLOCK_START.sub(lambda match: (match[1] or "") + "\\", escaped))
+
+
+def code_span(text: str) -> Markdown:
+    """``text`` as inline code, in a paragraph or a table cell; empty for an empty text."""
+    line = one_line(text)
+    if not line:
+        return Markdown("")
+    if "|" in line:  # no code span can hold a pipe that is right both inside and outside a table
+        return Markdown(f"<code>{escape_markdown(line)}</code>")
+    fence = _fence(line, at_least=1)
+    padding = " " if line[0] == "`" or line[-1] == "`" else ""
+    return Markdown(f"{fence}{padding}{line}{padding}{fence}")
+
+
+def code_block(text: str, language: str = "") -> Markdown:
+    """``text`` as a fenced block of code; lines are kept, invisible characters are not."""
+    code = "\n".join(visible(line) for line in text.expandtabs(4).splitlines())
+    fence = _fence(code, at_least=3)
+    return Markdown(f"{fence}{language}\n{code}\n{fence}")
+
+
+def link(text: str, url: str | None) -> Markdown:
+    """A link to a web address; only the text where ``url`` is None or not http(s).
+
+    ``text`` is escaped unless it is :class:`Markdown`.
+    """
+    label = text if isinstance(text, Markdown) else escape_markdown(text)
+    if url is None or not url.startswith(("https://", "http://")):
+        return label
+    return Markdown(f"[{label}]({quote(url, safe=':/?#@!$&*+,;=%~')})")
+
+
+def fold_names(names: Iterable[str]) -> list[tuple[str, int]]:
+    """Tensor or module names with varying layer numbers folded, each with how many it stands for.
+
+    ``model.layers.0.mlp.down_proj`` … ``model.layers.29.mlp.down_proj`` become
+    ``("model.layers.*.mlp.down_proj", 30)``; a number that does not vary is kept.
+    The order is that of first appearance.
+    """
+    groups: dict[tuple[str, ...], list[list[str]]] = {}
+    for name in names:
+        parts = name.split(".")
+        shape = tuple("*" if part.isdecimal() else part for part in parts)
+        groups.setdefault(shape, []).append(parts)
+    folded = []
+    for members in groups.values():
+        columns = (set(column) for column in zip(*members, strict=True))
+        pattern = ".".join(column.pop() if len(column) == 1 else "*" for column in columns)
+        folded.append((pattern, len(members)))
+    return folded
+
+
+def _fence(code: str, at_least: int) -> str:
+    longest_run = max((len(run) for run in re.findall("`+", code)), default=0)
+    return "`" * max(at_least, longest_run + 1)

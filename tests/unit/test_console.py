@@ -1,0 +1,278 @@
+import io
+import os
+import pty
+import re
+import termios
+import threading
+
+import pytest
+
+from smolquant.errors import CheckpointError, HubError
+from smolquant.report.console import Console
+
+ACTIONS = {"GITHUB_ACTIONS": "true"}
+RUNNER_COMMAND = re.compile(r"^\s*::|##\[")
+"""What actions/runner takes for a command."""
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def actions() -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return Console(ACTIONS, stream), stream
+
+
+def plain() -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return Console({}, stream), stream
+
+
+def test_actions_mode_needs_exactly_true() -> None:
+    assert Console(ACTIONS, io.StringIO()).in_actions
+    assert not Console({"GITHUB_ACTIONS": "1"}, io.StringIO()).in_actions
+
+
+def test_a_masked_secret_is_given_to_the_runner_and_to_nobody_else() -> None:
+    console, stream = actions()
+    console.mask("hf_s%cret\n")
+    console.info("token hf_s%cret.")
+    console.notice("hf_s%cret", "hf_s%cret")
+    console.error(HubError("bad hf_s%cret", hint="drop hf_s%cret"))
+    with console.group("hf_s%cret"):
+        pass
+    first, *rest = stream.getvalue().splitlines()
+    assert first == "::add-mask::hf_s%25cret"
+    assert rest[0] == "token ***."
+    assert not any("cret" in line for line in rest)
+
+
+def test_secrets_are_redacted_outside_actions_without_being_written() -> None:
+    console, stream = plain()
+    console.mask("hf_secret")
+    assert stream.getvalue() == ""
+    console.info("a hf_secret b")
+    try:
+        raise ValueError("hf_secret in a bug")
+    except ValueError as error:
+        console.error(error)
+    assert "a *** b" in stream.getvalue()
+    assert "hf_secret" not in stream.getvalue()
+
+
+def test_a_secret_put_together_by_cleaning_is_redacted_too() -> None:
+    console, stream = plain()
+    console.mask("hf_secret")
+    console.info("hf_\u200bsec\x1b[0mret")
+    assert stream.getvalue() == "***\n"
+
+
+def test_an_empty_secret_masks_nothing_and_the_longer_secret_wins() -> None:
+    console, stream = actions()
+    console.mask("")
+    console.mask(" \n")
+    assert stream.getvalue() == ""
+    console.mask("abc")
+    console.mask("abcdef")
+    assert console.redact("abcdef abc x") == "*** *** x"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "::error::boo",
+        "  \t::set-output name=a::b",
+        "\u00a0::add-mask::a",
+        "x\n::stop-commands::t",
+        "x\r::debug::t",
+        "x\u2028::debug::t",
+        "\ufeff::error::boo",
+        "\ufe0f::error::boo",
+        ":\u200b:error::boo",
+        "\x1b[0m::error::boo",
+        "text ##[group]x",
+        "#\x00#[error]x",
+        ":::error::x",
+    ],
+)
+@pytest.mark.parametrize("environ", [ACTIONS, {}])
+def test_no_text_becomes_a_workflow_command(text: str, environ: dict[str, str]) -> None:
+    stream = io.StringIO()
+    Console(environ, stream).info(text)
+    lines = stream.getvalue().split("\n")
+    assert not any(RUNNER_COMMAND.search(line) for line in lines)
+    assert any(
+        word in stream.getvalue()
+        for word in ("error", "mask", "set-output", "stop", "debug", "group")
+    )
+
+
+def test_titles_and_labels_cannot_break_out_of_their_command() -> None:
+    console, stream = actions()
+    console.warning("a,b=c:d\n::error::x", "100%\n::error::y")
+    assert stream.getvalue() == (
+        "::warning title=a%2Cb=c%3Ad %3A%3Aerror%3A%3Ax::100%25%0A::error::y\n"
+    )
+
+
+def test_text_keeps_its_lines_and_indentation() -> None:
+    console, stream = plain()
+    console.info("a\n  b\n\nc")
+    assert stream.getvalue() == "a\n  b\n\nc\n"
+
+
+def test_a_stream_without_unicode_still_gets_the_text() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    Console({}, stream).info("a → b")
+    assert raw.getvalue() == b"a ? b\n"
+
+
+def test_groups_fold_in_actions_and_do_not_nest() -> None:
+    console, stream = actions()
+    with pytest.raises(RuntimeError), console.group("outer"):
+        with console.group("inner"):
+            console.info("text")
+        raise RuntimeError
+    assert stream.getvalue() == "::group::outer\n== inner\ntext\n::endgroup::\n"
+
+
+def test_groups_are_headings_elsewhere() -> None:
+    console, stream = plain()
+    with console.group("quantize"):
+        console.info("text")
+    assert stream.getvalue() == "== quantize\ntext\n"
+
+
+def test_notices_and_warnings_are_plain_lines_elsewhere() -> None:
+    console, stream = plain()
+    console.notice("Up to date", "int8")
+    console.warning("Slow", "no GPU")
+    assert stream.getvalue() == "Up to date: int8\nwarning: Slow: no GPU\n"
+
+
+def test_an_error_is_one_annotation_with_title_message_and_hint() -> None:
+    console, stream = actions()
+    console.error(CheckpointError("It is truncated.", hint="Copy it again."))
+    assert stream.getvalue() == (
+        "::error title=Unusable checkpoint::It is truncated.%0ACopy it again.\n"
+    )
+
+
+def test_an_error_says_what_to_do_elsewhere() -> None:
+    console, stream = plain()
+    console.error(CheckpointError("It is truncated.", hint="Copy it again."))
+    console.error(CheckpointError("No hint."))
+    assert stream.getvalue() == (
+        "error: It is truncated.\nwhat to do: Copy it again.\nerror: No hint.\n"
+    )
+
+
+def test_a_long_annotation_is_cut_to_what_github_keeps() -> None:
+    console, stream = actions()
+    console.error(CheckpointError("%" * 5000))
+    message = stream.getvalue().rstrip("\n").split("::", 2)[2].replace("%25", "%")
+    assert len(message) == 4096
+    assert message.endswith("%…")
+
+
+def test_a_bug_is_called_one_and_its_traceback_is_in_a_group() -> None:
+    console, stream = actions()
+    try:
+        raise KeyError("::error::lm_head")
+    except KeyError as error:
+        console.error(error)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "::group::Traceback"
+    assert lines[1] == "Traceback (most recent call last):"
+    assert lines[-2] == "::endgroup::"
+    assert lines[-1].startswith("::error title=Unexpected error::This is a bug in smolquant.")
+    assert "KeyError" in lines[-1]
+    assert not any(RUNNER_COMMAND.search(line) for line in lines[1:-2])
+
+
+def test_progress_in_a_log_is_a_line_every_ten_seconds_and_a_last_one() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console({}, stream, clock=clock)
+    with console.progress("int8", 4_000_000_000) as progress:
+        for _ in range(8):
+            clock.now += 4
+            progress.advance(500_000_000)
+    assert stream.getvalue().splitlines() == [
+        "int8: 1.50 GB of 4.00 GB (37.5%), 0.12 GB/s, 20.0 s left",
+        "int8: 3.00 GB of 4.00 GB (75.0%), 0.12 GB/s, 8.0 s left",
+        "int8: 4.00 GB in 32.0 s, 0.12 GB/s",
+    ]
+
+
+def test_progress_beyond_the_total_and_of_nothing_does_not_fail() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console({}, stream, clock=clock)
+    with console.progress("a", 0) as progress:
+        clock.now += 20
+        progress.advance(0)
+        clock.now += 20
+        progress.advance(5)
+    assert stream.getvalue().splitlines() == [
+        "a: 0 B, 0.00 GB/s",
+        "a: 5 B, 0.00 GB/s",
+        "a: 5 B in 40.0 s, 0.00 GB/s",
+    ]
+
+
+def test_work_that_failed_is_not_reported_as_done() -> None:
+    console, stream = plain()
+    with pytest.raises(RuntimeError), console.progress("int8", 10) as progress:
+        progress.advance(5)
+        raise RuntimeError
+    assert stream.getvalue() == ""
+
+
+def test_progress_counts_every_threads_bytes() -> None:
+    console, stream = plain()
+    with console.progress("int8", 80_000) as progress:
+
+        def work() -> None:
+            for _ in range(10_000):
+                progress.advance(1)
+
+        threads = [threading.Thread(target=work) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert stream.getvalue().startswith("int8: 80.0 kB in ")
+
+
+def test_a_terminal_gets_a_bar_with_speed_and_whole_lines_beside_it() -> None:
+    reading, writing = pty.openpty()
+    termios.tcsetwinsize(writing, (24, 80))
+    with os.fdopen(writing, "w") as terminal:
+        console = Console({}, terminal)
+        with console.progress("int8\x1b[31m", 2_000_000) as progress:
+            progress.advance(1_000_000)
+            console.info("a line")
+            progress.advance(1_000_000)
+        shown = os.read(reading, 65536).decode()
+    os.close(reading)
+    assert "100%" in shown
+    assert "B/s" in shown
+    assert "\x1b[31m" not in shown
+    assert re.search(r"\r *\ra line\r\n", shown)
+
+
+def test_actions_never_gets_a_bar_even_on_a_terminal() -> None:
+    reading, writing = pty.openpty()
+    with os.fdopen(writing, "w") as terminal:
+        with Console(ACTIONS, terminal).progress("int8", 10) as progress:
+            progress.advance(10)
+        shown = os.read(reading, 65536).decode()
+    os.close(reading)
+    assert shown.startswith("int8: 10 B in ")

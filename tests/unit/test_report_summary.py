@@ -1,0 +1,245 @@
+import ast
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from smolquant.errors import CheckpointError, HubError
+from smolquant.record import Metrics, TensorRecord
+from smolquant.report.plan_text import render_dry_run
+from smolquant.report.summary import render_summary
+from unit.report_samples import (
+    REPO_URL,
+    SHA,
+    SMALLER_GROUP,
+    Planned,
+    run_result,
+    tensors,
+    variant_result,
+)
+
+
+def cells(line: str) -> list[str]:
+    """The cells of a table row, its unbreakable spaces made plain."""
+    return [cell.strip() for cell in line.replace("\u00a0", " ").strip("|").split("|")]
+
+
+def table(summary: str) -> list[list[str]]:
+    """The first table, without the row of rules."""
+    lines = summary.split("\n")
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    stop = next(i for i in range(start, len(lines)) if not lines[i].startswith("|"))
+    return [cells(line) for line in [lines[start], *lines[start + 2 : stop]]]
+
+
+def test_a_published_run() -> None:
+    summary = render_summary(run_result("int8", "int4"))
+    heading, _, second, *_ = summary.split("\n")
+    assert heading == f"### ✅ Published `int8` and `int4` to [`you/tiny`]({REPO_URL})"
+    assert second == f"One commit: [`01234567`]({REPO_URL}/commit/{SHA})."
+    assert table(summary) == [
+        ["Variant", "Before", "After", "Ratio", "Quantized / kept", "Time"],
+        [f"[`int8`]({REPO_URL}/tree/main/int8)", "2.00 MB", "1.30 MB", "65.0%", "3 / 4", "12.3 s"],
+        [f"[`int4`]({REPO_URL}/tree/main/int4)", "2.00 MB", "1.30 MB", "65.0%", "3 / 4", "12.3 s"],
+    ]
+    assert "Stock transformers alone cannot run int4 on a CPU" in summary
+    assert "`smolquant 0.1.0` · `torch 2.13.0`" in summary
+    assert "```sh\nsmolquant quantize them/tiny you/tiny\n```" in summary
+
+
+def test_int4_is_not_mentioned_where_there_is_none() -> None:
+    assert "int4" not in render_summary(run_result("int8"))
+
+
+def test_what_was_made_is_told_apart_from_what_was_up_to_date() -> None:
+    variants = {"int8": variant_result("int8", up_to_date=True), "int4": variant_result("int4")}
+    summary = render_summary(run_result(variants=variants))
+    assert summary.startswith("### ✅ Published `int4` to ")
+    assert "`int8` had been up to date and was left alone." in summary
+    assert table(summary)[1][-1] == "up to date"
+
+
+def test_nothing_to_do() -> None:
+    variants = {"int8": variant_result("int8", up_to_date=True)}
+    summary = render_summary(run_result(variants=variants, changed=False, commit_sha=None))
+    assert summary.startswith("### ✅ Nothing to do: `int8` of `them/tiny` is up to date\n")
+    assert "No commit was made." in summary
+    assert "left alone" not in summary
+
+
+def test_saved_locally() -> None:
+    result = run_result(
+        "int8", "int4", save_only=True, repo_id=None, repo_url=None, commit_sha=None
+    )
+    summary = render_summary(result)
+    assert summary.startswith("### ✅ Saved `int8` and `int4` of `them/tiny`\n")
+    assert "They are in `quantized`. Nothing was published." in summary
+    assert 'smolquant.load("quantized", variant="int4")' in summary
+    assert '"quantized", subfolder="int8"' in summary
+
+
+def test_proposed_as_a_pull_request() -> None:
+    summary = render_summary(run_result("int8", pull_request_url=f"{REPO_URL}/discussions/3"))
+    assert summary.startswith("### ✅ Proposed `int8` to ")
+    assert f"[pull request]({REPO_URL}/discussions/3)" in summary
+    assert "Once the pull request is merged" in summary
+
+
+def test_a_failure_says_what_why_and_what_next() -> None:
+    error = CheckpointError("The index names a missing shard.", hint="Upload it.")
+    result = run_result(error=error, source=None, repo_url=None, commit_sha=None, changed=False)
+    summary = render_summary(result)
+    assert summary.startswith(
+        "### ❌ Unusable checkpoint: `them/tiny`\n\nThe index names a missing shard.\n\n"
+        "**What to do:** Upload it.\n\nNothing was published. Exit code 3.\n"
+    )
+    assert "| Variant" not in summary
+    assert "How to load" not in summary
+    assert "repeats this run" in summary
+
+
+def test_a_failure_after_the_commit_does_not_deny_it() -> None:
+    summary = render_summary(run_result("int8", error=HubError("The tag exists.")))
+    assert "Nothing was published" not in summary
+    assert f"in commit [`01234567`]({REPO_URL}/commit/{SHA}). Exit code 5." in summary
+    assert table(summary)[1][0].startswith("[`int8`]")
+
+
+def test_a_bug_is_called_one() -> None:
+    summary = render_summary(run_result(error=KeyError("lm_head"), commit_sha=None))
+    assert summary.startswith("### ❌ Unexpected error: `them/tiny`\n\nThis is a bug in smolquant.")
+    assert "Exit code 1." in summary
+
+
+def test_metrics_are_shown_only_where_measured() -> None:
+    metrics = Metrics(perplexity=12.5, source_perplexity=12.0, perplexity_increase_percent=4.166)
+    variants = {
+        "int8": variant_result("int8", metrics=metrics),
+        "int4": variant_result("int4"),
+    }
+    headers, int8, int4 = table(render_summary(run_result(variants=variants)))
+    assert headers[6:] == ["Perplexity"]
+    assert int8[6:] == ["12.00 → 12.50 (+4.2%)"]
+    assert int4[6:] == [""]
+
+
+def test_every_metric_has_its_column() -> None:
+    metrics = Metrics(12.5, 12.0, 4.166, 0.01234, 0.975, 20.0, 10.0)
+    variants = {"int8": variant_result("int8", metrics=metrics)}
+    headers, int8 = table(render_summary(run_result(variants=variants)))
+    assert headers[6:] == ["Perplexity", "Mean KL", "Same top token", "Tokens/s"]
+    assert int8[7:] == ["0.0123", "97.5%", "10.0 → 20.0"]
+
+
+def test_exceptions_are_folded_and_shared_where_equal() -> None:
+    summary = render_summary(run_result("int8", "int8_dynamic", "int4")).replace("\u00a0", " ")
+    assert "\n`int8` and `int8_dynamic`\n" in summary
+    norms = "| kept | norm | `model.layers.*.input_layernorm.weight` ×3 | 3.00 kB |"
+    assert summary.count(norms) == 2
+    assert (
+        f"| group 64 | {SMALLER_GROUP} | `model.layers.*.mlp.down_proj.weight` ×3 | 390 kB |"
+        in summary
+    )
+    # The largest first: that is what explains the size.
+    assert summary.index("| kept | embedding") < summary.index(norms)
+
+
+def test_a_plan_without_exceptions_has_no_such_part() -> None:
+    plan = Planned("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
+    assert "What was kept" not in render_summary(run_result(planned={"int8": plan}, dry_run=True))
+
+
+def test_thousands_of_odd_names_stay_readable() -> None:
+    odd = {f"m{i:04}x.weight": TensorRecord(False, 1, 1, reason="norm") for i in range(5000)}
+    plan = Planned("int8_weight_only", odd, 5000)
+    summary = render_summary(run_result(planned={"int8": plan}, dry_run=True))
+    assert "and 4960 more" in summary
+    assert len(summary) < 5000
+
+
+EVIL = "x`|</details><script>alert(1)</script>\n# ![i](http://evil.example/i.png)"
+
+
+def test_nothing_from_a_model_repository_is_taken_for_markdown() -> None:
+    plan = Planned(EVIL, {EVIL: TensorRecord(False, 1, 1, reason=EVIL)}, 1)
+    summary = render_summary(
+        run_result(
+            planned={EVIL: plan},
+            model=EVIL,
+            versions={EVIL: EVIL},
+            command=EVIL,
+            error=CheckpointError(EVIL, hint=EVIL),
+        )
+    )
+    outside_fences = re.sub(r"^(`{3,})sh\n.*?^\1$", "", summary, flags=re.S | re.M)
+    assert "<script>" not in outside_fences
+    assert outside_fences.count("<details>") == outside_fences.count("\n</details>")
+    assert "\n# " not in outside_fences
+    assert "](http" not in outside_fences.replace(f"]({REPO_URL}", "").replace(r"\](http\:", "")
+    width = {len(re.split(r"(?<!\\)\|", line)) for line in summary.split("\n") if "| kept" in line}
+    assert width == {6}
+
+
+def test_the_load_snippets_are_python() -> None:
+    summary = render_summary(run_result("int8", "int4", "int8_dynamic", repo_id='you/"x"'))
+    snippets = re.findall(r"```python\n(.*?)\n```", summary, flags=re.S)
+    assert len(snippets) == 3
+    for snippet in snippets:
+        ast.parse(snippet)
+
+
+def test_no_block_runs_into_another() -> None:
+    """GitHub needs a blank line before a table, before a block of HTML and after it."""
+    for changes in ({}, {"trackio_url": "https://t.example"}, {"error": HubError("no")}):
+        lines = render_summary(run_result("int8", "int4", **changes)).split("\n")
+        for before, line in pairwise(lines):
+            if line.startswith(("<details>", "</details>", "###")):
+                assert before == ""
+            if before.startswith(("<details>", "</details>", "###")):
+                assert line == ""
+            if line.startswith("|") and not before.startswith("|"):
+                assert before == ""
+
+
+def test_the_dry_run_predicts_to_the_byte() -> None:
+    planned = {"int4": Planned("int4_weight_only", tensors("int4"), 1_234_567)}
+    assert render_dry_run(planned) == "\n".join(
+        [
+            "int4 (int4_weight_only)",
+            "  size     1,234,567 bytes (1.23 MB, 61.7% of the source)",
+            "  tensors  3 quantized, 4 kept",
+            "  kept: embedding (500 kB)",
+            "    model.embed_tokens.weight",
+            f"  group 64: {SMALLER_GROUP} (390 kB)",
+            "    model.layers.*.mlp.down_proj.weight  x3",
+            "  kept: norm (3.00 kB)",
+            "    model.layers.*.input_layernorm.weight  x3",
+        ]
+    )
+    summary = render_summary(run_result(planned=planned, dry_run=True, commit_sha=None))
+    assert summary.startswith("### 📋 Dry run: `int4` of `them/tiny`\n")
+    assert table(summary)[1] == ["`int4`", "2.00 MB", "1.23 MB", "61.7%", "3 / 4"]
+
+
+def test_the_report_room_is_light() -> None:
+    """`smolquant --help` and early errors wait for none of these."""
+    code = (
+        "import sys\n"
+        "import smolquant.report.console, smolquant.report.files, smolquant.report.summary\n"
+        "print([m for m in ('torch', 'jinja2', 'tqdm', 'huggingface_hub') if m in sys.modules])"
+    )
+    environ = {"PYTHONPATH": str(Path(__file__).parents[2] / "entrypoint")}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environ, check=True
+    )
+    assert ran.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("save_only", [True, False])
+def test_a_run_up_to_date_says_where(save_only: bool) -> None:
+    variants = {"int8": variant_result("int8", up_to_date=True)}
+    summary = render_summary(run_result(variants=variants, changed=False, save_only=save_only))
+    assert ("`quantized` holds what" in summary) == save_only
