@@ -1,0 +1,5 @@
+"""``python -m smolquant``."""
+
+from smolquant.cli import main
+
+main()

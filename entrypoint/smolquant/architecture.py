@@ -1,0 +1,210 @@
+"""The model that transformers would build from a config, on the meta device: shapes, no weights.
+
+It answers, per checkpoint tensor, which parameter it becomes and what that parameter is for, by asking
+transformers' own loader and quantizer. It knows nothing of schemes or files.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from smolquant.errors import CheckpointError
+
+_REMOTE_CODE_HINT = (
+    "Read the code that the repository brings along; if you trust it, add --trust-remote-code."
+)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a checkpoint tensor becomes in the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    keep_reason: str
+    """Why it is not a linear weight to quantize; empty when it is one."""
+    module: str
+    """Full name of the module that owns it."""
+    outside_layers: bool
+    """Embedding or output head: kept by design, not counted as a shortcoming."""
+
+
+class Architecture:
+    """A causal language model's skeleton and transformers' rules for loading into it."""
+
+    def __init__(self, folder: Path, *, trust_remote_code: bool) -> None:
+        """Build the skeleton from ``folder``'s config.
+
+        Raises:
+            CheckpointError: unknown architecture, remote code needed, not a causal language model,
+                quantized already, or one that stock transformers cannot run quantized.
+        """
+        from transformers import PreTrainedModel
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.quantizers.base import HfQuantizer
+
+        self.config_dict = _read_config(folder)
+        model = _build(folder, trust_remote_code)
+        assert isinstance(model, PreTrainedModel)
+        self.model = model
+        self.class_name = type(model).__name__
+        self._parameters = dict(model.state_dict())
+        self._buffers = {name for name, _ in model.named_buffers()}
+        self._modules = dict(model.named_modules())
+        transforms = get_model_conversion_mapping(model)
+        self._renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
+        self._converters = [item for item in transforms if isinstance(item, WeightConverter)]
+        self.default_skips: list[str] = sorted(HfQuantizer.get_modules_to_not_convert(model))
+        self._head = model.get_output_embeddings()
+        self._refuse_fused_experts()
+
+    def parameter(self, checkpoint_name: str) -> Parameter | None:
+        """What ``checkpoint_name`` is loaded into; None for a tensor that the model has no place for.
+
+        Raises:
+            CheckpointError: when transformers computes the parameter from several tensors.
+        """
+        from transformers.core_model_loading import rename_source_key
+
+        name, converter = rename_source_key(
+            checkpoint_name,
+            self._renamings,
+            self._converters,
+            self.model.base_model_prefix,
+            self._parameters,
+        )
+        if name not in self._parameters and checkpoint_name in self._parameters:
+            name, converter = checkpoint_name, None
+        if name not in self._parameters:
+            return None
+        if converter is not None:
+            raise CheckpointError(
+                f"transformers builds {name!r} of {self.class_name} from several tensors of the "
+                f"checkpoint ({checkpoint_name!r} is one), and those cannot be quantized one by one.",
+                hint="Save the model with a transformers version that stores it as it is built.",
+            )
+        module_name = name.rpartition(".")[0]
+        return Parameter(
+            name=name,
+            shape=tuple(self._parameters[name].shape),
+            keep_reason=self._keep_reason(name),
+            module=module_name,
+            outside_layers=self._is_outside_layers(module_name),
+        )
+
+    def missing(self, loaded: set[str]) -> list[str]:
+        """Parameters that no checkpoint tensor fills and that are not tied to one that is."""
+        tied = set(self.model.all_tied_weights_keys)
+        return sorted(set(self._parameters) - loaded - tied - self._buffers)
+
+    def stored_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """``dtype``, but float32 where the architecture asks for it (``_keep_in_fp32_modules``)."""
+        from transformers.core_model_loading import build_glob_alternation
+
+        plan: dict[str, torch.dtype] = self.model._get_dtype_plan(dtype)
+        if not plan:
+            return dtype
+        pattern, by_group, _ = build_glob_alternation(list(plan))
+        match = pattern.search(name)
+        return plan[by_group[match.lastgroup]] if match else dtype
+
+    def _is_outside_layers(self, module_name: str) -> bool:
+        module = self._modules.get(module_name)
+        return isinstance(module, nn.Embedding) or (module is not None and module is self._head)
+
+    def _keep_reason(self, name: str) -> str:
+        from transformers.quantizers.quantizers_utils import should_convert_module
+
+        module_name, _, attribute = name.rpartition(".")
+        module = self._modules[module_name]
+        if name in self._buffers:
+            return "buffer"
+        if module is self._head:
+            return "output head"
+        if isinstance(module, nn.Embedding):
+            return "embedding"
+        if attribute == "bias":
+            return "bias"
+        if isinstance(module, nn.Linear) and attribute == "weight":
+            return "" if should_convert_module(name, self.default_skips) else "output head"
+        kind = type(module).__name__
+        return "norm" if "norm" in kind.lower() else f"not a linear layer ({kind})"
+
+    def _refuse_fused_experts(self) -> None:
+        """transformers fuses experts into 3-D parameters, which it can load quantized but not run."""
+        fused = [
+            name
+            for name, parameter in self._parameters.items()
+            if parameter.ndim == 3 and name.endswith(("gate_up_proj", "down_proj", "gate_proj"))
+        ]
+        if fused:
+            raise CheckpointError(
+                f"{self.class_name} is a mixture of experts: transformers holds them as 3-D parameters "
+                f"({fused[0]!r}), and its default expert kernels cannot run torchao's tensors.",
+                hint="Quantize a dense model; this one would be published and fail at its first token.",
+            )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            "There is no config.json, so this is not a transformers checkpoint.",
+            hint="Name the folder that `save_pretrained` wrote.",
+        ) from error
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"config.json cannot be read: {error}.", hint="Save the model again."
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError("config.json is not a JSON object.", hint="Save the model again.")
+    if "quantization_config" in config:
+        raise CheckpointError(
+            "config.json has a quantization_config: this checkpoint is quantized already.",
+            hint="Start from the unquantized checkpoint.",
+        )
+    return config
+
+
+def _build(folder: Path, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a config can make transformers raise anything
+        raise _refusal(folder, error) from error
+
+
+def _refusal(folder: Path, error: Exception) -> CheckpointError:
+    import transformers
+
+    config = _read_config(folder)
+    model_type = config.get("model_type")
+    if "trust_remote_code" in str(error):
+        return CheckpointError(
+            f"The model needs code of its own to be built (model type {model_type!r}), and running "
+            "code from a repository is off.",
+            hint=_REMOTE_CODE_HINT,
+        )
+    if "does not recognize this architecture" in str(error) or model_type is None:
+        return CheckpointError(
+            f"transformers {transformers.__version__} does not know the model type {model_type!r}.",
+            hint="Check config.json, or use a release of smolquant with a newer transformers.",
+        )
+    if "Unrecognized configuration class" in str(error):
+        return CheckpointError(
+            f"The model type {model_type!r} is not a causal language model.",
+            hint="smolquant quantizes models that AutoModelForCausalLM loads.",
+        )
+    return CheckpointError(
+        f"transformers {transformers.__version__} cannot build the model from config.json: {error}",
+        hint="Check config.json against the transformers version that saved it.",
+    )

@@ -1,0 +1,86 @@
+"""Which files of a folder or repository are the model: its config, tokenizer and weights.
+
+Their digests are the source's identity. This file knows names only, not where they are kept.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+
+from smolquant.errors import CheckpointError
+
+CONFIG = "config.json"
+
+_COMPANIONS = re.compile(
+    r"config\.json|generation_config\.json|tokenizer[\w.-]*|vocab[\w.-]*|merges\.txt"
+    r"|special_tokens_map\.json|added_tokens\.json|chat_template[\w.-]*|[\w-]*spiece\.model"
+    r"|sentencepiece[\w.-]*\.model|spm\.model|source\.spm|target\.spm|preprocessor_config\.json"
+    r"|processor_config\.json|normalizer\.json|additional_chat_templates/[\w.-]+\.jinja"
+)
+_CODE = re.compile(r"[\w-]+\.py")
+
+_WEIGHT_LAYOUTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""In the order in which transformers looks for them."""
+
+
+def is_companion(name: str) -> bool:
+    """Whether a file travels with the weights into every variant: config, tokenizer, template."""
+    return _COMPANIONS.fullmatch(name) is not None
+
+
+def is_code(name: str) -> bool:
+    """Whether a file is model code at the root, which only --trust-remote-code takes along."""
+    return _CODE.fullmatch(name) is not None
+
+
+def weight_layout(names: Iterable[str]) -> str:
+    """The single weight file, or the index of shards, that transformers would load.
+
+    Raises:
+        CheckpointError: when there is none; naming what was found instead.
+    """
+    present = set(names)
+    for layout in _WEIGHT_LAYOUTS:
+        if layout in present:
+            return layout
+    others = sorted(name for name in present if name.endswith((".gguf", ".bin", ".pt", ".safetensors")))
+    found = f" It has {', '.join(others[:5])}." if others else ""
+    raise CheckpointError(
+        f"There are no weights: none of {', '.join(_WEIGHT_LAYOUTS)} is there.{found}",
+        hint="Save the model with `save_pretrained`, or name the folder that holds its weights.",
+    )
+
+
+def shard_names(index_name: str, index_text: str) -> list[str]:
+    """The shards that an index names, sorted.
+
+    Raises:
+        CheckpointError: when the index is not one, or names something outside its folder.
+    """
+    try:
+        weight_map = json.loads(index_text)["weight_map"]
+        shards = sorted({str(shard) for shard in weight_map.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index_name} is not a readable index of shards: {error!r}.",
+            hint="Save the model again with `save_pretrained`.",
+        ) from error
+    for shard in shards:
+        if not re.fullmatch(r"[\w][\w.-]*", shard):
+            raise CheckpointError(
+                f"{index_name} names {shard!r}, which is not a file beside it.",
+                hint="Save the model again with `save_pretrained`.",
+            )
+    return shards
+
+
+def identity(digests: Mapping[str, str]) -> str:
+    """``sha256:<hex>`` over the sha256 of each file, by name."""
+    lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"

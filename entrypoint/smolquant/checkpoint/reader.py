@@ -1,0 +1,251 @@
+"""A checkpoint's weights as byte ranges in file order.
+
+Nothing above needs a whole tensor, let alone a whole file, in memory: it asks for rows. The reader
+knows file formats and nothing of quantization.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from smolquant.errors import CheckpointError
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""safetensors' names of the dtypes that an unquantized checkpoint has."""
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """A tensor as the checkpoint stores it."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def rows(self) -> int:
+        """Length of the first axis; a scalar is one row."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def row_bytes(self) -> int:
+        return self.size_bytes // self.rows if self.rows else 0
+
+
+def source_tensor(file: str, name: str, dtype: str, shape: Sequence[int]) -> SourceTensor:
+    """A header's entry.
+
+    Raises:
+        CheckpointError: the dtype is one that only quantized weights have.
+    """
+    if dtype not in DTYPES:
+        raise CheckpointError(
+            f"{file} stores {name!r} as {dtype}, so it is quantized already.",
+            hint="Start from the unquantized checkpoint.",
+        )
+    return SourceTensor(name, DTYPES[dtype], tuple(shape))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the headers of a checkpoint say, in file order; all that a plan needs."""
+
+    tensors: Mapping[str, SourceTensor]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Tensor -> the one whose memory it shares; only a pickle can say so."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors, those that share memory counted once."""
+        return sum(
+            tensor.size_bytes for name, tensor in self.tensors.items() if name not in self.aliases
+        )
+
+
+class SafetensorsFile:
+    """Reads ranges with ``pread``, since mapped pages would count as this process's memory.
+
+    Format: 8 bytes little-endian header length, a JSON header, the data
+    (https://github.com/huggingface/safetensors#format).
+    """
+
+    aliases: Mapping[str, str] = {}
+
+    def __init__(self, path: Path) -> None:
+        """Open and validate ``path``.
+
+        Raises:
+            CheckpointError: when it is truncated, corrupt, or holds a dtype of quantized weights.
+        """
+        self.path = path
+        try:
+            with safe_open(path, framework="pt"):
+                pass  # the library checks the header against the file's length
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path.name} is truncated or corrupt: {error}.",
+                hint="Fetch or save the file again.",
+            ) from error
+        self._file = os.open(path, os.O_RDONLY)
+        header_length = int.from_bytes(os.pread(self._file, 8, 0), "little")
+        header: dict[str, dict[str, Any]] = json.loads(os.pread(self._file, header_length, 8))
+        header.pop("__metadata__", None)
+        self._offsets: dict[str, int] = {}
+        tensors = []
+        for name, entry in header.items():
+            tensors.append(source_tensor(path.name, name, entry["dtype"], entry["shape"]))
+            self._offsets[name] = 8 + header_length + entry["data_offsets"][0]
+        self.tensors: Sequence[SourceTensor] = sorted(
+            tensors, key=lambda tensor: self._offsets[tensor.name]
+        )
+
+    def read_rows(self, tensor: SourceTensor, start: int, stop: int) -> torch.Tensor:
+        shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
+        block = torch.empty(shape, dtype=tensor.dtype)
+        view = memoryview(block.view(-1).view(torch.uint8).numpy())
+        offset = self._offsets[tensor.name] + start * tensor.row_bytes
+        done = 0
+        while done < len(view):
+            count = os.preadv(self._file, [view[done:]], offset + done)
+            if count == 0:
+                raise CheckpointError(
+                    f"{self.path.name} ends within {tensor.name!r}: it shrank while it was read.",
+                    hint="Make sure that nothing writes to the checkpoint during the run.",
+                )
+            done += count
+        return block
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+class PickleFile:
+    """``pytorch_model.bin``: unpickled without running code, mapped where its format allows it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path``.
+
+        Raises:
+            CheckpointError: when it holds anything but tensors, or is truncated.
+        """
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+        except Exception as error:  # the unpickler raises whatever a bad file makes it raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise CheckpointError(
+                f"{path.name} cannot be read as plain weights: {reason}",
+                hint="Convert it to safetensors where you trust it: load it and `save_pretrained`.",
+            ) from error
+        if not isinstance(state, dict) or not all(
+            isinstance(name, str) and isinstance(value, torch.Tensor)
+            for name, value in state.items()
+        ):
+            raise CheckpointError(
+                f"{path.name} holds something other than a mapping of names to tensors.",
+                hint="Save the model's own state with `save_pretrained`.",
+            )
+        self.path = path
+        self._state: dict[str, torch.Tensor] = state
+        self.tensors: Sequence[SourceTensor] = [
+            SourceTensor(name, value.dtype, tuple(value.shape)) for name, value in state.items()
+        ]
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """Tensors that share all their memory with an earlier one, as tied weights do."""
+        first: dict[object, str] = {}
+        aliases = {}
+        for name, tensor in self._state.items():
+            place = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+            if tensor.numel() and first.setdefault(place, name) != name:
+                aliases[name] = first[place]
+        return aliases
+
+    def read_rows(self, tensor: SourceTensor, start: int, stop: int) -> torch.Tensor:
+        whole = self._state[tensor.name]
+        return (whole[start:stop] if tensor.shape else whole).clone(
+            memory_format=torch.contiguous_format
+        )
+
+    def close(self) -> None:
+        self._state = {}
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+class Checkpoint:
+    """All weight files of a model, open for reading rows from several threads at once."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Open every file.
+
+        Raises:
+            CheckpointError: when one cannot be read, or two hold the same tensor.
+        """
+        self._files: list[SafetensorsFile | PickleFile] = []
+        self._home: dict[str, SafetensorsFile | PickleFile] = {}
+        tensors: dict[str, SourceTensor] = {}
+        aliases: dict[str, str] = {}
+        for path in paths:
+            file = SafetensorsFile(path) if path.suffix == ".safetensors" else PickleFile(path)
+            self._files.append(file)
+            for tensor in file.tensors:
+                if tensor.name in tensors:
+                    raise CheckpointError(
+                        f"{tensor.name!r} stands in {self._home[tensor.name].path.name} and again in "
+                        f"{path.name}.",
+                        hint="Remove the shards of an older save and try again.",
+                    )
+                tensors[tensor.name] = tensor
+                self._home[tensor.name] = file
+            aliases |= file.aliases
+        self.layout = Layout(tensors, aliases)
+
+    def read_rows(self, tensor: SourceTensor, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) along the first axis, in the stored dtype, as memory of the caller's."""
+        return self._home[tensor.name].read_rows(tensor, start, stop)
+
+    def close(self) -> None:
+        """Close every file."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def row_blocks(tensor: SourceTensor, block_bytes: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of about ``block_bytes`` that cover ``tensor`` once; none for an empty tensor."""
+    step = max(1, block_bytes // max(1, tensor.row_bytes))
+    for start in range(0, tensor.rows, step):
+        yield start, min(start + step, tensor.rows)

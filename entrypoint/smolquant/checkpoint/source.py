@@ -1,0 +1,263 @@
+"""Where a checkpoint comes from: a folder, or a Hub repository at one commit.
+
+A source tells its identity before a weight is fetched, so that a run with nothing to do costs nothing,
+and hands out local paths when there is work.
+"""
+
+import hashlib
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smolquant.checkpoint.files import (
+    identity,
+    is_code,
+    is_companion,
+    shard_names,
+    weight_layout,
+)
+from smolquant.errors import CheckpointError
+from smolquant.hub import Hub, hub_errors
+
+if TYPE_CHECKING:
+    from smolquant.checkpoint.reader import Layout
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A file of the source on this machine."""
+
+    path: Path
+    sha256: str
+    size: int
+
+
+class Source(ABC):
+    """One checkpoint. ``companions`` is everything of it that is not weights."""
+
+    repo: str | None = None
+    revision: str | None = None
+    """Commit sha on the Hub; None for a folder."""
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path:
+        """A folder with the companions; the weights are there once :meth:`fetch_weights` ran."""
+
+    @cached_property
+    @abstractmethod
+    def digests(self) -> Mapping[str, str]:
+        """sha256 of every config, tokenizer and weight file, by name."""
+
+    @property
+    def identity(self) -> str:
+        """What "the same source" means, see :func:`smolquant.checkpoint.files.identity`."""
+        return identity(self.digests)
+
+    @property
+    def companions(self) -> list[str]:
+        """Names of the files that travel into every variant."""
+        return sorted(name for name in self.digests if name not in set(self.weights))
+
+    @property
+    @abstractmethod
+    def weights(self) -> list[str]:
+        """Names of the weight files and, where there are shards, of their index."""
+
+    @abstractmethod
+    def fetch_weights(self) -> list[Path]:
+        """Local paths of the files that hold tensors, in order."""
+
+    @abstractmethod
+    def layout(self) -> "Layout":
+        """What the weight files' headers say, at the least possible price."""
+
+
+class FolderSource(Source):
+    """A checkpoint folder; it is only read."""
+
+    def __init__(self, folder: Path, *, with_code: bool = False) -> None:
+        """Look at ``folder``.
+
+        Args:
+            with_code: take the model's own Python files along (--trust-remote-code).
+
+        Raises:
+            CheckpointError: no weights, or an index that names a missing shard.
+        """
+        self._folder = folder
+        self._companions = [
+            name for name in _file_names(folder) if is_companion(name) or (with_code and is_code(name))
+        ]
+        self._layout = weight_layout(_file_names(folder))
+        self._shards = _shards(folder, self._layout)
+        for shard in self._shards:
+            if not (folder / shard).is_file():
+                raise CheckpointError(
+                    f"{self._layout} names {shard}, which is not there.",
+                    hint="Fetch or save the missing shard.",
+                )
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    @property
+    def weights(self) -> list[str]:
+        return self._shards + ([self._layout] if self._layout not in self._shards else [])
+
+    @cached_property
+    def digests(self) -> Mapping[str, str]:
+        return {name: file.sha256 for name, file in self.files.items()}
+
+    @cached_property
+    def files(self) -> Mapping[str, LocalFile]:
+        """Every file of the model, hashed; reads each byte once."""
+        names = sorted({*self._companions, *self.weights})
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            digests = pool.map(lambda name: _sha256(self._folder / name), names)
+            return {
+                name: LocalFile(self._folder / name, digest, (self._folder / name).stat().st_size)
+                for name, digest in zip(names, digests, strict=True)
+            }
+
+    def fetch_weights(self) -> list[Path]:
+        return [self._folder / shard for shard in self._shards]
+
+    def layout(self) -> "Layout":
+        return _layout_of(self.fetch_weights())
+
+
+class HubSource(Source):
+    """A repository on the Hub, pinned to the commit that its revision names now."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        repo: str,
+        revision: str | None,
+        *,
+        with_code: bool = False,
+        notify: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Resolve ``revision`` and fetch everything but the weights.
+
+        Raises:
+            HubError: missing, gated or private repository, unknown revision, no connection.
+            CheckpointError: no weights, or an index that names a missing shard.
+        """
+        self.repo = repo
+        self._hub = hub
+        self._notify = notify
+        with hub_errors(repo, "reading the model"):
+            info = hub.api.model_info(repo, revision=revision, files_metadata=True)
+        self.revision = info.sha
+        files = {file.rfilename: file for file in info.siblings or []}
+        self._layout = weight_layout(files)
+        self._companions = [
+            name for name in files if is_companion(name) or (with_code and is_code(name))
+        ]
+        index = [self._layout] if self._layout.endswith(".json") else []
+        self._folder = self._download([*self._companions, *index])
+        self._shards = _shards(self._folder, self._layout)
+        for shard in self._shards:
+            if shard not in files:
+                raise CheckpointError(
+                    f"{self._layout} of {repo} names {shard}, which is not there.",
+                    hint="Upload the missing shard.",
+                )
+        self._lfs = {name: file.lfs.sha256 for name, file in files.items() if file.lfs}
+        self.weight_bytes = sum(files[shard].size or 0 for shard in self._shards)
+
+    @property
+    def folder(self) -> Path:
+        return self._folder
+
+    @property
+    def weights(self) -> list[str]:
+        return self._shards + ([self._layout] if self._layout not in self._shards else [])
+
+    @cached_property
+    def digests(self) -> Mapping[str, str]:
+        names = sorted({*self._companions, *self.weights})
+        unknown = [name for name in names if name not in self._lfs and name in self._shards]
+        if unknown:  # small weights need not be in LFS; only their content tells their sha256
+            self._download(unknown)
+        return {name: self._lfs.get(name) or _sha256(self._folder / name) for name in names}
+
+    def fetch_weights(self) -> list[Path]:
+        self._notify(f"Fetching {len(self._shards)} weight file(s) of {self.repo}")
+        self._download(self._shards)
+        return [self._folder / shard for shard in self._shards]
+
+    def layout(self) -> "Layout":
+        if not self._layout.startswith("model.safetensors"):
+            return _layout_of(self.fetch_weights())  # only unpickling tells what a pickle holds
+        from smolquant.checkpoint.reader import Layout, source_tensor
+
+        assert self.repo is not None
+        tensors = {}
+        for shard in self._shards:
+            with hub_errors(self.repo, f"reading the header of {shard}"):
+                header = self._hub.api.parse_safetensors_file_metadata(
+                    self.repo, shard, revision=self.revision
+                )
+            in_order = sorted(header.tensors.items(), key=lambda item: item[1].data_offsets)
+            for name, entry in in_order:
+                tensors[name] = source_tensor(shard, name, entry.dtype, entry.shape)
+        return Layout(tensors)
+
+    def _download(self, names: Iterable[str]) -> Path:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.utils import disable_progress_bars
+
+        assert self.repo is not None
+        disable_progress_bars()
+        with hub_errors(self.repo, "downloading the model"):
+            return Path(
+                snapshot_download(
+                    self.repo,
+                    revision=self.revision,
+                    allow_patterns=[_literal(name) for name in names],
+                    token=self._hub.token,
+                    endpoint=self._hub.endpoint,
+                )
+            )
+
+
+def _layout_of(paths: list[Path]) -> "Layout":
+    from smolquant.checkpoint.reader import Checkpoint
+
+    with Checkpoint(paths) as checkpoint:
+        return checkpoint.layout
+
+
+def _literal(name: str) -> str:
+    """``name`` as a pattern that matches only itself."""
+    return re.sub(r"([\[*?])", r"[\1]", name)
+
+
+def _file_names(folder: Path) -> list[str]:
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for pattern in ("*", "additional_chat_templates/*")
+        for path in folder.glob(pattern)
+        if path.is_file()
+    )
+
+
+def _shards(folder: Path, layout: str) -> list[str]:
+    if not layout.endswith(".json"):
+        return [layout]
+    return shard_names(layout, (folder / layout).read_text(encoding="utf-8"))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,269 @@
+"""The command line, and the only reader of argv and the environment.
+
+An action's inputs arrive as ``INPUT_<NAME>`` with the hyphens kept; an empty one means unset. Torch is
+imported when work starts, so that help and refusals answer at once.
+"""
+
+import logging
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from smolquant import __version__
+from smolquant.errors import Cancelled, InputError
+from smolquant.report.console import Console
+from smolquant.report.failure import Failure
+from smolquant.settings import (
+    DEFAULT_GROUP_SIZE,
+    DEFAULT_OUTPUT_DIR,
+    DEFAULT_QUANT_TYPE,
+    DEFAULT_SHARD_SIZE,
+    Settings,
+    make_settings,
+)
+from smolquant.story import Story
+
+
+def input_variable(name: str) -> str:
+    """The environment variable in which a Docker action finds its input ``name``."""
+    return f"INPUT_{name.replace(' ', '_').upper()}"
+
+
+def _option(name: str, *, env: tuple[str, ...] = (), **attributes: Any) -> Callable[..., Any]:
+    """An option that an action's input of the same name sets too, unless ``env`` names others."""
+    return click.option(
+        f"--{name}", envvar=env or input_variable(name), show_default=True, **attributes
+    )
+
+
+def _switch(name: str, help_text: str) -> Callable[..., Any]:
+    """An option that is off unless it is named; as an input, ``true`` or ``false``."""
+    return click.option(
+        f"--{name}", is_flag=True, default=False, envvar=input_variable(name), help=help_text
+    )
+
+
+class _Patterns(click.ParamType):
+    """A repeatable option; as an input, one pattern a line (a pattern may hold spaces)."""
+
+    name = "pattern"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [line.strip() for line in rv.splitlines() if line.strip()]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="smolquant")
+def cli() -> None:
+    """Quantize Hugging Face language models and publish the variants, with the numbers to prove it."""
+
+
+@cli.command()
+@click.argument("model_path", required=False, envvar=input_variable("model-path"))
+@click.argument("repo_name", required=False, envvar=input_variable("repo"))
+@_option(
+    "quant-type",
+    default=DEFAULT_QUANT_TYPE,
+    metavar="TYPES",
+    help="int8_weight_only, int4_weight_only, int8_dynamic, both (the first two), or a list a,b.",
+)
+@_option(
+    "device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    help="Where searching, calibrating and evaluating run.",
+)
+@_option(
+    "group-size",
+    type=int,
+    default=DEFAULT_GROUP_SIZE,
+    help="int4: columns that share a scale; 32, 64, 128 or 256.",
+)
+@_option(
+    "token",
+    env=(input_variable("hf-token"), "HF_TOKEN"),
+    help="Hugging Face token. Prefer the environment: HF_TOKEN.",
+)
+@_switch("private", "Create the repository private.")
+@_option("revision", help="Source revision on the Hub: a branch, tag or sha.")
+@_option("tag", metavar="NAME", help="Also tag the published commit on the Hub.")
+@_switch("replace-main", "Let a local checkpoint replace different main weights in the repository.")
+@_option(
+    "dtype",
+    type=click.Choice(["auto", "bfloat16", "float16"]),
+    default="auto",
+    help="Of what stays unquantized; auto: float32 becomes bfloat16.",
+)
+@_option("max-shard-size", default=DEFAULT_SHARD_SIZE, metavar="SIZE", help="Of output shards.")
+@_switch("create-pr", "Publish to a pull request on the Hub instead of the main branch.")
+@_switch("save-only", "Write the variants locally and do not publish.")
+@_option(
+    "output-dir",
+    default=DEFAULT_OUTPUT_DIR,
+    metavar="DIR",
+    help="Where the variants are written.",
+)
+@_option(
+    "evaluate",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="Measure quality and speed; auto: when it fits in memory.",
+)
+@_option("eval-text", metavar="FILE", help="Text to measure on instead of the bundled one.")
+@_option("eval-tokens", type=int, metavar="N", help="How many tokens of it.")
+@_option(
+    "max-perplexity-increase",
+    metavar="LIMIT",
+    help="In percent, `5` or `int8=1,int4=12`; above it, fail and publish nothing.",
+)
+@_option(
+    "skip",
+    multiple=True,
+    type=_Patterns(),
+    help="Keep modules whose name matches this regular expression; repeatable.",
+)
+@_option("cuda-image", metavar="IMAGE", help="The image that a GPU sibling container runs.")
+@_option("trackio-url", metavar="URL", help="Trackio Space or server that records the run.")
+@_option("experiment-name", metavar="NAME", help="Name of the Trackio run.")
+@_option("dataset-repo", metavar="REPO", help="Where Trackio keeps its data on the Hub.")
+@_switch("trust-remote-code", "Run model code that the repository brings along.")
+@_switch("force", "Make a variant again although it is up to date.")
+@_switch("dry-run", "Print the plan and the sizes, write nothing.")
+@click.pass_context
+def quantize(context: click.Context, **options: Any) -> int:
+    """Quantize MODEL_PATH (a checkpoint folder or a Hub id) and publish into REPO_NAME.
+
+    One argument that is a Hub id is both. A folder alone needs --save-only.
+    """
+    console: Console = context.obj
+    story = Story(
+        model=options["model_path"] or options["repo_name"] or "",
+        output_dir=Path(options["output_dir"]),
+        dry_run=options["dry_run"],
+        save_only=options["save_only"],
+    )
+    with story.told(console, os.environ):
+        if options["token"]:
+            console.mask(options["token"])
+        _refuse_token_in_argv(context)
+        settings = _settings(options)
+        story.repo_id = settings.repo
+        story.command = reproduce(settings)
+
+        from smolquant import pipeline  # brings torch's users in; a refusal above answers at once
+
+        pipeline.quantize(settings, console, story)
+    return story.exit_code
+
+
+def _refuse_token_in_argv(context: click.Context) -> None:
+    on_command_line = (
+        context.get_parameter_source("token") is click.core.ParameterSource.COMMANDLINE
+    )
+    if on_command_line and os.environ.get("GITHUB_ACTIONS") == "true":
+        raise InputError(
+            "--token stands on the command line, where a workflow's log shows it.",
+            hint="Pass it as the input hf-token, or in the environment as HF_TOKEN.",
+        )
+
+
+def _settings(options: dict[str, Any]) -> Settings:
+    not_built = {
+        f"--{name.replace('_', '-')}": options.pop(name)
+        for name in (
+            "eval_text",
+            "eval_tokens",
+            "max_perplexity_increase",
+            "cuda_image",
+            "trackio_url",
+            "experiment_name",
+            "dataset_repo",
+        )
+    }
+    not_built["--evaluate always"] = options.pop("evaluate") == "always"
+    return make_settings(**options, not_built=not_built)
+
+
+def reproduce(settings: Settings) -> str:
+    """The shell command that makes this run again; the token stays in the environment."""
+    words = ["smolquant", "quantize", settings.model]
+    if settings.repo is not None and settings.repo != settings.model:
+        words.append(settings.repo)
+    words += ["--quant-type", ",".join(settings.quant_types)]
+    valued: dict[str, object] = {
+        "--device": settings.device,
+        "--group-size": settings.group_size,
+        "--revision": settings.revision,
+        "--tag": settings.tag,
+        "--dtype": settings.dtype,
+        "--max-shard-size": settings.max_shard_size,
+        "--output-dir": settings.output_dir,
+    }
+    defaults = {
+        parameter.opts[0]: parameter.default for parameter in quantize.params if parameter.opts
+    }
+    for name, value in valued.items():
+        if value is not None and str(value) != str(defaults.get(name)):
+            words += [name, str(value)]
+    for pattern in settings.skip:
+        words += ["--skip", pattern]
+    switches = ("private", "replace_main", "create_pr", "save_only", "trust_remote_code", "force")
+    words += [f"--{name.replace('_', '-')}" for name in switches if getattr(settings, name)]
+    return shlex.join(words)
+
+
+def run(arguments: list[str], console: Console) -> int:
+    """Run one command and return its exit code; every failure is told once, through ``console``."""
+    try:
+        outcome = cli.main(arguments, prog_name="smolquant", standalone_mode=False, obj=console)
+    except click.ClickException as refusal:
+        return _refuse(refusal, console)
+    except BaseException as error:
+        console.error(error)
+        return Failure.of(error).exit_code
+    return int(outcome or 0)
+
+
+def _refuse(refusal: click.ClickException, console: Console) -> int:
+    """click's own refusals, told like ours."""
+    error = InputError(refusal.format_message(), hint="`smolquant quantize --help` lists what is possible.")
+    if not console.in_actions:
+        console.error(error)
+        return error.exit_code
+    story = Story(model="", output_dir=Path(os.environ.get(input_variable("output-dir")) or DEFAULT_OUTPUT_DIR))
+    with story.told(console, os.environ):
+        raise error
+    return story.exit_code
+
+
+def main() -> None:
+    """Entry point of the command, the image and ``python -m smolquant``."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _cancel)
+    _quiet_libraries()
+    arguments = sys.argv[1:]
+    if not arguments and os.environ.get("GITHUB_ACTIONS") == "true":
+        arguments = ["quantize"]  # an action passes its inputs in the environment and no argument
+    sys.exit(run(arguments or ["--help"], Console(os.environ, sys.stdout)))
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' remarks, which users cannot act on, out of the log.
+
+    They would also carry text of a model's repository past the console, which takes workflow commands
+    out of it.
+    """
+    for library in ("torchao", "torch.utils._pytree", "transformers", "huggingface_hub"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _cancel(number: int, _frame: object) -> None:
+    raise Cancelled(number)

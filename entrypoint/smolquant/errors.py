@@ -1,0 +1,65 @@
+"""One exception per exit code. Each message tells what happened, why, and the next thing to do."""
+
+from typing import ClassVar
+
+
+class SmolquantError(Exception):
+    """A failure that the user can act on. Anything else that escapes is a bug and exits with 1."""
+
+    exit_code: ClassVar[int] = 1
+    title: ClassVar[str] = "smolquant failed"
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        """``message`` says what happened and why; ``hint`` is the next thing to do."""
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class InputError(SmolquantError):
+    """What was asked for makes no sense, or is not allowed."""
+
+    exit_code = 2
+    title = "Bad input"
+
+
+class CheckpointError(SmolquantError):
+    """The source checkpoint cannot be used."""
+
+    exit_code = 3
+    title = "Unusable checkpoint"
+
+
+class MachineError(SmolquantError):
+    """This machine cannot do it: memory, disk or device."""
+
+    exit_code = 4
+    title = "This machine cannot do it"
+
+
+class HubError(SmolquantError):
+    """The Hub refused, or cannot be reached."""
+
+    exit_code = 5
+    title = "The Hub refused"
+
+
+class GateError(SmolquantError):
+    """The measured quality is worse than the owner allows."""
+
+    exit_code = 6
+    title = "Quality gate failed"
+
+
+class Cancelled(SmolquantError):
+    """SIGINT or SIGTERM arrived."""
+
+    title = "Cancelled"
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__("The run was cancelled; nothing was published.")
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number  # type: ignore[misc]  # POSIX shells' convention

@@ -1,0 +1,271 @@
+"""Every source tensor exactly once: quantized how, or kept and why, before a weight is read.
+
+The plan is the quantizer run on meta tensors: torchao itself says what each weight becomes, so names,
+shapes, dtypes, headers and sizes of every output file are known to the byte.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from smolquant.architecture import Architecture, Parameter
+from smolquant.checkpoint.reader import Layout, SourceTensor
+from smolquant.checkpoint.writer import Shard, StoredTensor, index_text, lay_out
+from smolquant.errors import CheckpointError
+from smolquant.record import TensorRecord
+from smolquant.schemes import SCHEMES, Decision, Keep, Quantize, Scheme
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One source tensor's fate in one variant."""
+
+    source: SourceTensor
+    decision: Decision
+    dtype: torch.dtype
+    """What floating data is cast to before it is quantized or stored."""
+    parts: Mapping[str, StoredTensor]
+    """Part name (``qdata``, ``scale``, ...) -> stored tensor; a kept tensor has the one part ``""``.
+    Empty for an alias, which is not stored."""
+    metadata: str
+    """torchao's description of it in the safetensors header."""
+    name: str
+    """Its parameter's name in the model."""
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(part.size_bytes for part in self.parts.values())
+
+    def record(self, relative_error: float | None = None) -> TensorRecord:
+        """Its entry in quantization.json."""
+        quantized = isinstance(self.decision, Quantize)
+        return TensorRecord(
+            quantized=quantized,
+            source_bytes=self.source.size_bytes,
+            size_bytes=self.size_bytes,
+            group_size=self.decision.group_size if isinstance(self.decision, Quantize) else None,
+            relative_error=relative_error,
+            reason=self.decision.note
+            if isinstance(self.decision, Quantize)
+            else self.decision.reason,
+        )
+
+
+@dataclass(frozen=True)
+class VariantPlan:
+    """All tensors of one variant and the files that will hold them."""
+
+    scheme: Scheme
+    group_size: int
+    dtype: torch.dtype
+    tensors: tuple[PlannedTensor, ...]
+    kept_modules: tuple[str, ...]
+    """Linear modules that stay unquantized, for ``modules_to_not_convert``."""
+    shards: tuple[Shard, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all weight files, to the byte."""
+        return sum(shard.size_bytes for shard in self.shards)
+
+    @cached_property
+    def index_text(self) -> str | None:
+        """``model.safetensors.index.json``, or None for a single file."""
+        return index_text(self.shards)
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def make_plan(
+    layout: Layout,
+    architecture: Architecture,
+    quant_types: Sequence[str],
+    *,
+    group_size: int,
+    dtype: str,
+    max_shard_size: int,
+    skip: Iterable[str],
+) -> dict[str, VariantPlan]:
+    """Plan every variant of a checkpoint.
+
+    Args:
+        layout: what the checkpoint's headers say; no weight is read.
+        dtype: ``auto``, ``bfloat16`` or ``float16``.
+        max_shard_size: bytes.
+        skip: regular expressions searched for in module names.
+
+    Returns:
+        Variant name -> plan.
+
+    Raises:
+        CheckpointError: weights missing or of the wrong shape, or a model that would stay nearly
+            as large as it is.
+    """
+    parameters = {name: architecture.parameter(name) for name in layout.tensors}
+    _refuse_mismatch(layout, architecture, parameters)
+    base_dtype = _base_dtype(layout, dtype)
+    plans = {}
+    for quant_type in quant_types:
+        scheme = SCHEMES[quant_type]
+        decisions = {
+            name: _decide(
+                layout, layout.tensors[name], parameters[name], scheme, group_size, skip
+            )
+            for name in layout.tensors
+        }
+        _refuse_unquantizable(layout, architecture, parameters, decisions, quant_type)
+        tensors = tuple(
+            _plan_tensor(
+                tensor, decisions[name], scheme, parameters[name], architecture, base_dtype
+            )
+            for name, tensor in layout.tensors.items()
+        )
+        kept = {
+            parameter.module
+            for name, parameter in parameters.items()
+            if parameter and not parameter.keep_reason and isinstance(decisions[name], Keep)
+        }
+        stored = [tensor for tensor in tensors if tensor.parts]
+        plans[scheme.variant] = VariantPlan(
+            scheme=scheme,
+            group_size=group_size,
+            dtype=base_dtype,
+            tensors=tensors,
+            kept_modules=tuple(sorted(kept | set(architecture.default_skips))),
+            shards=lay_out(
+                [list(tensor.parts.values()) for tensor in stored],
+                _metadata(stored),
+                max_shard_size,
+            ),
+        )
+    return plans
+
+
+def _decide(
+    layout: Layout,
+    tensor: SourceTensor,
+    parameter: Parameter | None,
+    scheme: Scheme,
+    group_size: int,
+    skip: Iterable[str],
+) -> Decision:
+    if tensor.name in layout.aliases:
+        return Keep(f"tied to {layout.aliases[tensor.name]}")
+    if parameter is None:
+        return Keep("not used by the model")
+    if parameter.keep_reason:
+        return Keep(parameter.keep_reason)
+    for pattern in skip:
+        if re.search(pattern, parameter.module):
+            return Keep(f"--skip {pattern}")
+    rows, columns = tensor.shape
+    return scheme.decide(rows, columns, group_size)
+
+
+def _plan_tensor(
+    tensor: SourceTensor,
+    decision: Decision,
+    scheme: Scheme,
+    parameter: Parameter | None,
+    architecture: Architecture,
+    base_dtype: torch.dtype,
+) -> PlannedTensor:
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    name = parameter.name if parameter else tensor.name
+    if isinstance(decision, Keep) and decision.reason.startswith("tied to "):
+        return PlannedTensor(tensor, decision, tensor.dtype, {}, "", name)
+    dtype = tensor.dtype
+    if dtype.is_floating_point:
+        dtype = architecture.stored_dtype(name, base_dtype)
+    weight = torch.empty(tensor.shape, dtype=dtype, device="meta")
+    if isinstance(decision, Quantize):
+        weight = scheme.quantize(weight, decision.group_size)
+    flat, metadata = flatten_tensor_state_dict({name: weight})
+    prefix = "{0}._{2}_".format(*name.rpartition("."))
+    parts = {
+        stored.removeprefix(prefix) if isinstance(decision, Quantize) else "": StoredTensor(
+            stored, part.dtype, tuple(part.shape)
+        )
+        for stored, part in flat.items()
+    }
+    return PlannedTensor(tensor, decision, dtype, parts, metadata[name], name)
+
+
+def _metadata(tensors: Sequence[PlannedTensor]) -> dict[str, str]:
+    """The safetensors metadata of the whole model, in the form of torchao's flattened state dict."""
+    names = [tensor.name for tensor in tensors]
+    return {
+        **{tensor.name: tensor.metadata for tensor in tensors},
+        "tensor_names": json.dumps(names),
+        "format": "pt",
+    }
+
+
+def _base_dtype(layout: Layout, dtype: str) -> torch.dtype:
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    sizes = Counter[torch.dtype]()
+    for tensor in layout.tensors.values():
+        sizes[tensor.dtype] += tensor.size_bytes
+    prevalent = max(sizes, key=lambda dtype: sizes[dtype])
+    return torch.float16 if prevalent is torch.float16 else torch.bfloat16
+
+
+def _refuse_mismatch(
+    layout: Layout,
+    architecture: Architecture,
+    parameters: Mapping[str, Parameter | None],
+) -> None:
+    for name, parameter in parameters.items():
+        shape = layout.tensors[name].shape
+        if parameter and parameter.shape != shape:
+            raise CheckpointError(
+                f"{name!r} has the shape {list(shape)}, but config.json asks for "
+                f"{list(parameter.shape)}.",
+                hint="Make sure that config.json belongs to these weights.",
+            )
+    missing = architecture.missing({parameter.name for parameter in parameters.values() if parameter})
+    if missing:
+        raise CheckpointError(
+            f"The checkpoint lacks {len(missing)} of the model's weights, {missing[0]!r} among them; "
+            "transformers would fill them with random numbers.",
+            hint="Save the whole model (merge an adapter into its base first).",
+        )
+
+
+def _refuse_unquantizable(
+    layout: Layout,
+    architecture: Architecture,
+    parameters: Mapping[str, Parameter | None],
+    decisions: Mapping[str, Decision],
+    quant_type: str,
+) -> None:
+    """A variant that would stay nearly full-size is not published under its scheme's name."""
+    kept, total = Counter[str](), 0
+    for name, decision in decisions.items():
+        parameter = parameters[name]
+        if name in layout.aliases or (parameter and parameter.outside_layers):
+            continue
+        size = layout.tensors[name].size_bytes
+        total += size
+        if isinstance(decision, Keep):
+            kept[decision.reason] += size
+    if total and sum(kept.values()) * 2 <= total:
+        return
+    reason, _ = kept.most_common(1)[0] if kept else ("it has no weights beside embeddings", 0)
+    share = sum(kept.values()) / total if total else 1.0
+    raise CheckpointError(
+        f"{architecture.class_name} cannot honestly be called {quant_type}: {share:.0%} of its weight "
+        f"bytes beside the embeddings would stay as they are, most of them because of: {reason}.",
+        hint="Choose another scheme or fewer --skip patterns, or do not quantize this model.",
+    )

@@ -1,0 +1,196 @@
+"""``quantization.json``, a variant's birth certificate: what was made, from what, how, and what it cost.
+
+Cards, summaries and reruns are functions of these records. This room knows neither torch nor the Hub;
+a record read back from a repository is untrusted and is validated field by field.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+FORMAT_VERSION = 1
+FILE_NAME = "quantization.json"
+
+T = TypeVar("T")
+
+Options = Mapping[str, str | int | float | bool | list[str] | None]
+
+
+class InvalidRecord(ValueError):
+    """A quantization.json that this version cannot read."""
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """The checkpoint that a variant was made from."""
+
+    identity: str
+    """``sha256:<hex>`` over the config, tokenizer and weight files; what "the same source" means."""
+    size_bytes: int
+    """Bytes of the source's tensors."""
+    repo: str | None = None
+    """Hub id, or None for a folder."""
+    revision: str | None = None
+    """Commit sha on the Hub; information only, since our own commit moves it."""
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """What became of one source tensor. ``reason`` says why it was kept, or why its group is smaller."""
+
+    quantized: bool
+    source_bytes: int
+    size_bytes: int
+    group_size: int | None = None
+    relative_error: float | None = None
+    """Frobenius norm of (dequantized - source) over that of the source."""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of the variant's folder, the card and this record excepted."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Source and variant on the same text; a field is None when it was not measured."""
+
+    perplexity: float | None = None
+    source_perplexity: float | None = None
+    perplexity_increase_percent: float | None = None
+    mean_kl: float | None = None
+    top1_agreement: float | None = None
+    tokens_per_second: float | None = None
+    source_tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True)
+class VariantRecord:
+    """Everything that is known of one variant, as written to and read from ``quantization.json``."""
+
+    variant: str
+    quant_type: str
+    source: SourceRecord
+    options: Options
+    """The options that decide the stored bytes; an equal mapping means an equal variant."""
+    dtype: str
+    """Of what stays unquantized: ``bfloat16`` or ``float16``."""
+    versions: Mapping[str, str]
+    tensors: Mapping[str, TensorRecord]
+    files: Mapping[str, FileRecord]
+    metrics: Metrics | None = None
+    device: str | None = None
+    """Only where the stored bytes depend on it."""
+    format_version: int = field(default=FORMAT_VERSION)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the variant's weight files, headers included."""
+        return sum(file.size for name, file in self.files.items() if name.endswith(".safetensors"))
+
+    @property
+    def ratio(self) -> float:
+        """Size of the variant as a fraction of its source."""
+        return self.size_bytes / self.source.size_bytes if self.source.size_bytes else math.nan
+
+    @property
+    def quantized_tensors(self) -> int:
+        """How many source tensors were quantized."""
+        return sum(tensor.quantized for tensor in self.tensors.values())
+
+    @property
+    def kept_tensors(self) -> int:
+        """How many source tensors were kept in ``dtype``."""
+        return len(self.tensors) - self.quantized_tensors
+
+    def is_current(self, *, identity: str, quant_type: str, options: Options) -> bool:
+        """Whether making this variant again, from that source and with those options, is needless."""
+        return (
+            self.format_version == FORMAT_VERSION
+            and self.source.identity == identity
+            and self.quant_type == quant_type
+            and dict(self.options) == dict(options)
+        )
+
+    def to_json(self) -> str:
+        """The text of ``quantization.json``: sorted, indented, ending in a newline."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "VariantRecord":
+        """Parse and validate a published record.
+
+        Raises:
+            InvalidRecord: when the text is not JSON, or a field is missing or of the wrong type.
+        """
+        try:
+            raw = json.loads(text)
+            if not isinstance(raw, dict):
+                raise TypeError("not a JSON object")
+            metrics = raw.get("metrics")
+            return cls(
+                variant=_typed(raw, "variant", str),
+                quant_type=_typed(raw, "quant_type", str),
+                source=_build(SourceRecord, _typed(raw, "source", dict)),
+                options=_typed(raw, "options", dict),
+                dtype=_typed(raw, "dtype", str),
+                versions=_strings(_typed(raw, "versions", dict)),
+                tensors=_each(TensorRecord, _typed(raw, "tensors", dict)),
+                files=_each(FileRecord, _typed(raw, "files", dict)),
+                metrics=None if metrics is None else _build(Metrics, metrics),
+                device=_typed(raw, "device", str, optional=True),
+                format_version=_typed(raw, "format_version", int),
+            )
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise InvalidRecord(f"not a readable {FILE_NAME}: {error}") from error
+
+
+_FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "identity": (str,),
+    "size_bytes": (int,),
+    "repo": (str, type(None)),
+    "revision": (str, type(None)),
+    "quantized": (bool,),
+    "source_bytes": (int,),
+    "group_size": (int, type(None)),
+    "relative_error": (int, float, type(None)),
+    "reason": (str,),
+    "sha256": (str,),
+    "size": (int,),
+}
+_METRIC_TYPES: tuple[type, ...] = (int, float, type(None))
+
+
+def _typed(raw: Mapping[str, Any], key: str, kind: type, *, optional: bool = False) -> Any:
+    value = raw.get(key) if optional else raw[key]
+    if value is None and optional:
+        return None
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TypeError(f"{key!r} is not {kind.__name__}")
+    return value
+
+
+def _build(cls: type[T], raw: Any) -> T:
+    if not isinstance(raw, dict):
+        raise TypeError(f"{cls.__name__} is not an object")
+    for key, value in raw.items():
+        allowed = _FIELD_TYPES.get(key, _METRIC_TYPES)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise TypeError(f"{key!r} has a value of the wrong type")
+    return cls(**raw)
+
+
+def _each(cls: type[T], raw: Mapping[str, Any]) -> dict[str, T]:
+    return {name: _build(cls, value) for name, value in raw.items()}
+
+
+def _strings(raw: Mapping[str, Any]) -> dict[str, str]:
+    if not all(isinstance(value, str) for value in raw.values()):
+        raise TypeError("a version is not a string")
+    return dict(raw)

@@ -1,0 +1,80 @@
+"""What a scheme is: a rule for one weight. It knows nothing of checkpoints, files or the Hub.
+
+Names, decisions and texts are readable without torch; the functions that touch tensors import it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+
+GROUP_SIZES = (32, 64, 128, 256)
+"""The group sizes that the CPU and CUDA int4 kernels have."""
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """The weight is quantized; ``group_size`` is None where a row shares one scale."""
+
+    group_size: int | None = None
+    note: str = ""
+    """Why this differs from what was asked for; empty where it does not."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The weight stays in the source precision."""
+
+    reason: str
+
+
+Decision = Quantize | Keep
+
+
+class Scheme(ABC):
+    """One quantization type of linear weights, shape (N output features, K input features)."""
+
+    quant_type: ClassVar[str]
+    """Its name on the command line and in torchao's documentation."""
+    variant: ClassVar[str]
+    """Its subfolder in the repository."""
+    title: ClassVar[str]
+    """One line for tables and headings."""
+    best_for: ClassVar[str]
+    """When to choose it; claims only what holds by construction."""
+    loading: ClassVar[str]
+    """What is needed to load and run it."""
+    row_axes: ClassVar[Mapping[str, int]]
+    """Stored part -> the axis along which the weight's rows lie in it."""
+
+    @abstractmethod
+    def options(self, group_size: int) -> dict[str, int]:
+        """Those of the run's options that decide this scheme's bytes."""
+
+    @abstractmethod
+    def decide(self, rows: int, columns: int, group_size: int) -> Decision:
+        """What happens to a weight of shape (rows, columns)."""
+
+    @abstractmethod
+    def torchao_config(self, group_size: int) -> Any:
+        """The ``AOBaseConfig`` that stock transformers finds in ``config.json``."""
+
+    @abstractmethod
+    def quantize(self, weight: "torch.Tensor", group_size: int | None) -> "torch.Tensor":
+        """Quantize whole rows of a weight.
+
+        Args:
+            weight: (n, K), bfloat16, float16 or float32, on any device, meta included.
+            group_size: from :meth:`decide`.
+
+        Returns:
+            torchao's own tensor subclass; every row depends on that row only, so a weight can be
+            quantized in blocks of rows and the parts joined along :attr:`row_axes`.
+        """
+
+    @abstractmethod
+    def dequantize(self, quantized: "torch.Tensor") -> "torch.Tensor":
+        """The float32 (n, K) weight that ``quantized`` stands for."""

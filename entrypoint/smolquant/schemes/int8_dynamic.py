@@ -1,0 +1,32 @@
+"""int8 weights, and activations quantized to int8 per token while the model runs."""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from smolquant.schemes.int8_weight_only import Int8WeightOnly
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Int8Dynamic(Int8WeightOnly):
+    """torchao's ``Int8DynamicActivationInt8WeightConfig``; its weights are those of int8_weight_only."""
+
+    quant_type: ClassVar = "int8_dynamic"
+    variant: ClassVar = "int8_dynamic"
+    title: ClassVar = "int8 weights, int8 activations chosen per token at run time"
+    best_for: ClassVar = "hardware with int8 matrix units and large batches or long prompts"
+
+    def torchao_config(self, group_size: int) -> Any:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+
+        return Int8DynamicActivationInt8WeightConfig()
+
+    def quantize(self, weight: "torch.Tensor", group_size: int | None) -> "torch.Tensor":
+        from torchao.quantization import Int8Tensor, PerRow
+        from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
+
+        return Int8Tensor.from_hp(
+            weight,
+            granularity=PerRow(),
+            act_quant_kwargs=QuantizeTensorToInt8Kwargs(granularity=PerRow()),
+        )

@@ -1,0 +1,231 @@
+"""What was asked for: one frozen, validated value. It knows neither argv nor torch nor the Hub."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+
+from smolquant.errors import InputError
+from smolquant.schemes import BOTH, BY_VARIANT, SCHEMES
+from smolquant.schemes.base import GROUP_SIZES
+
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "bfloat16", "float16"]
+Evaluate = Literal["auto", "always", "never"]
+
+DEFAULT_QUANT_TYPE = "int8_weight_only"
+DEFAULT_GROUP_SIZE = 128
+DEFAULT_SHARD_SIZE = "1GB"
+DEFAULT_OUTPUT_DIR = "./quantized"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB)?", re.IGNORECASE)
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_TAG = re.compile(r"(?!.*(\.\.|//|@\{|\.lock$))[^\s~^:?*\[\\\x00-\x1f\x7f/.][^\s~^:?*\[\\\x00-\x1f\x7f]*")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One run. Build it with :func:`make_settings`, which refuses what makes no sense."""
+
+    model: str
+    """Checkpoint folder or Hub id, as given."""
+    model_is_folder: bool
+    repo: str | None
+    """Hub repo to publish into; None with ``save_only`` from a folder."""
+    quant_types: tuple[str, ...]
+    device: Device
+    group_size: int
+    token: str | None = field(repr=False)
+    """None leaves the choice to the Hub client: HF_TOKEN, a login, or keyless OIDC."""
+    private: bool
+    revision: str | None
+    tag: str | None
+    replace_main: bool
+    dtype: Dtype
+    max_shard_size: int
+    """Bytes."""
+    create_pr: bool
+    save_only: bool
+    output_dir: Path
+    skip: tuple[str, ...]
+    """Regular expressions, searched for in module names."""
+    trust_remote_code: bool
+    force: bool
+    dry_run: bool
+
+    @property
+    def publishes(self) -> bool:
+        """Whether this run may change the Hub."""
+        return not (self.save_only or self.dry_run)
+
+    def options_of(self, quant_type: str) -> dict[str, str | int | float | bool | list[str] | None]:
+        """The options that decide the stored bytes of one variant; what "unchanged" means."""
+        return {
+            **SCHEMES[quant_type].options(self.group_size),
+            "dtype": self.dtype,
+            "max_shard_size": self.max_shard_size,
+            "skip": sorted(self.skip),
+        }
+
+
+def make_settings(  # noqa: PLR0917 - called by keyword only
+    *,
+    model_path: str | None,
+    repo_name: str | None,
+    quant_type: str = DEFAULT_QUANT_TYPE,
+    device: str = "auto",
+    group_size: int = DEFAULT_GROUP_SIZE,
+    token: str | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    tag: str | None = None,
+    replace_main: bool = False,
+    dtype: str = "auto",
+    max_shard_size: str = DEFAULT_SHARD_SIZE,
+    create_pr: bool = False,
+    save_only: bool = False,
+    output_dir: str = DEFAULT_OUTPUT_DIR,
+    skip: Iterable[str] = (),
+    trust_remote_code: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+    not_built: Mapping[str, object] | None = None,
+) -> Settings:
+    """Validate what was asked for.
+
+    Args:
+        not_built: options of the contract whose part does not exist yet, with the values given.
+
+    Raises:
+        InputError: naming the option, why it is refused, and what would be accepted.
+    """
+    _refuse_not_built(not_built or {})
+    model, repo = _model_and_repo(model_path, repo_name)
+    is_folder = Path(model).is_dir()
+    if not is_folder and not _HUB_ID.fullmatch(model):
+        raise InputError(
+            f"{model!r} is neither an existing folder nor a Hub id.",
+            hint="Give a checkpoint folder, or a Hub id such as `user/model`.",
+        )
+    if repo is not None and not _HUB_ID.fullmatch(repo):
+        raise InputError(
+            f"{repo!r} is not the name of a Hub repository.",
+            hint="Name the repository `user/model`; variants become its subfolders by themselves.",
+        )
+    if is_folder and repo is None and not (save_only or dry_run):
+        raise InputError(
+            f"{model} is a folder, and no repository to publish into was named.",
+            hint=f"Add the repository (`smolquant quantize {model} user/model`), or --save-only.",
+        )
+    if is_folder and revision is not None:
+        raise InputError(
+            f"--revision {revision} was given, but {model} is a folder and has no revisions.",
+            hint="Leave --revision out, or name the model by its Hub id.",
+        )
+    if tag is not None and not _TAG.fullmatch(tag):
+        raise InputError(f"{tag!r} is not a valid tag name.", hint="Use a name such as `v1.0`.")
+    for given, name in ((tag, "--tag"), (create_pr, "--create-pr"), (replace_main, "--replace-main")):
+        if given and save_only:
+            raise InputError(
+                f"{name} is about publishing, and --save-only publishes nothing.",
+                hint="Leave one of the two out.",
+            )
+    if tag is not None and create_pr:
+        raise InputError(
+            "--tag and --create-pr do not go together: a pull request is not yet the release.",
+            hint="Leave --tag out, and tag the commit when the pull request is merged.",
+        )
+    return Settings(
+        model=model,
+        model_is_folder=is_folder,
+        repo=repo,
+        quant_types=_quant_types(quant_type),
+        device=cast("Device", device),
+        group_size=_group_size(group_size),
+        token=token or None,
+        private=private,
+        revision=revision,
+        tag=tag,
+        replace_main=replace_main,
+        dtype=cast("Dtype", dtype),
+        max_shard_size=_shard_size(max_shard_size),
+        create_pr=create_pr,
+        save_only=save_only,
+        output_dir=Path(output_dir),
+        skip=_skip_patterns(skip),
+        trust_remote_code=trust_remote_code,
+        force=force,
+        dry_run=dry_run,
+    )
+
+
+def _model_and_repo(model_path: str | None, repo_name: str | None) -> tuple[str, str | None]:
+    if model_path is None and repo_name is None:
+        raise InputError(
+            "No model was named.",
+            hint="Give a checkpoint folder or a Hub id: `smolquant quantize user/model`.",
+        )
+    if model_path is None:
+        assert repo_name is not None
+        return repo_name, repo_name
+    if repo_name is None and not Path(model_path).is_dir():
+        return model_path, model_path
+    return model_path, repo_name
+
+
+def _quant_types(text: str) -> tuple[str, ...]:
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    expanded = [part for name in names for part in (BOTH if name == "both" else (name,))]
+    for name in expanded:
+        if name not in SCHEMES:
+            known = BY_VARIANT.get(name)
+            suggestion = f"Did you mean {known.quant_type}? " if known else ""
+            raise InputError(
+                f"{name!r} is not a quantization type.",
+                hint=f"{suggestion}Known: {', '.join(SCHEMES)}, both, or a comma-separated list.",
+            )
+    if not expanded:
+        raise InputError("No quantization type was named.", hint=f"Known: {', '.join(SCHEMES)}, both.")
+    return tuple(dict.fromkeys(expanded))
+
+
+def _group_size(group_size: int) -> int:
+    if group_size not in GROUP_SIZES:
+        raise InputError(
+            f"A group size of {group_size} has no kernel.",
+            hint=f"Choose one of {', '.join(map(str, GROUP_SIZES))}.",
+        )
+    return group_size
+
+
+def _shard_size(text: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * _UNITS[(match[2] or "B").upper()]) if match else 0
+    if size < _UNITS["MB"]:
+        raise InputError(
+            f"{text!r} is not a shard size of at least 1MB.", hint="Write it as 1GB or 500MB."
+        )
+    return size
+
+
+def _skip_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(
+                f"--skip {pattern!r} is not a regular expression: {error}.",
+                hint=r"Write it as part of a module name, such as `layers\.0\.` or `down_proj$`.",
+            ) from error
+    return tuple(dict.fromkeys(patterns))
+
+
+def _refuse_not_built(options: Mapping[str, object]) -> None:
+    for name, value in options.items():
+        if value:
+            raise InputError(
+                f"{name} is part of the plan, but this version cannot do it yet.",
+                hint=f"Leave {name} out.",
+            )

@@ -1,0 +1,111 @@
+"""A variant's folder: everything that `from_pretrained(repo, subfolder=...)` reads, but the weights.
+
+Config, tokenizer and template come from the source; the config gains torchao's entry, and
+quantization.json says what was made. The card is the publish room's.
+"""
+
+import copy
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from smolquant import __version__
+from smolquant.checkpoint.files import CONFIG
+from smolquant.checkpoint.source import Source
+from smolquant.plan import VariantPlan
+from smolquant.quantize import Written
+from smolquant.record import FILE_NAME, FileRecord, Options, SourceRecord, VariantRecord
+
+INDEX = "model.safetensors.index.json"
+
+
+def stack_versions() -> dict[str, str]:
+    """Versions of what decides the stored bytes."""
+    stack = {name: version(name) for name in ("torch", "torchao", "transformers")}
+    return {"smolquant": __version__, **stack}
+
+
+def finish_variant(
+    folder: Path,
+    plan: VariantPlan,
+    written: Written,
+    *,
+    source: Source,
+    config: dict[str, Any],
+    options: Options,
+) -> VariantRecord:
+    """Complete ``folder``, which holds the weight files, and return its record, not yet written.
+
+    Args:
+        config: the source's config.json.
+        options: those that decide the stored bytes.
+    """
+    for name in source.companions:
+        if name != CONFIG:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.folder / name, target)
+    (folder / CONFIG).write_text(_config_text(config, plan), encoding="utf-8")
+    if plan.index_text is not None:
+        (folder / INDEX).write_text(plan.index_text, encoding="utf-8")
+    others = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in written.files
+    )
+    return VariantRecord(
+        variant=plan.scheme.variant,
+        quant_type=plan.scheme.quant_type,
+        source=SourceRecord(
+            identity=source.identity,
+            size_bytes=sum(tensor.source_bytes for tensor in written.tensors.values()),
+            repo=source.repo,
+            revision=source.revision,
+        ),
+        options=options,
+        dtype=plan.dtype_name,
+        versions=stack_versions(),
+        tensors=written.tensors,
+        files={**written.files, **_file_records(folder, others)},
+    )
+
+
+def write_record(folder: Path, record: VariantRecord) -> None:
+    """Write ``quantization.json``."""
+    (folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
+
+
+def _config_text(config: dict[str, Any], plan: VariantPlan) -> str:
+    """The source's config with torchao's entry, in the dtype of what stays unquantized."""
+    from transformers import TorchAoConfig
+
+    changed = _with_dtype(copy.deepcopy(config), plan.dtype_name)
+    changed["dtype"] = plan.dtype_name
+    changed["quantization_config"] = TorchAoConfig(
+        plan.scheme.torchao_config(plan.group_size),
+        modules_to_not_convert=list(plan.kept_modules),
+    ).to_dict()
+    return json.dumps(changed, indent=2, sort_keys=True) + "\n"
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """``config`` and those nested in it; ``torch_dtype`` is the key's name before transformers 5."""
+    config.pop("torch_dtype", None)
+    for key, value in config.items():
+        if key == "dtype":
+            config[key] = dtype
+        elif isinstance(value, dict):
+            _with_dtype(value, dtype)
+    return config
+
+
+def _file_records(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
+    records = {}
+    for name in names:
+        content = (folder / name).read_bytes()
+        records[name] = FileRecord(hashlib.sha256(content).hexdigest(), len(content))
+    return records

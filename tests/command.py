@@ -1,0 +1,93 @@
+"""Runs the command as a process of its own, and reads what it left for the runner."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+_OURS = Path(__file__).resolve().parent.parent / "entrypoint"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a finished run showed and wrote."""
+
+    exit_code: int
+    log: str
+    """stdout and stderr together."""
+    folder: Path
+
+    @property
+    def annotations(self) -> list[str]:
+        """The error annotations in the log."""
+        return [line for line in self.log.splitlines() if line.startswith("::error")]
+
+    @cached_property
+    def outputs(self) -> dict[str, str]:
+        """The step outputs, parsed as the runner parses them."""
+        outputs, lines = {}, iter((self.folder / "github_output").read_text().splitlines())
+        for line in lines:
+            name, _, delimiter = line.partition("<<")
+            value = []
+            for part in lines:
+                if part == delimiter:
+                    break
+                value.append(part)
+            outputs[name] = "\n".join(value)
+        return outputs
+
+    @cached_property
+    def summary(self) -> str:
+        return (self.folder / "github_summary").read_text()
+
+    @cached_property
+    def report(self) -> dict[str, Any]:
+        report: dict[str, Any] = json.loads((self.folder / "quantized/report.json").read_text())
+        return report
+
+
+def run_smolquant(
+    *arguments: str | Path,
+    folder: Path,
+    hub: Any = None,
+    token: str | None = None,
+    actions: bool = False,
+    env: Mapping[str, str] | None = None,
+) -> Run:
+    """Run ``smolquant`` in ``folder``.
+
+    Args:
+        hub: the local Hub to talk to; None leaves no Hub within reach.
+        token: given as HF_TOKEN.
+        actions: as inside GitHub Actions, with the runner's files fresh.
+        env: further variables, such as INPUT_*.
+    """
+    environ = {**os.environ, "PYTHONPATH": str(_OURS), "HF_HOME": str(folder / "hf_home")}
+    environ["HF_ENDPOINT"] = hub.url if hub else "http://127.0.0.1:9"
+    if token:
+        environ["HF_TOKEN"] = token
+    if actions:
+        for name in ("github_output", "github_summary"):
+            (folder / name).write_text("")
+        environ |= {
+            "GITHUB_ACTIONS": "true",
+            "GITHUB_OUTPUT": str(folder / "github_output"),
+            "GITHUB_STEP_SUMMARY": str(folder / "github_summary"),
+            "GITHUB_WORKSPACE": str(folder),
+        }
+    finished = subprocess.run(
+        [sys.executable, "-m", "smolquant", *map(str, arguments)],
+        cwd=folder,
+        env={**environ, **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    return Run(finished.returncode, finished.stdout, folder)

@@ -1,0 +1,57 @@
+"""Settings that must stand before the Hub client is imported, and the parts that tests share."""
+
+import os
+import tempfile
+
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # the local Hub speaks LFS
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="smolquant-tests-")
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+for leaked in [name for name in os.environ if name.startswith(("INPUT_", "GITHUB_"))] + [
+    "HF_TOKEN",
+    "HF_ENDPOINT",
+]:
+    os.environ.pop(leaked, None)
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import models
+from localhub import LocalHub, Token
+from command import Run, run_smolquant
+from smollm2 import make_checkpoint
+
+WRITE = Token("hf_alice_writes", "alice")
+READ = Token("hf_alice_reads", "alice", role="read")
+OTHER = Token("hf_bob_writes", "bob")
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real trained model, SmolLM2-135M-Instruct, as a checkpoint folder; only to be read."""
+    cached = os.environ.get("SMOLQUANT_TEST_CHECKPOINT")
+    return make_checkpoint(Path(cached) if cached else tmp_path_factory.mktemp("model") / "smollm2")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A small SmolLM3 with a tokenizer, in a folder of its own."""
+    return models.save_with_tokenizer(tmp_path / "checkpoint", models.FAMILIES["smollm3"]())
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LocalHub]:
+    """An empty local Hub that knows alice (read and write) and bob."""
+    with LocalHub(tmp_path / "hub", tokens=[WRITE, READ, OTHER]) as server:
+        yield server
+
+
+@pytest.fixture
+def smolquant(tmp_path: Path) -> Callable[..., Run]:
+    """Runs the command as a user would, in a process of its own and a folder of its own."""
+
+    def run(*arguments: str | Path, **options: object) -> Run:
+        return run_smolquant(*arguments, folder=tmp_path, **options)  # type: ignore[arg-type]
+
+    return run

@@ -1,0 +1,122 @@
+"""A real trained model through the whole command, and back into text."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from command import Run, run_smolquant
+from smolquant.record import VariantRecord
+
+PROMPT = "The capital of France is"
+
+GENERATE = """
+import sys, json, torch
+{imports}
+prompt, out = sys.argv[1], sys.argv[2]
+{load}
+ids = tokenizer(prompt, return_tensors="pt").input_ids
+with torch.no_grad():
+    text = tokenizer.decode(model.generate(ids, max_new_tokens=24, do_sample=False)[0])
+    torch.save(torch.log_softmax(model(ids).logits.float(), -1), out)
+print("TEXT" + json.dumps(text))
+"""
+OURS = (
+    "import smolquant",
+    "model, tokenizer = smolquant.load({where!r}, variant='int4', device='cpu')",
+)
+STOCK_INT4 = (
+    "import smolquant.torchao\nfrom transformers import AutoModelForCausalLM, AutoTokenizer",
+    "model = AutoModelForCausalLM.from_pretrained({where!r}, subfolder='int4', device_map='cpu')\n"
+    "tokenizer = AutoTokenizer.from_pretrained({where!r}, subfolder='int4')",
+)
+
+
+@pytest.fixture(scope="module")
+def quantized(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("smollm2")
+    run = run_smolquant(
+        "quantize", smollm2, "--save-only", "--quant-type", "both", folder=folder, actions=True
+    )
+    assert run.exit_code == 0, run.log
+    return run
+
+
+def generate(
+    program: tuple[str, str], where: Path, tmp_path: Path, capability: str = ""
+) -> tuple[str, torch.Tensor]:
+    """Greedy text and the prompt's next-token log probabilities, in a process of its own."""
+    imports, load = program
+    code = GENERATE.format(imports=imports, load=load.format(where=str(where)))
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    if capability:
+        environ["ATEN_CPU_CAPABILITY"] = capability
+    out = tmp_path / "logits.pt"
+    shown = subprocess.run(
+        [sys.executable, "-c", code, PROMPT, out],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert shown.returncode == 0, shown.stderr
+    (line,) = (line for line in shown.stdout.splitlines() if line.startswith("TEXT"))
+    return json.loads(line.removeprefix("TEXT")), torch.load(out)
+
+
+def test_int4_gives_the_same_text_on_every_cpu(quantized: Run, tmp_path: Path) -> None:
+    """A weight packed for another CPU's kernel would give garbage without an error."""
+    where = quantized.folder / "quantized"
+    runs = {
+        capability: generate(OURS, where, tmp_path, capability)
+        for capability in ("default", "avx2", "avx512")
+    }
+    assert len({text for text, _ in runs.values()}) == 1
+    assert "Paris" in runs["default"][0]
+    for _, log_probabilities in runs.values():
+        reference = runs["default"][1]
+        kl = (reference.exp() * (reference - log_probabilities)).sum(-1).mean()
+        assert kl.item() < 1e-3
+
+
+def test_the_stock_snippet_runs_after_one_import(quantized: Run, tmp_path: Path) -> None:
+    where = quantized.folder / "quantized"
+    assert generate(STOCK_INT4, where, tmp_path)[0] == generate(OURS, where, tmp_path)[0]
+
+
+def test_predicted_and_written_sizes_agree_to_the_byte(
+    quantized: Run, smollm2: Path, tmp_path: Path
+) -> None:
+    planned = run_smolquant(
+        "quantize", smollm2, "--dry-run", "--quant-type", "both", folder=tmp_path
+    )
+    assert not (tmp_path / "quantized").exists(), "a dry run writes nothing"
+    for variant in ("int8", "int4"):
+        weights = quantized.folder / "quantized" / variant / "model.safetensors"
+        assert f"{weights.stat().st_size:,} bytes" in planned.log
+
+
+def test_every_linear_weight_is_quantized_where_torchao_alone_would_skip_most(
+    quantized: Run,
+) -> None:
+    """576 columns are no multiple of 128: torchao quantizes 30 of 210 layers and says nothing."""
+    folder = quantized.folder / "quantized/int4"
+    record = VariantRecord.from_json((folder / "quantization.json").read_text())
+    groups = [tensor.group_size for tensor in record.tensors.values() if tensor.quantized]
+    assert (groups.count(64), groups.count(128)) == (180, 30)
+
+
+def test_the_report_says_what_lies_on_disk(quantized: Run) -> None:
+    report = quantized.report
+    assert report["error"] is None
+    for variant, entry in report["variants"].items():
+        weights = quantized.folder / "quantized" / variant / "model.safetensors"
+        assert entry["size_bytes"] == weights.stat().st_size
+        assert entry["quantized_tensors"] == 210
+        assert entry["quantized_tensors"] + entry["kept_tensors"] == 272
+        assert entry["seconds"] > 0
+        assert not entry["up_to_date"]

@@ -1,0 +1,219 @@
+"""Reading rows, laying out shards, and refusing what is broken."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from smolquant.checkpoint.files import identity, is_companion, shard_names, weight_layout
+from smolquant.checkpoint.reader import Checkpoint, SourceTensor, row_blocks
+from smolquant.checkpoint.source import FolderSource
+from smolquant.checkpoint.writer import ShardWriter, StoredTensor, index_text, lay_out
+from smolquant.errors import CheckpointError
+
+
+@pytest.fixture
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        "a.weight": torch.randn(7, 5, dtype=torch.bfloat16),
+        "b.weight": torch.randn(3, 4),
+        "b.bias": torch.randn(3, dtype=torch.float16),
+        "steps": torch.tensor(12),
+        "none": torch.empty(0, 4),
+    }
+
+
+def read_all(path: Path) -> dict[str, torch.Tensor]:
+    with Checkpoint([path]) as checkpoint:
+        return {
+            name: torch.cat(
+                [checkpoint.read_rows(t, *rows) for rows in row_blocks(t, 16)]
+                or [torch.empty(t.shape)]
+            )
+            if t.shape
+            else checkpoint.read_rows(t, 0, 1)
+            for name, t in checkpoint.layout.tensors.items()
+        }
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "legacy.bin"])
+def test_rows_of_every_format_are_the_tensors_that_were_saved(
+    tmp_path: Path, state: dict[str, torch.Tensor], name: str
+) -> None:
+    path = tmp_path / name
+    if name.endswith(".safetensors"):
+        save_file(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=not name.startswith("legacy"))
+    read = read_all(path)
+    assert read.keys() == state.keys()
+    for key, tensor in state.items():
+        assert torch.equal(read[key], tensor), key
+
+
+def test_a_pickles_tied_weights_are_known_as_such(tmp_path: Path) -> None:
+    weight = torch.randn(4, 4)
+    torch.save({"embed": weight, "head": weight, "row": weight[0]}, tmp_path / "m.bin")
+    with Checkpoint([tmp_path / "m.bin"]) as checkpoint:
+        assert checkpoint.layout.aliases == {"head": "embed"}
+        assert checkpoint.layout.size_bytes == 4 * 4 * 4 + 4 * 4
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "exploded",))
+
+    torch.save({"a": Bomb()}, tmp_path / "m.bin")
+    with pytest.raises(CheckpointError, match=r"m\.bin cannot be read as plain weights"):
+        Checkpoint([tmp_path / "m.bin"])
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("keep", [4, 200, -1])
+def test_truncated_safetensors_are_refused(
+    tmp_path: Path, state: dict[str, torch.Tensor], keep: int
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated or corrupt"):
+        Checkpoint([path])
+
+
+def test_a_truncated_pickle_is_refused(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin cannot be read"):
+        Checkpoint([path])
+
+
+def test_the_same_tensor_in_two_files_is_refused(
+    tmp_path: Path, state: dict[str, torch.Tensor]
+) -> None:
+    for name in ("1.safetensors", "2.safetensors"):
+        save_file(state, tmp_path / name)
+    with pytest.raises(CheckpointError, match=r"stands in 1\.safetensors and again in 2"):
+        Checkpoint([tmp_path / "1.safetensors", tmp_path / "2.safetensors"])
+
+
+def test_weights_of_a_quantized_dtype_are_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(4, 4).to(torch.float8_e4m3fn)}, tmp_path / "m.safetensors")
+    with pytest.raises(CheckpointError, match="quantized already"):
+        Checkpoint([tmp_path / "m.safetensors"])
+
+
+def test_blocks_cover_every_row_once() -> None:
+    tensor = SourceTensor("w", torch.bfloat16, (10, 8))
+    assert list(row_blocks(tensor, 64)) == [(0, 4), (4, 8), (8, 10)]
+    assert list(row_blocks(tensor, 1)) == [(i, i + 1) for i in range(10)], "at least one row"
+    assert list(row_blocks(SourceTensor("w", torch.bfloat16, (0, 8)), 64)) == []
+
+
+def stored(state: dict[str, torch.Tensor]) -> list[list[StoredTensor]]:
+    return [[StoredTensor(name, t.dtype, tuple(t.shape))] for name, t in state.items()]
+
+
+def test_shards_written_out_of_order_read_back_through_safetensors(
+    tmp_path: Path, state: dict[str, torch.Tensor]
+) -> None:
+    """Odd sizes included: a misaligned float would make the library refuse the file."""
+    state["odd"] = torch.ones(3, dtype=torch.int8)
+    (shard,) = lay_out(stored(state), {"format": "pt"}, 10**6)
+    writer = ShardWriter(tmp_path, shard)
+    for name, tensor in reversed(state.items()):
+        half = tensor.shape[0] // 2 if tensor.ndim else 0
+        if half:
+            row = tensor[0].numel() * tensor.element_size()
+            writer.write(name, tensor[half:], half * row)
+            writer.write(name, tensor[:half], 0)
+        else:
+            writer.write(name, tensor)
+    writer.finish()
+
+    path = tmp_path / "model.safetensors"
+    assert path.stat().st_size == shard.size_bytes
+    read = load_file(path)
+    for name, tensor in state.items():
+        assert torch.equal(read[name], tensor), name
+
+
+def test_parts_of_one_weight_never_stand_in_two_shards() -> None:
+    weights = [
+        [
+            StoredTensor(f"{i}.qdata", torch.int8, (10, 10)),
+            StoredTensor(f"{i}.scale", torch.float32, (10,)),
+        ]
+        for i in range(5)
+    ]
+    shards = lay_out(weights, {"format": "pt", "whole": "model"}, 300)
+    assert [shard.name for shard in shards] == [
+        "model-00001-of-00003.safetensors",
+        "model-00002-of-00003.safetensors",
+        "model-00003-of-00003.safetensors",
+    ]
+    homes = {t.name: shard.name for shard in shards for t in shard.tensors}
+    assert all(homes[f"{i}.qdata"] == homes[f"{i}.scale"] for i in range(5))
+    assert all(shard.metadata == shards[0].metadata for shard in shards)
+    index = json.loads(index_text(shards) or "")
+    assert index == {"metadata": {"total_size": 5 * 140}, "weight_map": homes}
+
+
+def test_a_single_file_has_no_index() -> None:
+    shards = lay_out([[StoredTensor("a", torch.int8, (1,))]], {}, 100)
+    assert index_text(shards) is None
+
+
+def test_weights_are_found_in_the_order_of_transformers() -> None:
+    assert weight_layout(["pytorch_model.bin", "model.safetensors"]) == "model.safetensors"
+    assert weight_layout(["model.safetensors.index.json"]) == "model.safetensors.index.json"
+    with pytest.raises(CheckpointError, match=r"no weights.*model\.gguf"):
+        weight_layout(["config.json", "model.gguf"])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": "../b"}}'])
+def test_an_index_that_is_none_or_leaves_its_folder_is_refused(text: str) -> None:
+    with pytest.raises(CheckpointError):
+        shard_names("model.safetensors.index.json", text)
+
+
+def test_an_index_that_names_a_missing_shard_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="model-00001-of-00002.safetensors, which is not there"):
+        FolderSource(tmp_path)
+
+
+def test_identity_changes_with_a_file_and_not_with_what_is_no_part_of_the_model(
+    tmp_path: Path, state: dict[str, torch.Tensor]
+) -> None:
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    before = FolderSource(tmp_path).identity
+    (tmp_path / "README.md").write_text("new text")
+    (tmp_path / "optimizer.pt").write_text("state")
+    (tmp_path / "int8").mkdir()
+    (tmp_path / "int8/config.json").write_text("{}")
+    assert FolderSource(tmp_path).identity == before
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert FolderSource(tmp_path).identity != before
+    assert identity({"a": "1", "b": "2"}) == identity({"b": "2", "a": "1"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "merges.txt", "generation_config.json"],
+)
+def test_companions_travel(name: str) -> None:
+    assert is_companion(name)
+
+
+@pytest.mark.parametrize("name", ["README.md", "optimizer.pt", "training_args.bin", "trainer_state.json"])
+def test_what_a_trainer_leaves_behind_does_not(name: str) -> None:
+    assert not is_companion(name)

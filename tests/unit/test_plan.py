@@ -1,0 +1,161 @@
+"""Every source tensor exactly once, with its reason, and sizes known before a weight is read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import models
+from smolquant.architecture import Architecture
+from smolquant.checkpoint.reader import Checkpoint
+from smolquant.errors import CheckpointError
+from smolquant.plan import VariantPlan, make_plan
+from smolquant.schemes import SCHEMES, Quantize
+
+
+def plan_of(folder: Path, *quant_types: str, **options: Any) -> dict[str, VariantPlan]:
+    with Checkpoint(sorted(folder.glob("*.safetensors"))) as checkpoint:
+        asked: dict[str, Any] = {
+            "group_size": 128,
+            "dtype": "auto",
+            "max_shard_size": 10**9,
+            "skip": (),
+            **options,
+        }
+        architecture = Architecture(folder, trust_remote_code=False)
+        return make_plan(checkpoint.layout, architecture, quant_types or tuple(SCHEMES), **asked)
+
+
+def reasons(plan: VariantPlan) -> dict[str, str]:
+    return {tensor.source.name: tensor.record().reason for tensor in plan.tensors}
+
+
+def change_weights(folder: Path, change: Any) -> None:
+    state = load_file(folder / "model.safetensors")
+    change(state)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_every_tensor_has_one_fate_and_a_reason_where_it_is_kept(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    (plan,) = plan_of(folder, "int8_weight_only").values()
+
+    assert sorted(reasons(plan)) == sorted(load_file(folder / "model.safetensors"))
+    kept = {name: reason for name, reason in reasons(plan).items() if reason}
+    assert kept["model.embed_tokens.weight"] == "embedding"
+    assert kept["lm_head.weight"] == "output head"
+    assert kept["model.norm.weight"] == "norm"
+    assert kept["model.layers.0.self_attn.q_proj.bias"] == "bias"
+    quantized = [t.source.name for t in plan.tensors if isinstance(t.decision, Quantize)]
+    assert len(quantized) == 2 * 7, "every linear weight of two layers"
+
+
+def test_int4_uses_a_smaller_group_and_says_so(tmp_path: Path) -> None:
+    config = models.FAMILIES["llama"]()
+    config.intermediate_size = 192
+    plan = plan_of(models.save(tmp_path / "m", config), "int4_weight_only")["int4"]
+    (down,) = (t for t in plan.tensors if t.source.name == "model.layers.0.mlp.down_proj.weight")
+    assert down.record().group_size == 64
+    assert "192 columns are not a multiple of 128" in down.record().reason
+
+
+def test_skip_keeps_modules_by_name(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    (plan,) = plan_of(folder, "int8_weight_only", skip=[r"layers\.1\..*down_proj"]).values()
+    assert reasons(plan)["model.layers.1.mlp.down_proj.weight"] == r"--skip layers\.1\..*down_proj"
+    assert reasons(plan)["model.layers.0.mlp.down_proj.weight"] == ""
+    assert "model.layers.1.mlp.down_proj" in plan.kept_modules
+    assert "lm_head" in plan.kept_modules, "naming modules drops transformers' own default"
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "given"),
+    [
+        (torch.float32, "auto", torch.bfloat16),
+        (torch.float16, "auto", torch.float16),
+        (torch.bfloat16, "auto", torch.bfloat16),
+        (torch.bfloat16, "float16", torch.float16),
+    ],
+)
+def test_dtype_of_what_stays(
+    tmp_path: Path, stored: torch.dtype, asked: str, given: torch.dtype
+) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["smollm3"](), dtype=stored)
+    (plan,) = plan_of(folder, "int8_weight_only", dtype=asked).values()
+    (norm,) = (t for t in plan.tensors if t.source.name == "model.norm.weight")
+    assert (plan.dtype, norm.parts[""].dtype) == (given, given)
+
+
+def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.MOE())
+    with pytest.raises(CheckpointError, match="mixture of experts.*gate_up_proj"):
+        plan_of(folder)
+
+
+def test_a_model_without_linear_layers_is_refused(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.GPT2())
+    with pytest.raises(CheckpointError, match=r"100% of its weight bytes.*Conv1D"):
+        plan_of(folder, "int8_weight_only")
+
+
+def test_a_model_that_would_stay_nearly_full_size_is_refused(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    with pytest.raises(CheckpointError, match="would stay as they are.*--skip mlp"):
+        plan_of(folder, "int8_weight_only", skip=["mlp"])
+
+
+def test_a_missing_weight_is_named(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    change_weights(folder, lambda state: state.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(CheckpointError, match=r"lacks 1 .*model\.layers\.1\.mlp\.up_proj\.weight"):
+        plan_of(folder)
+
+
+def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["smollm3"]())
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+    assert plan_of(folder)
+
+
+def test_a_shape_that_config_does_not_ask_for_is_named(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    change_weights(folder, lambda state: state.update({"model.norm.weight": torch.ones(8)}))
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight' has the shape \[8\]"):
+        plan_of(folder)
+
+
+def test_a_tensor_that_the_model_does_not_use_is_kept_and_said(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    change_weights(folder, lambda state: state.update({"mtp.weight": torch.ones(8)}))
+    (plan,) = plan_of(folder, "int8_weight_only").values()
+    assert reasons(plan)["mtp.weight"] == "not used by the model"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ('{"model_type": "hal9000"}', "does not know the model type 'hal9000'"),
+        ("{}", "does not know the model type None"),
+        ("[]", "not a JSON object"),
+        ("{", "cannot be read"),
+        ('{"model_type": "vit"}', "not a causal language model"),
+        ('{"model_type": "llama", "quantization_config": {}}', "quantized already"),
+        ('{"model_type": "llama", "hidden_size": "x"}', "cannot build the model"),
+        (
+            '{"model_type": "own", "auto_map": {"AutoConfig": "own.Config", '
+            '"AutoModelForCausalLM": "own.Model"}}',
+            "running code from a repository is off.*--trust-remote-code",
+        ),
+    ],
+)
+def test_configs_that_make_no_model_are_refused(tmp_path: Path, config: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(CheckpointError, match=message):
+        Architecture(tmp_path, trust_remote_code=False)
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no config.json"):
+        Architecture(tmp_path, trust_remote_code=False)

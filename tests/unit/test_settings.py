@@ -1,0 +1,110 @@
+"""What is accepted, what is refused, and that a refusal says what would be accepted."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smolquant.errors import InputError
+from smolquant.settings import Settings, make_settings
+
+
+def asked(**options: Any) -> Settings:
+    return make_settings(**{"model_path": "user/model", "repo_name": None, **options})
+
+
+def test_one_hub_id_is_source_and_target() -> None:
+    settings = asked()
+    assert (settings.model, settings.repo) == ("user/model", "user/model")
+    assert make_settings(model_path=None, repo_name="user/model").model == "user/model"
+
+
+def test_an_existing_folder_wins_over_a_hub_id_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "user/model").mkdir(parents=True)
+    assert asked(repo_name="user/other").model_is_folder
+    with pytest.raises(InputError, match="no repository to publish into"):
+        asked()
+
+
+def test_a_folder_alone_is_enough_where_nothing_is_published(tmp_path: Path) -> None:
+    assert asked(model_path=str(tmp_path), save_only=True).repo is None
+    assert asked(model_path=str(tmp_path), dry_run=True).repo is None
+
+
+@pytest.mark.parametrize(
+    ("text", "types"),
+    [
+        ("int8_dynamic", ("int8_dynamic",)),
+        ("both", ("int8_weight_only", "int4_weight_only")),
+        ("int4_weight_only, int8_weight_only", ("int4_weight_only", "int8_weight_only")),
+        ("both,int8_dynamic,int8_weight_only", ("int8_weight_only", "int4_weight_only", "int8_dynamic")),
+    ],
+)
+def test_quantization_types(text: str, types: tuple[str, ...]) -> None:
+    assert asked(quant_type=text).quant_types == types
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("1GB", 10**9), ("500MB", 5 * 10**8), ("1.5 gb", 15 * 10**8), ("2000000", 2 * 10**6)]
+)
+def test_shard_sizes_are_decimal(text: str, size: int) -> None:
+    assert asked(max_shard_size=text).max_shard_size == size
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model_path": None}, "No model was named"),
+        ({"model_path": "no/such/folder"}, "neither an existing folder nor a Hub id"),
+        ({"model_path": "../model"}, "neither an existing folder nor a Hub id"),
+        ({"repo_name": "user/model/int8"}, "not the name of a Hub repository"),
+        ({"repo_name": "model"}, "not the name of a Hub repository"),
+        ({"quant_type": "int5"}, "'int5' is not a quantization type.*Known: int8_weight_only"),
+        ({"quant_type": "int4"}, "Did you mean int4_weight_only"),
+        ({"quant_type": " , "}, "No quantization type"),
+        ({"group_size": 48}, "group size of 48 has no kernel.*32, 64, 128, 256"),
+        ({"max_shard_size": "large"}, "not a shard size"),
+        ({"max_shard_size": "10KB"}, "not a shard size"),
+        ({"skip": ["("]}, "not a regular expression"),
+        ({"tag": "-"}, None),
+        ({"tag": "a b"}, "not a valid tag"),
+        ({"tag": "../../x"}, "not a valid tag"),
+        ({"tag": "v1", "create_pr": True}, "do not go together"),
+        ({"tag": "v1", "save_only": True}, "publishes nothing"),
+        ({"create_pr": True, "save_only": True}, "publishes nothing"),
+        ({"replace_main": True, "save_only": True}, "publishes nothing"),
+        ({"not_built": {"--cuda-image": "x"}}, "--cuda-image is part of the plan"),
+    ],
+)
+def test_refusals(options: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        asked(**options)
+        return
+    with pytest.raises(InputError, match=message) as refused:
+        asked(**options)
+    assert refused.value.exit_code == 2
+    assert refused.value.hint, "a refusal says what to do next"
+
+
+def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no revisions"):
+        asked(model_path=str(tmp_path), repo_name="user/model", revision="v1")
+
+
+def test_the_token_is_never_shown() -> None:
+    settings = asked(token="hf_secret")
+    assert settings.token == "hf_secret"
+    assert "hf_secret" not in repr(settings)
+    assert asked(token="").token is None, "an empty input means unset"
+
+
+def test_only_options_that_change_a_variants_bytes_make_it_stale() -> None:
+    before = asked(group_size=128).options_of("int8_weight_only")
+    assert asked(group_size=64, private=True, tag="v1").options_of("int8_weight_only") == before
+    assert asked(group_size=64).options_of("int4_weight_only") != asked().options_of("int4_weight_only")
+    assert asked(skip=["a", "b"]).options_of("int8_dynamic") == asked(skip=["b", "a"]).options_of(
+        "int8_dynamic"
+    )
