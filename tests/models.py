@@ -62,6 +62,11 @@ GPT2: Callable[[], PretrainedConfig] = lambda: GPT2Config(  # noqa: E731
 )
 
 
+def llama(layers: int) -> PretrainedConfig:
+    """A Llama of some depth, untied."""
+    return LlamaConfig(**SIZES | {"num_hidden_layers": layers})
+
+
 def build(config: PretrainedConfig, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
     """A model with reproducible weights, spread wide enough that logits tell models apart."""
     torch.manual_seed(0)

@@ -54,12 +54,17 @@ class GateError(SmolquantError):
     title = "Quality gate failed"
 
 
-class Cancelled(SmolquantError):
-    """SIGINT or SIGTERM arrived."""
+class Cancelled(KeyboardInterrupt):
+    """SIGINT or SIGTERM arrived.
+
+    Not an ``Exception``, because libraries catch those wherever a failure is no matter to them.
+    """
 
     title = "Cancelled"
+    message = "The run was cancelled before it was done; nothing was published after that."
+    hint = "Run it again; what is published already is not made again."
 
     def __init__(self, signal_number: int) -> None:
-        super().__init__("The run was cancelled; nothing was published.")
-        self.signal_number = signal_number
-        self.exit_code = 128 + signal_number  # type: ignore[misc]  # POSIX shells' convention
+        super().__init__(self.message)
+        self.exit_code = 128 + signal_number
+        """POSIX shells' convention."""

@@ -15,10 +15,16 @@ from typing import TYPE_CHECKING
 from smolquant.checkpoint.source import FolderSource, HubSource, Source
 from smolquant.errors import InputError, MachineError
 from smolquant.hub import Hub
-from smolquant.publish.commit import Publication, publish, _tag as tag_commit, write_local
+from smolquant.publish.commit import (
+    Publication,
+    local_records,
+    publish,
+    tag_commit,
+    write_local,
+)
 from smolquant.publish.main_model import MainModel, MainModelChange, main_model_change
 from smolquant.publish.target import Target, check_tag, check_write_access, inspect_target
-from smolquant.record import FILE_NAME, InvalidRecord, SourceRecord, TensorRecord, VariantRecord
+from smolquant.record import FILE_NAME, SourceRecord, TensorRecord, VariantRecord
 from smolquant.report.console import Console
 from smolquant.report.result import VariantResult
 from smolquant.schemes import SCHEMES
@@ -43,6 +49,8 @@ def quantize(settings: Settings, console: Console, story: Story) -> None:
         target = _inspect_target(settings, hub)
         console.info(f"{settings.model}: {source.identity}")
     wanted = _wanted(settings, source, target, story)
+    if target is not None:
+        _check_conflicts(settings, hub, source, target, work=bool(wanted))
     if settings.dry_run:
         _dry_run(settings, source, wanted, console, story)
         return
@@ -91,8 +99,6 @@ def _inspect_target(settings: Settings, hub: Hub) -> Target | None:
     target = inspect_target(hub, settings.repo)
     if settings.publishes:
         check_write_access(hub, target)
-    if settings.tag is not None:
-        check_tag(hub, target, settings.tag)
     return target
 
 
@@ -100,8 +106,7 @@ def _wanted(
     settings: Settings, source: Source, target: Target | None, story: Story
 ) -> tuple[str, ...]:
     """The quantization types that have to be made; what is up to date is told to ``story``."""
-    _check_main_model(settings, source, target)
-    published = _local_records(settings.output_dir) if target is None else target.records
+    published = local_records(settings.output_dir) if target is None else target.records
     wanted = []
     for quant_type in settings.quant_types:
         variant = SCHEMES[quant_type].variant
@@ -119,20 +124,6 @@ def _wanted(
     return tuple(wanted)
 
 
-def _local_records(output_dir: Path) -> dict[str, VariantRecord]:
-    """Records of variants that lie complete in the output folder."""
-    records = {}
-    for path in output_dir.glob(f"*/{FILE_NAME}"):
-        try:
-            record = VariantRecord.from_json(path.read_text(encoding="utf-8"))
-        except (InvalidRecord, OSError, UnicodeDecodeError):
-            continue
-        files = {name: path.parent / name for name in record.files}
-        if all(file.is_file() and file.stat().st_size == record.files[n].size for n, file in files.items()):
-            records[path.parent.name] = record
-    return records
-
-
 def _main_model(settings: Settings, source: Source) -> MainModel | None:
     """The local checkpoint that belongs at the repository's root; a Hub source never does."""
     if not isinstance(source, FolderSource):
@@ -140,11 +131,19 @@ def _main_model(settings: Settings, source: Source) -> MainModel | None:
     return MainModel(source.files, replace=settings.replace_main)
 
 
-def _check_main_model(settings: Settings, source: Source, target: Target | None) -> None:
-    """Refuse to work for a root with other weights, before the work."""
+def _check_conflicts(
+    settings: Settings, hub: Hub, source: Source, target: Target, *, work: bool
+) -> None:
+    """Refuse, before the work, what could not be published after it: other weights, a taken tag."""
+    main_changes = _main_model_changes(settings, source, target)
+    if settings.tag is not None:
+        # A run with nothing to do tags the head, and finds a tag of an earlier try there.
+        check_tag(hub, target, settings.tag, None if work or main_changes else target.head)
+
+
+def _main_model_changes(settings: Settings, source: Source, target: Target) -> bool:
     main = _main_model(settings, source)
-    if main is not None and target is not None:
-        main_model_change(main, target.root_files)
+    return main is not None and main_model_change(main, target.root_files) != MainModelChange()
 
 
 @dataclass(frozen=True)
@@ -285,9 +284,9 @@ def _publication(
         source_identity=source.identity,
         base_model=source.repo,
         main_model=_main_model(settings, source),
+        terms=source.terms if source.repo != settings.repo else None,
         private=settings.private,
         create_pr=settings.create_pr,
-        tag=settings.tag,
     )
 
 
@@ -304,14 +303,14 @@ def _publish(
     for variant, result in story.variants.items():
         if result.up_to_date:
             story.variants[variant] = replace(result, url=hub.url(target.repo_id, variant))
-    publication = _publication(settings, source, records)
-    if not records and not _main_model_changes(publication, target):
+    if not records and not _main_model_changes(settings, source, target):
         story.commit_sha = target.head
         if settings.tag is not None and target.head is not None:
             tag_commit(hub, target.repo_id, settings.tag, target.head)
         return
+    publication = _publication(settings, source, records)
     published = publish(hub, target, publication, notify=console.info)
-    story.changed = True
+    story.changed = published.commit_sha != target.head
     story.commit_sha = published.commit_sha
     story.pull_request_url = published.pull_request_url
     for variant, url in published.variant_urls.items():
@@ -319,9 +318,3 @@ def _publish(
     if settings.tag is not None:
         tag_commit(hub, target.repo_id, settings.tag, published.commit_sha)
     console.info(f"Published {published.commit_url}")
-
-
-def _main_model_changes(publication: Publication, target: Target) -> bool:
-    if publication.main_model is None:
-        return False
-    return main_model_change(publication.main_model, target.root_files) != MainModelChange()

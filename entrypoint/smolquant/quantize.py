@@ -82,22 +82,28 @@ def _do_block(
     advance: Callable[[int], None],
 ) -> None:
     block = checkpoint.read_rows(tensor, start, stop)
-    if block.is_floating_point():
-        _refuse_non_finite(tensor.name, block)
+    _refuse_non_finite(tensor.name, block)
     for job in jobs:
         job.do(block, start)
     advance(block.numel() * block.element_size())
 
 
 def _refuse_non_finite(name: str, block: torch.Tensor) -> None:
-    # A finite sum proves that every value is finite, at a fraction of the price of looking at each.
-    if math.isfinite(block.sum(dtype=torch.float32).item()) or bool(torch.isfinite(block).all()):
+    if _is_finite(block):
         return
     kind = "NaN" if bool(torch.isnan(block).any()) else "infinity"
     raise CheckpointError(
         f"The weight {name!r} holds {kind}.",
         hint="The training run went wrong there; take an earlier checkpoint.",
     )
+
+
+def _is_finite(block: torch.Tensor) -> bool:
+    if not block.is_floating_point():
+        return True
+    # A finite sum proves that every value is finite, at a fraction of the price of looking at each.
+    total = block.sum(dtype=torch.float32).item()
+    return math.isfinite(total) or bool(torch.isfinite(block).all())
 
 
 class _Output:
@@ -149,6 +155,11 @@ class _Job:
 
     def do(self, block: torch.Tensor, start: int) -> None:
         cast = block.to(self.planned.dtype)
+        if cast.dtype is not block.dtype and not _is_finite(cast):
+            raise CheckpointError(
+                f"The weight {self.planned.source.name!r} has values too large for {cast.dtype}.",
+                hint="Use --dtype bfloat16, or an earlier checkpoint.",
+            )
         if isinstance(self.planned.decision, Quantize):
             self._quantize(cast, start, self.planned.decision)
         else:
@@ -160,11 +171,6 @@ class _Job:
             self._finish()
 
     def _keep(self, cast: torch.Tensor, start: int) -> None:
-        if cast.dtype is torch.float16 and not bool(torch.isfinite(cast).all()):
-            raise CheckpointError(
-                f"The weight {self.planned.source.name!r} has values too large for float16.",
-                hint="Use --dtype bfloat16.",
-            )
         row_bytes = cast[0].numel() * cast.element_size() if cast.ndim else 0
         self.writer.write(self.planned.parts[""].name, cast, start * row_bytes)
 
@@ -195,6 +201,11 @@ class _Job:
             # Summed in row order, so that the record does not depend on which worker was faster.
             error, exact = map(sum, zip(*(self._errors[row] for row in sorted(self._errors))))
             relative = math.sqrt(error / exact) if exact else 0.0
+            if not math.isfinite(relative):
+                raise CheckpointError(
+                    f"The weight {self.planned.source.name!r} has values too large to quantize.",
+                    hint="The training run went wrong there; take an earlier checkpoint.",
+                )
             record = self.planned.record(float(f"{relative:.4g}"))
             self.tensors[self.planned.source.name] = record
 

@@ -44,6 +44,8 @@ class Source(ABC):
     repo: str | None = None
     revision: str | None = None
     """Commit sha on the Hub; None for a folder."""
+    terms: Mapping[str, str] | None = None
+    """License entries of the model's card; None where only the target can tell them."""
 
     @property
     @abstractmethod
@@ -158,6 +160,7 @@ class HubSource(Source):
         with hub_errors(repo, "reading the model"):
             info = hub.api.model_info(repo, revision=revision, files_metadata=True)
         self.revision = info.sha
+        self.terms = _terms(info.card_data.to_dict() if info.card_data else {})
         files = {file.rfilename: file for file in info.siblings or []}
         self._layout = weight_layout(files)
         self._companions = [
@@ -214,21 +217,20 @@ class HubSource(Source):
         return Layout(tensors)
 
     def _download(self, names: Iterable[str]) -> Path:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.utils import disable_progress_bars
-
         assert self.repo is not None
-        disable_progress_bars()
         with hub_errors(self.repo, "downloading the model"):
             return Path(
-                snapshot_download(
+                self._hub.api.snapshot_download(
                     self.repo,
                     revision=self.revision,
                     allow_patterns=[_literal(name) for name in names],
-                    token=self._hub.token,
-                    endpoint=self._hub.endpoint,
                 )
             )
+
+
+def _terms(card: Mapping[str, object]) -> dict[str, str]:
+    entries = {key: card.get(key) for key in ("license", "license_name", "license_link")}
+    return {key: value for key, value in entries.items() if isinstance(value, str)}
 
 
 def _layout_of(paths: list[Path]) -> "Layout":

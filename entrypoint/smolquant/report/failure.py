@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from smolquant.errors import SmolquantError
+from smolquant.errors import Cancelled, SmolquantError
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Failure:
     @classmethod
     def of(cls, error: BaseException) -> Self:
         """Describe any exception; one that is not a :class:`SmolquantError` is called a bug."""
-        if isinstance(error, SmolquantError):
+        if isinstance(error, SmolquantError | Cancelled):
             return cls(
                 type=type(error).__name__,
                 title=error.title,

@@ -1,0 +1,38 @@
+# make demo          a real model, quantized and published to a local Hub, answers a prompt
+# make test          every test that needs no Docker engine
+# make test-container  the image, run as GitHub's runner does
+# make check         lint and types
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+# torch 2.13's CPU build; elsewhere: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH := torch==2.13.0
+TORCH_INDEX ?=
+PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+.PHONY: demo test test-container check clean
+
+demo: $(INSTALLED)
+	PYTHONPATH=tools $(PYTHON) -m demo
+
+test: $(INSTALLED)
+	$(PYTHON) -m pytest -m "not container"
+
+test-container: $(INSTALLED)
+	$(PYTHON) -m pytest -m container
+
+check: $(INSTALLED)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy entrypoint tools tests
+
+$(INSTALLED): pyproject.toml
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --upgrade "pip>=25.1"
+	$(PYTHON) -m pip install --quiet $(PIP_TORCH) $(TORCH)
+	$(PYTHON) -m pip install --quiet --editable ".[action]" --group dev
+	touch $@
+
+clean:
+	rm -rf $(VENV) .demo .bench quantized

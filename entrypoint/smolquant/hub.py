@@ -1,0 +1,245 @@
+"""The one place that talks to the Hub's client: how it is set up, and what its errors mean.
+
+It knows nothing of variants. The client library is imported when it is first used.
+"""
+
+import functools
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from smolquant import __version__
+from smolquant.errors import HubError, InputError, SmolquantError
+from smolquant.text import one_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+CONNECT_TIMEOUT = 30.0
+"""Seconds until a connection stands."""
+SILENCE_TIMEOUT = 120.0
+"""Seconds without a byte in either direction. An upload of hours is never silent; a commit of many
+large files keeps the Hub busy for a while before it answers."""
+
+_TOKEN = re.compile(r"\bhf_[\w.-]+")
+_LONGEST_QUOTE = 300
+
+HOW_TO_SIGN_IN = (
+    "Set HF_TOKEN (in a workflow: the input hf-token, from a secret) to a token with write rights "
+    "from https://huggingface.co/settings/tokens, or publish without one: HF_OIDC_RESOURCE and "
+    "`permissions: id-token: write`."
+)
+_CHECK_THE_NETWORK = "Check the network, and HF_ENDPOINT if it is set, then run again."
+WITHOUT_XET = "Where only large files fail, HF_HUB_DISABLE_XET=1 sends them another way."
+_CUT_OFF = "the Hub cannot be reached"
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A Hub and who we are there."""
+
+    token: str | None = field(default=None, repr=False)
+    """None leaves the choice to the client: keyless OIDC, HF_TOKEN, or a login."""
+    endpoint: str | None = None
+    """None: HF_ENDPOINT, or huggingface.co."""
+
+    @functools.cached_property
+    def api(self) -> "HfApi":
+        """The official client."""
+        from huggingface_hub import HfApi
+
+        _prepare_client()
+        return HfApi(
+            endpoint=self.endpoint,
+            token=self.token or None,
+            library_name="smolquant",
+            library_version=__version__,
+        )
+
+    def has_token(self) -> bool:
+        """Whether the client will identify itself.
+
+        Raises:
+            HubError: when keyless publishing was asked for and the exchange fails.
+        """
+        from huggingface_hub import get_token
+
+        _prepare_client()
+        with hub_errors("the Hub", "getting a token"):
+            return bool(self.token or get_token())
+
+    def url(self, repo_id: str, folder: str = "", revision: str = "main") -> str:
+        """The page of a repository, or of a folder in it."""
+        page = f"{self.api.endpoint}/{repo_id}"
+        return f"{page}/tree/{quote(revision, safe='')}/{quote(folder)}" if folder else page
+
+
+def valid_repo_id(text: str) -> bool:
+    """Whether ``text`` can be a repository's id: ``namespace/name``, or ``name`` alone."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
+
+
+@contextmanager
+def hub_errors(repo_id: str, doing: str) -> Iterator[None]:
+    """Translate the client's errors into ours.
+
+    Args:
+        repo_id: the repository that it is about.
+        doing: what is being done, in words that "failed" can follow: ``reading the model``.
+
+    Raises:
+        HubError: the Hub refused, or cannot be reached; with the reason and the next step.
+        InputError: the repository's id is not one.
+    """
+    try:
+        yield
+    except SmolquantError:
+        raise
+    except Exception as error:
+        explained = _first_explained(error, repo_id, doing)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+@functools.cache
+def _prepare_client() -> None:
+    """Set what a process has once: an HTTP session, which by default waits forever, and progress
+    bars, whose place is the report's.
+    """
+    import httpx2
+    from huggingface_hub import get_session, set_client_factory
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+    disable_progress_bars()
+
+    hooks = get_session().event_hooks  # the client's own: offline mode, request ids
+    timeout = httpx2.Timeout(SILENCE_TIMEOUT, connect=CONNECT_TIMEOUT, pool=None)
+    set_client_factory(
+        lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout)
+    )
+
+
+def _first_explained(error: BaseException, repo_id: str, doing: str) -> SmolquantError | None:
+    """What the error, or the first of its causes that says something, means."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    failed = f"{doing[:1].upper()}{doing[1:]} failed"
+    current: BaseException | None = error
+    while current is not None:
+        explained = _explain(current, repo_id, failed)
+        if explained is not None:
+            return explained
+        current = current.__cause__
+    if isinstance(error, LocalEntryNotFoundError):  # what a download makes of every lost connection
+        return HubError(f"{failed}: {_CUT_OFF}.", hint=_CHECK_THE_NETWORK)
+    return None
+
+
+def _explain(error: BaseException, repo_id: str, failed: str) -> SmolquantError | None:
+    import json
+
+    import httpx2
+    from huggingface_hub import errors
+
+    hint = _CHECK_THE_NETWORK
+    match error:
+        case errors.HfHubHTTPError():
+            return _refused(error, repo_id, failed)
+        case errors.HFValidationError():
+            return InputError(
+                f"{failed}: {repo_id!r} is not the id of a Hub repository.",
+                hint="Write it as `user/model`; a subfolder is not a part of it.",
+            )
+        case errors.LocalTokenNotFoundError():
+            why, hint = "there is no Hugging Face token", HOW_TO_SIGN_IN
+        case errors.OIDCError():
+            why = f"keyless publishing was asked for and gave no token: {_quote(error)}"
+            hint = (
+                "Give the job `permissions: id-token: write` and make the workflow a trusted "
+                "publisher of the repository, or unset HF_OIDC_RESOURCE and give a token."
+            )
+        case errors.OfflineModeIsEnabled():
+            why = "HF_HUB_OFFLINE forbids the network"
+            hint = "Unset HF_HUB_OFFLINE, or work from a local folder with --save-only."
+        case httpx2.TimeoutException() | TimeoutError():
+            why = f"{_CUT_OFF}, it did not answer in time"
+        case ConnectionError():  # of Xet, by which the client sends large files
+            why = f"{_CUT_OFF}: {_quote(error)}"
+            hint = f"{_CHECK_THE_NETWORK} {WITHOUT_XET}"
+        case httpx2.TransportError():
+            why = f"{_CUT_OFF}, {_quote(error) or 'the connection broke'}"
+        case json.JSONDecodeError():
+            why = f"{_CUT_OFF}, what answers in its place does not speak JSON"
+        case _:
+            return None
+    return HubError(f"{failed}: {why}.", hint=hint)
+
+
+def _refused(error: "HfHubHTTPError", repo_id: str, failed: str) -> HubError:
+    """A refusal by HTTP status, or by the finer code that the client has already read."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    status = error.response.status_code
+    said = f" The Hub said: {quoted}" if (quoted := _quote(error.server_message)) else ""
+    match error:
+        case GatedRepoError():
+            why = f"{repo_id} is gated, and this account was not granted access."
+            hint = (
+                "Ask for access on the repository's page, then give a token of that account "
+                "(HF_TOKEN) that may read gated repositories."
+            )
+        case RepositoryNotFoundError():
+            why = f"{repo_id} does not exist, or is private and this token may not see it."
+            hint = "Check the spelling, or give a token that has access (HF_TOKEN)."
+        case RevisionNotFoundError():
+            why = f"{repo_id} has no such revision."
+            hint = "Name an existing branch, tag or commit sha."
+        case EntryNotFoundError():
+            why = f"a file is missing from {repo_id}.{said}"
+            hint = "Look at the repository's files; if one has just been deleted, run again."
+        case _ if status == 401:
+            why = "the Hub does not accept the token: it is wrong, expired or revoked."
+            hint = HOW_TO_SIGN_IN
+        case _ if status == 403:
+            why = f"the token does not have the rights to do that in {repo_id}.{said}"
+            hint = HOW_TO_SIGN_IN
+        case _ if status == 404:
+            why = f"{repo_id}, or something asked for in it, does not exist.{said}"
+            hint = "Check the spelling of the repository and of HF_ENDPOINT if it is set."
+        case _ if status == 412:
+            why = f"others kept pushing to {repo_id} at the same time."
+            hint = "Run again when they are done."
+        case _ if status == 429:
+            wait = error.response.headers.get("Retry-After", "")
+            why = "the Hub has had too many requests from this account or address."
+            hint = f"Run again in {wait} seconds." if wait.isdecimal() else "Run again later."
+        case _ if status >= 500:
+            why = f"the Hub has a problem of its own (HTTP {status}).{said}"
+            hint = "See https://status.huggingface.co, and run again later."
+        case _:
+            why = f"the Hub refused (HTTP {status}).{said}"
+            hint = "Its message tells what to change."
+    return HubError(f"{failed}: {why}", hint=hint)
+
+
+def _quote(text: object) -> str:
+    """Someone else's words, on one line, short, and without anything that looks like a token."""
+    line = _TOKEN.sub("hf_***", one_line(str(text or "")))
+    return line if len(line) <= _LONGEST_QUOTE else f"{line[:_LONGEST_QUOTE]}…"

@@ -1,0 +1,267 @@
+"""One commit: the root card, the main model where the rule asks for it, and this run's variants.
+
+Everything before the commit only uploads blobs, which no branch refers to; so a failure leaves the
+repository as it was. The commit names the head that its cards were rendered for, and where others
+have pushed meanwhile, all that depends on the head is made again.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smolquant import record
+from smolquant.errors import HubError, InputError
+from smolquant.hub import WITHOUT_XET, Hub, hub_errors
+from smolquant.publish.cards import root_card, variant_card
+from smolquant.publish.front_matter import declared_license, readme_text
+from smolquant.publish.main_model import MainModel, MainModelChange, main_model_change, main_weights
+from smolquant.publish.target import README, Target, find_tag, inspect_target
+from smolquant.record import InvalidRecord, VariantRecord
+from smolquant.text import one_line
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
+
+    CommitOperation = CommitOperationAdd | CommitOperationDelete
+
+MAX_TRIES = 5
+_FIRST_PAUSE = 1.0
+"""Seconds before the second try; it doubles from try to try."""
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What one run puts into the repository."""
+
+    variants: Mapping[str, Path]
+    """By name: the folder with its finished files, quantization.json among them."""
+    records: Mapping[str, VariantRecord]
+    """Of the same variants."""
+    source_identity: str
+    """Of the checkpoint that this run worked on; other variants made from another are shown so."""
+    base_model: str | None = None
+    """Hub id of that checkpoint; None for a folder, which is the main model where there is one."""
+    main_model: MainModel | None = None
+    """Only for a local checkpoint; a Hub repository's weights are never pushed into another."""
+    terms: Mapping[str, str] | None = None
+    """License entries of the source's card; None: those of the target's own."""
+    private: bool = False
+    """Whether the repository is private if this run creates it."""
+    create_pr: bool = False
+    message: str = "Publish quantized variants"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where everything is now."""
+
+    repo_url: str
+    commit_sha: str
+    commit_url: str
+    pull_request_url: str | None
+    variant_urls: Mapping[str, str]
+
+
+def publish(
+    hub: Hub, target: Target, publication: Publication, *, notify: Callable[[str], None]
+) -> Published:
+    """Create the repository if it is missing, and commit.
+
+    A repository that this call created and could not fill stays, empty: deleting one is not ours
+    to do, and the next run finds the uploaded files there.
+
+    Args:
+        target: as inspected before; inspected again when others have pushed since.
+        notify: gets a line for people at each step.
+
+    Raises:
+        HubError: the Hub refused or cannot be reached, or others kept pushing.
+        InputError: what others have pushed meanwhile conflicts: different main weights.
+    """
+    repo_id = target.repo_id
+    if not target.exists:
+        notify(f"Creating {repo_id}")
+        target = _create_repo(hub, repo_id, private=publication.private)
+    commit = _commit_on_head(hub, target, publication, notify)
+    revision = commit.pr_revision or "main"
+    return Published(
+        repo_url=hub.url(repo_id),
+        commit_sha=commit.oid,
+        commit_url=commit.commit_url,
+        pull_request_url=commit.pr_url,
+        variant_urls={name: hub.url(repo_id, name, revision) for name in publication.variants},
+    )
+
+
+def tag_commit(hub: Hub, repo_id: str, tag: str, commit: str) -> None:
+    """Tag a commit, given by its sha; that it has the tag already is fine.
+
+    Raises:
+        HubError: another commit was given the tag meanwhile, or the Hub refused.
+    """
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with hub_errors(repo_id, f"tagging {commit[:7]} (which is published) as {tag}"):
+        try:
+            hub.api.create_tag(repo_id, tag=tag, revision=commit)
+            return
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:
+                raise
+    if find_tag(hub, repo_id, tag) != commit:
+        raise HubError(
+            f"The variants are published ({commit[:7]}), but {tag} names another commit by now.",
+            hint="Choose another tag for this commit, or delete that one first.",
+        )
+
+
+def write_local(output_dir: Path, publication: Publication) -> None:
+    """Write the same cards beside variants that stay on this machine; nothing else is touched.
+
+    Variants that earlier runs left in ``output_dir`` are in the root card too.
+    """
+    shown = output_dir.as_posix()
+    location = shown if output_dir.is_absolute() else f"./{shown}"
+    for name, made in publication.records.items():
+        card = variant_card(
+            made,
+            location=location,
+            base_model=publication.base_model,
+            terms=publication.terms or {},
+        )
+        _write(output_dir / name / README, card)
+    readme = output_dir / README
+    card = root_card(
+        readme_text(readme.read_bytes(), shown) if readme.is_file() else None,
+        local_records(output_dir) | dict(publication.records),
+        location=location,
+        has_main_model=False,
+        source_identity=publication.source_identity,
+    )
+    _write(readme, card)
+
+
+def local_records(output_dir: Path) -> dict[str, VariantRecord]:
+    """By name: the variants in ``output_dir`` that have all their files, as far as sizes tell."""
+    records = {}
+    for path in sorted(output_dir.glob(f"*/{record.FILE_NAME}")):
+        try:
+            found = VariantRecord.from_json(path.read_text(encoding="utf-8"))
+        except (InvalidRecord, UnicodeDecodeError):
+            continue
+        if found.variant == path.parent.name and _is_complete(path.parent, found):
+            records[found.variant] = found
+    return records
+
+
+def _create_repo(hub: Hub, repo_id: str, *, private: bool) -> Target:
+    with hub_errors(repo_id, f"creating {repo_id}"):
+        # Not private leaves it to the organization's default. exist_ok: another run may be first.
+        hub.api.create_repo(repo_id, private=private or None, exist_ok=True)
+    target = inspect_target(hub, repo_id)
+    if not target.exists:
+        raise HubError(
+            f"{repo_id} was created, and cannot be seen.",
+            hint="Give the token read access to it, then run again.",
+        )
+    return target
+
+
+def _commit_on_head(
+    hub: Hub, target: Target, publication: Publication, notify: Callable[[str], None]
+) -> "CommitInfo":
+    """Commit on the head of the branch, following it while others push."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    pause = _FIRST_PAUSE
+    for attempt in range(1, MAX_TRIES + 1):
+        operations = _operations(target, publication)
+        notify(f"Uploading {len(operations)} files to {target.repo_id}")
+        with hub_errors(target.repo_id, f"publishing to {target.repo_id}"):
+            try:
+                return _create_commit(hub, target, publication, operations)
+            except HfHubHTTPError as error:
+                if error.response.status_code != 412 or attempt == MAX_TRIES:
+                    raise
+        notify(f"Others have pushed to {target.repo_id} meanwhile; starting from their commit")
+        time.sleep(pause)
+        pause *= 2
+        target = inspect_target(hub, target.repo_id)
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _create_commit(
+    hub: Hub, target: Target, publication: Publication, operations: "list[CommitOperation]"
+) -> "CommitInfo":
+    try:
+        return hub.api.create_commit(
+            target.repo_id,
+            operations,
+            commit_message=publication.message,
+            parent_commit=target.head,
+            create_pr=publication.create_pr,
+        )
+    except RuntimeError as error:
+        if error.__cause__ is not None:  # the client's wrapping of what hub_errors explains
+            raise
+        raise HubError(
+            f"Uploading to {target.repo_id} failed: {one_line(str(error))}",
+            hint=f"Run again: what has arrived is not sent again. {WITHOUT_XET}",
+        ) from error
+    except ValueError as error:
+        if "README.md" not in str(error):
+            raise
+        raise InputError(
+            f"The Hub does not accept the front matter of README.md: {error}",
+            hint="Correct it in the repository, then run again.",
+        ) from error
+
+
+def _operations(target: Target, publication: Publication) -> "list[CommitOperation]":
+    """All that the commit does, for the repository as it is in ``target``."""
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+    change = MainModelChange()
+    if publication.main_model is not None:
+        change = main_model_change(publication.main_model, target.root_files)
+    contents: dict[str, bytes | Path] = dict(change.add)
+    stale = list(change.delete)
+    has_main_model = bool(main_weights([*target.root_files, *change.add]))
+    contents[README] = root_card(
+        target.readme,
+        dict(target.records) | dict(publication.records),
+        location=target.repo_id,
+        has_main_model=has_main_model,
+        source_identity=publication.source_identity,
+    ).encode()
+    base_model = publication.base_model or (target.repo_id if has_main_model else None)
+    terms = publication.terms
+    if terms is None:
+        terms = declared_license(target.readme)
+    for name, folder in publication.variants.items():
+        made = publication.records[name]
+        files: dict[str, bytes | Path] = {
+            file: folder / file for file in (*made.files, record.FILE_NAME)
+        }
+        card = variant_card(made, location=target.repo_id, base_model=base_model, terms=terms)
+        files[README] = card.encode()
+        contents |= {f"{name}/{file}": content for file, content in files.items()}
+        gone = set(target.folders.get(name, ())) - set(files)
+        stale += [f"{name}/{file}" for file in sorted(gone)]
+    return [
+        *(CommitOperationAdd(path, content) for path, content in contents.items()),
+        *(CommitOperationDelete(path, is_folder=False) for path in stale),
+    ]
+
+
+def _is_complete(folder: Path, made: VariantRecord) -> bool:
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == file.size
+        for name, file in made.files.items()
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="")

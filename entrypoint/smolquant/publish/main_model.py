@@ -1,0 +1,87 @@
+"""The rule for the main model, at the repository's root, when a local checkpoint is published.
+
+Weights that are not there are pushed, equal ones are left alone, and different ones are a mistake
+unless the owner says so: the variants would belong to other weights than those beside them.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from smolquant.checkpoint.source import LocalFile
+from smolquant.errors import InputError
+from smolquant.publish.target import RemoteFile
+
+_WEIGHTS = re.compile(r"(?:pytorch_)?model(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
+_INDEX = re.compile(r"(?:pytorch_)?model\.(?:safetensors|bin)\.index\.json")
+
+
+@dataclass(frozen=True)
+class MainModel:
+    """A local checkpoint as the main model of the repository."""
+
+    files: Mapping[str, LocalFile]
+    """Config, tokenizer and weights by name; names are flat or end up in the same subfolders."""
+    replace: bool = False
+    """Whether it may replace different weights."""
+
+
+@dataclass(frozen=True)
+class MainModelChange:
+    """What the commit does at the root of the repository."""
+
+    add: Mapping[str, Path] = field(default_factory=dict)
+    delete: tuple[str, ...] = ()
+
+
+def main_model_change(main: MainModel, root_files: Mapping[str, RemoteFile]) -> MainModelChange:
+    """What has to change at the root for ``main`` to be the main model; nothing if it is already.
+
+    Raises:
+        InputError: the root has different weights, and ``main`` may not replace them.
+    """
+    remote = main_weights(root_files)
+    local = main_weights(main.files)
+    push = {name: file.path for name, file in main.files.items()}
+    if not remote:
+        return MainModelChange(add=push)
+    # A repository may hold the same model in a second format; that one is not compared.
+    formats = {Path(name).suffix for name in local}
+    compared = {name for name in remote if Path(name).suffix in formats}
+    if compared == set(local) and all(_equal(main.files[n], root_files[n]) for n in local):
+        return MainModelChange()
+    if not main.replace:
+        different = sorted(compared ^ set(local)) or sorted(
+            name for name in local if not _equal(main.files[name], root_files[name])
+        )
+        raise InputError(
+            f"The repository has a main model with other weights ({', '.join(different[:3])}).",
+            hint="Add --replace-main if this checkpoint is its successor, or name another "
+            "repository.",
+        )
+    old = [name for name in root_files if _WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name)]
+    return MainModelChange(add=push, delete=tuple(sorted(set(old) - set(push))))
+
+
+def main_weights(names: Iterable[str]) -> list[str]:
+    """Those of a root's files that are the weights transformers loads, indexes left out, sorted."""
+    return sorted(name for name in names if _WEIGHTS.fullmatch(name))
+
+
+def _equal(local: LocalFile, remote: RemoteFile) -> bool:
+    if local.size != remote.size:
+        return False
+    if remote.sha256 is not None:
+        return local.sha256 == remote.sha256
+    return _git_sha1(local.path) == remote.git_sha1
+
+
+def _git_sha1(path: Path) -> str:
+    """Git's name of the blob: what the Hub tells of a file that is not in LFS."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,205 @@
+"""What stands in the target repository before we work, and what we may do there.
+
+Everything is read at one commit, so that it fits together whatever is pushed meanwhile.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from smolquant import record
+from smolquant.errors import HubError, InputError
+from smolquant.hub import HOW_TO_SIGN_IN, Hub, hub_errors
+from smolquant.publish.front_matter import readme_text
+from smolquant.record import InvalidRecord, VariantRecord
+
+README = "README.md"
+
+_LARGEST_TEXT = 64 * 2**20
+"""Bytes. A record of a model with a hundred thousand tensors has about 20 MiB."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file as the Hub lists it, without its content."""
+
+    size: int
+    """Bytes."""
+    sha256: str | None
+    """None for a file that git itself holds, not LFS."""
+    git_sha1: str
+    """Git's name of the blob; of the pointer where the file is in LFS."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """The target repository at one commit."""
+
+    repo_id: str
+    exists: bool
+    head: str | None = None
+    """Commit sha that the rest was read at; None for a missing repository."""
+    private: bool = False
+    readme: str | None = None
+    """The root card as it is, line ends included."""
+    records: Mapping[str, VariantRecord] = field(default_factory=dict)
+    """By subfolder: every readable ``*/quantization.json``."""
+    unreadable: tuple[str, ...] = ()
+    """Subfolders with a quantization.json that this version cannot read."""
+    root_files: Mapping[str, RemoteFile] = field(default_factory=dict)
+    folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By subfolder: the files in it and below, by their paths in the subfolder."""
+
+
+def inspect_target(hub: Hub, repo_id: str, *, revision: str | None = None) -> Target:
+    """Read what is in a repository; one that cannot be seen counts as missing.
+
+    Raises:
+        HubError: it is gated, the token is not accepted, or the Hub cannot be reached.
+        InputError: the id is not one, or the README or its front matter cannot be read.
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.hf_api import RepoFile
+
+    with hub_errors(repo_id, f"looking into {repo_id}"):
+        try:
+            info = hub.api.model_info(repo_id, revision=revision)
+        except GatedRepoError:
+            raise
+        except RepositoryNotFoundError:
+            return Target(repo_id, exists=False)
+        listing = hub.api.list_repo_tree(repo_id, recursive=True, revision=info.sha)
+        files = {item.path: _remote_file(item) for item in listing if isinstance(item, RepoFile)}
+
+    assert info.sha is not None
+    folders: dict[str, list[str]] = {}
+    for path in sorted(files):
+        folder, slash, name = path.partition("/")
+        if slash:
+            folders.setdefault(folder, []).append(name)
+    readme = None
+    if README in files:  # one that cannot be edited is refused now, not after hours of work
+        readme = readme_text(_download(hub, repo_id, README, info.sha), repo_id)
+    records, unreadable = _read_records(hub, repo_id, info.sha, files, folders)
+    return Target(
+        repo_id,
+        exists=True,
+        head=info.sha,
+        private=bool(info.private),
+        readme=readme,
+        records=records,
+        unreadable=unreadable,
+        root_files={path: file for path, file in files.items() if "/" not in path},
+        folders={folder: tuple(names) for folder, names in folders.items()},
+    )
+
+
+def check_write_access(hub: Hub, target: Target) -> None:
+    """Make sure, before any work, that the run will be able to publish.
+
+    Raises:
+        HubError: there is no token, or it does not have the rights.
+    """
+    repo_id = target.repo_id
+    if not hub.has_token():
+        raise HubError(f"Publishing to {repo_id} needs a Hugging Face token.", hint=HOW_TO_SIGN_IN)
+    if target.exists:
+        with hub_errors(repo_id, f"getting write access to {repo_id}"):
+            hub.api.auth_check(repo_id, write=True)
+        return
+    with hub_errors(repo_id, "finding out whose the token is"):
+        account = hub.api.whoami()
+    if reason := _why_not_create(account, repo_id):
+        raise HubError(
+            f"{repo_id} does not exist (or is private and hidden from this token), and cannot be "
+            f"created: {reason}.",
+            hint="Check the spelling, or give a token that may write there, from "
+            "https://huggingface.co/settings/tokens.",
+        )
+
+
+def check_tag(hub: Hub, target: Target, tag: str, expected: str | None = None) -> None:
+    """Make sure that a tag is free, or already where it belongs.
+
+    Args:
+        expected: the commit that the tag is to name; None when that is still to be made, and any
+            existing tag of the name is in the way.
+
+    Raises:
+        InputError: the tag names another commit.
+    """
+    commit = find_tag(hub, target.repo_id, tag) if target.exists else None
+    if commit is not None and commit != expected:
+        raise InputError(
+            f"The tag {tag} already exists in {target.repo_id}, at commit {commit[:7]}.",
+            hint="Choose another tag, or delete that one first; a released tag is never moved.",
+        )
+
+
+def find_tag(hub: Hub, repo_id: str, tag: str) -> str | None:
+    """The commit that a tag names, None if there is no such tag."""
+    with hub_errors(repo_id, f"reading the tags of {repo_id}"):
+        tags = hub.api.list_repo_refs(repo_id).tags
+    return next((ref.target_commit for ref in tags if ref.name == tag), None)
+
+
+def _remote_file(entry: Any) -> RemoteFile:
+    return RemoteFile(
+        size=entry.size, sha256=entry.lfs.sha256 if entry.lfs else None, git_sha1=entry.blob_id
+    )
+
+
+def _read_records(
+    hub: Hub,
+    repo_id: str,
+    sha: str,
+    files: Mapping[str, RemoteFile],
+    folders: Mapping[str, list[str]],
+) -> tuple[dict[str, VariantRecord], tuple[str, ...]]:
+    records, unreadable = {}, []
+    for folder, names in folders.items():
+        path = f"{folder}/{record.FILE_NAME}"
+        if record.FILE_NAME not in names:
+            continue
+        try:
+            if files[path].size > _LARGEST_TEXT:
+                raise InvalidRecord("too large")
+            found = VariantRecord.from_json(_download(hub, repo_id, path, sha).decode())
+            if found.variant != folder:
+                raise InvalidRecord("it is another variant's")
+            records[folder] = found
+        except (InvalidRecord, UnicodeDecodeError):
+            unreadable.append(folder)
+    return records, tuple(unreadable)
+
+
+def _download(hub: Hub, repo_id: str, path: str, sha: str) -> bytes:
+    with hub_errors(repo_id, f"reading {path} of {repo_id}"):
+        return Path(hub.api.hf_hub_download(repo_id, path, revision=sha)).read_bytes()
+
+
+def _why_not_create(account: Mapping[str, Any], repo_id: str) -> str:
+    """Why a token may not create a repository; empty if it may, or if its rights are not told.
+
+    ``account`` is the answer of ``GET /api/whoami-v2``.
+    """
+    namespace = repo_id.partition("/")[0]
+    token = account.get("auth", {}).get("accessToken") or {}
+    if token.get("role") == "read":
+        return "the token has the role read"
+    roles = {org.get("name"): org.get("roleInOrg") for org in account.get("orgs", ())}
+    if namespace != account.get("name") and namespace not in roles:
+        return f"the token is {account.get('name')}'s, who is no member of {namespace}"
+    if roles.get(namespace) == "read":
+        return f"{account.get('name')} may only read in {namespace}"
+    if token.get("role") == "fineGrained":
+        scopes = token.get("fineGrained", {}).get("scoped", ())
+        writable = {
+            scope.get("entity", {}).get("name")
+            for scope in scopes
+            if "repo.write" in scope.get("permissions", ())
+        }
+        if not writable & {namespace, repo_id}:
+            return f"the fine-grained token has no write rights on {namespace}"
+    return ""

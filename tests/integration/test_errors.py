@@ -1,0 +1,191 @@
+"""Every way in which a user can go wrong: one message with cause and next step, the right exit code."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import models
+from command import Run
+from conftest import WRITE
+from localhub import LocalHub
+
+RunSmolquant = Callable[..., Run]
+
+
+@pytest.fixture
+def failing(smolquant: RunSmolquant) -> Callable[..., str]:
+    """Runs the command as a workflow's step, expects it to fail, and returns its one annotation."""
+
+    def run(*arguments: str | Path, code: int, **options: object) -> str:
+        finished = smolquant("quantize", *arguments, actions=True, **options)
+        assert finished.exit_code == code, finished.log
+        assert len(finished.annotations) == 1, finished.log
+        assert "Traceback" not in finished.log
+        annotation = finished.annotations[0]
+        what, _, next_step = annotation.partition("%0A")
+        assert what and next_step, "what happened, and what to do"
+        assert finished.report["error"]["exit_code"] == code
+        assert finished.outputs["changed"] == "false"
+        assert finished.outputs["commit-sha"] == ""
+        assert "failed" in finished.summary.lower() or "not" in finished.summary.lower()
+        return annotation
+
+    return run
+
+
+def test_inputs_are_refused_with_code_2(failing: Callable[..., str], checkpoint: Path) -> None:
+    assert "no repository to publish into" in failing(checkpoint, code=2)
+    assert "'int3' is not a quantization type" in failing(
+        checkpoint, "--save-only", "--quant-type", "int3", code=2
+    )
+    assert "has no kernel" in failing(checkpoint, "--save-only", "--group-size", "48", code=2)
+    assert "not a valid integer" in failing(
+        checkpoint, "--save-only", "--group-size", "many", code=2
+    )
+    assert "--token stands on the command line" in failing(
+        checkpoint, "--save-only", "--token", "hf_x", code=2
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("SAVE-ONLY", "maybe"), ("GROUP-SIZE", "x"), ("DEVICE", "tpu")]
+)
+def test_inputs_of_an_action_are_refused_the_same(
+    smolquant: RunSmolquant, checkpoint: Path, name: str, value: str
+) -> None:
+    env = {"INPUT_MODEL-PATH": str(checkpoint), f"INPUT_{name}": value}
+    run = smolquant(actions=True, env=env)
+    assert run.exit_code == 2, run.log
+    assert len(run.annotations) == 1
+    assert value in run.annotations[0]
+
+
+def change_weights(folder: Path, name: str, value: float | torch.Tensor) -> None:
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    state[name].view(-1)[-1] = value
+    save_file(state, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_weights_that_are_not_finite_are_named(
+    failing: Callable[..., str], checkpoint: Path, tmp_path: Path, name: str, value: float
+) -> None:
+    change_weights(checkpoint, name, value)
+    annotation = failing(checkpoint, "--save-only", code=3)
+    assert f"The weight {name!r} holds" in annotation
+    assert ("NaN" if value != value else "infinity") in annotation
+    left = [path.name for path in (tmp_path / "quantized").iterdir()]
+    assert left == ["report.json"], "nothing half-made is left"
+
+
+def test_large_but_finite_weights_are_no_infinity(
+    smolquant: RunSmolquant, checkpoint: Path
+) -> None:
+    state = load_file(checkpoint / "model.safetensors")
+    state["model.norm.weight"].fill_(3e38)
+    save_file(state, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    run = smolquant("quantize", checkpoint, "--save-only")
+    assert run.exit_code == 0, run.log
+
+
+def test_values_too_large_for_float16(failing: Callable[..., str], checkpoint: Path) -> None:
+    change_weights(checkpoint, "model.layers.0.mlp.up_proj.weight", 1e6)
+    annotation = failing(checkpoint, "--save-only", "--dtype", "float16", code=3)
+    assert "too large for torch.float16" in annotation
+    assert "up_proj" in annotation
+    change_weights(checkpoint, "model.layers.0.mlp.up_proj.weight", 3e38)
+    assert "too large to quantize" in failing(checkpoint, "--save-only", code=3)
+
+
+def test_unusable_checkpoints(failing: Callable[..., str], checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-10])
+    assert "truncated or corrupt" in failing(checkpoint, "--save-only", code=3)
+
+    weights.unlink()
+    assert "There are no weights" in failing(checkpoint, "--save-only", code=3)
+
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
+    (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "which is not there" in failing(checkpoint, "--save-only", code=3)
+
+
+def test_models_that_cannot_be_quantized_honestly(
+    failing: Callable[..., str], tmp_path: Path
+) -> None:
+    gpt2 = models.save(tmp_path / "gpt2", models.GPT2())
+    assert "Conv1D" in failing(gpt2, "--save-only", code=3)
+    moe = models.save(tmp_path / "moe", models.MOE())
+    assert "mixture of experts" in failing(moe, "--save-only", code=3)
+    (gpt2 / "config.json").write_text('{"model_type": "hal9000"}')
+    assert "hal9000" in failing(gpt2, "--save-only", code=3)
+    (gpt2 / "config.json").write_text(
+        '{"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}'
+    )
+    assert "--trust-remote-code" in failing(gpt2, "--save-only", code=3)
+
+
+def test_a_gpu_that_is_not_there(failing: Callable[..., str], checkpoint: Path) -> None:
+    assert "no CUDA device" in failing(checkpoint, "--save-only", "--device", "cuda", code=4)
+
+
+def test_a_disk_that_is_too_small(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    from smolquant import pipeline
+    from smolquant.errors import MachineError
+
+    class Plan:
+        size_bytes = 10**9
+
+    usage = shutil.disk_usage(checkpoint)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
+    with pytest.raises(MachineError, match=r"1\.00 GB, and .* has 1\.00 MB free"):
+        pipeline._check_disk(checkpoint, {"int8": Plan()})  # type: ignore[dict-item]
+
+
+def test_a_folder_of_the_users_is_not_overwritten(
+    failing: Callable[..., str], checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "quantized/int8").mkdir(parents=True)
+    (tmp_path / "quantized/int8/thesis.txt").write_text("years of work")
+    assert "something other than a variant" in failing(checkpoint, "--save-only", code=2)
+    assert (tmp_path / "quantized/int8/thesis.txt").read_text() == "years of work"
+
+
+def test_models_of_the_hub_that_cannot_be_read(
+    failing: Callable[..., str], hub: LocalHub
+) -> None:
+    token = {"hub": hub, "token": WRITE.value}
+    assert "does not exist" in failing("alice/missing", code=5, **token)
+    hub.create_repo("bob/secret", owner="bob", private=True)
+    assert "does not exist, or is private" in failing("bob/secret", "alice/x", code=5, **token)
+    hub.create_repo("bob/gated", owner="bob").gated = True
+    hub.commit("bob/gated", {"config.json": b"{}", "model.safetensors": b"x"})
+    assert "gated" in failing("bob/gated", "alice/x", code=5, **token)
+    hub.create_repo("alice/empty")
+    assert "There are no weights" in failing("alice/empty", code=3, **token)
+
+
+def test_a_hub_that_is_not_there(failing: Callable[..., str]) -> None:
+    annotation = failing("alice/model", code=5, token=WRITE.value)
+    assert "cannot be reached" in annotation
+
+
+def test_text_of_a_model_repository_forms_no_workflow_command(
+    smolquant: RunSmolquant, checkpoint: Path
+) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["model_type"] = "x\n::set-output name=a::b\n::stop-commands::t"
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    run = smolquant("quantize", checkpoint, "--save-only", actions=True)
+    assert run.exit_code == 3
+    commands = {line.split(" ")[0].strip(":") for line in run.log.splitlines() if line.startswith("::")}
+    assert {command.split("::")[0] for command in commands} <= {"group", "endgroup", "error"}

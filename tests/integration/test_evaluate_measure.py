@@ -1,0 +1,240 @@
+"""Source and variants measured from their files, against the textbook formulas on models in memory."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+import models
+from evaluate_parts import quantize_folder
+from smolquant.architecture import Architecture
+from smolquant.checkpoint.reader import Checkpoint
+from smolquant.errors import CheckpointError, GateError, MachineError
+from smolquant.evaluate import measure
+from smolquant.evaluate.gate import Gate, judge, parse_limits, refuse_garbage
+from smolquant.evaluate.measure import Evaluation
+from smolquant.evaluate.speed import measure_speed
+from smolquant.int4_kernels import pack_model
+from smolquant.record import Metrics
+
+WINDOWS = torch.randint(3, 320, (4, 64), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    """A small Gemma 3 and its variants; only to be read."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    source = models.save(folder / "source", models.FAMILIES["gemma3"]())
+    return source, quantize_folder(source, folder / "out")
+
+
+def evaluate(source: Path, variants: dict[str, Path], **options: object) -> dict[str, Metrics]:
+    architecture = Architecture(source, trust_remote_code=False)
+    with (
+        Checkpoint(sorted(source.glob("*.safetensors"))) as checkpoint,
+        Evaluation(architecture, checkpoint, variants, WINDOWS, **options) as evaluation,  # type: ignore[arg-type]
+    ):
+        return evaluation.run()
+
+
+def log_probabilities(folder: Path) -> torch.Tensor:
+    """(tokens, vocabulary) in float64, with the output head in float32 as the evaluation has it."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    pack_model(model)
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(head.weight.float())
+    head.register_forward_pre_hook(lambda _, args: (args[0].float(),))
+    with torch.inference_mode():
+        logits = torch.cat([model(window.unsqueeze(0)).logits[:, :-1] for window in WINDOWS])
+    return functional.log_softmax(logits.flatten(0, 1).double(), dim=-1)
+
+
+@pytest.mark.parametrize("variant", ["int8", "int4", "int8_dynamic"])
+def test_metrics_are_those_of_the_textbook(
+    made: tuple[Path, dict[str, Path]], variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "VOCABULARY_BLOCK", 100)  # several blocks, the last one smaller
+    monkeypatch.setattr(measure, "TOKEN_BLOCK", 50)
+    source, variants = made
+    metrics = evaluate(source, variants)[variant]
+    exact, quantized = log_probabilities(source), log_probabilities(variants[variant])
+    targets = WINDOWS[:, 1:].flatten()
+    perplexity = functional.nll_loss(quantized, targets).exp().item()
+    source_perplexity = functional.nll_loss(exact, targets).exp().item()
+    kl = functional.kl_div(quantized, exact, log_target=True, reduction="batchmean").item()
+    agreement = (exact.argmax(-1) == quantized.argmax(-1)).double().mean().item()
+    assert kl > 1e-4
+    assert metrics.perplexity == pytest.approx(perplexity, rel=1e-4)
+    assert metrics.source_perplexity == pytest.approx(source_perplexity, rel=1e-4)
+    assert metrics.perplexity_increase_percent == pytest.approx(
+        100 * (perplexity / source_perplexity - 1), abs=1e-3
+    )
+    assert metrics.mean_kl == pytest.approx(kl, rel=1e-3)
+    assert metrics.top1_agreement == pytest.approx(agreement, abs=1e-6)
+
+
+def test_the_same_inputs_give_the_same_numbers(made: tuple[Path, dict[str, Path]]) -> None:
+    source, variants = made
+    together = evaluate(source, variants)
+    assert evaluate(source, variants) == together
+    alone = evaluate(source, {"int4": variants["int4"]})
+    assert alone["int4"] == together["int4"]
+
+
+def test_progress_reaches_its_total(made: tuple[Path, dict[str, Path]]) -> None:
+    source, variants = made
+    told: list[int] = []
+    architecture = Architecture(source, trust_remote_code=False)
+    with (
+        Checkpoint(sorted(source.glob("*.safetensors"))) as checkpoint,
+        Evaluation(architecture, checkpoint, variants, WINDOWS, advance=told.append) as evaluation,
+    ):
+        evaluation.run()
+        assert sum(told) == evaluation.work_bytes
+
+
+def spoil(folder: Path, spoiled: Path, parts: str, change: str) -> Path:
+    """A copy of a variant with the parts of one kind changed in its files."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    spoiled.mkdir()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        for name, tensor in tensors.items():
+            if not name.endswith(parts):
+                continue
+            if change == "nan":
+                tensors[name] = tensor.fill_(float("nan"))
+            else:  # one group's values under its neighbour's scale
+                tensors[name] = tensor.roll(1, dims=0).contiguous()
+        save_file(tensors, spoiled / file.name, metadata)
+    return spoiled
+
+
+def test_a_spoiled_variant_fails_the_gate_and_a_good_one_passes(
+    made: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    source, variants = made
+    spoiled = spoil(variants["int8"], tmp_path / "spoiled", "_weight_qdata", "roll")
+    bad = evaluate(source, {"int8": spoiled})["int8"]
+    good = evaluate(source, variants)["int8"]
+    assert good.mean_kl is not None
+    assert bad.mean_kl is not None
+    assert bad.mean_kl > 20 * good.mean_kl
+    gate = Gate(kl=parse_limits(f"int8={good.mean_kl:.12f}", "--max-kl"))
+    assert judge({"int8": bad}, gate) is not None
+    assert judge({"int8": good}, Gate(kl={"int8": good.mean_kl})) is None
+    with pytest.raises(GateError, match="something is broken"):
+        refuse_garbage("int8", bad)
+    refuse_garbage("int8", good)
+
+
+def test_a_variant_that_computes_nan_is_never_published(
+    made: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    source, variants = made
+    spoiled = spoil(variants["int8"], tmp_path / "spoiled", "q_proj._weight_scale", "nan")
+    with pytest.raises(GateError, match="int8 computes NaN or infinity"):
+        evaluate(source, {"int8": spoiled})
+
+
+def test_a_source_that_computes_infinity_is_unusable(tmp_path: Path) -> None:
+    model = models.build(models.FAMILIES["llama"]())
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.fill_(3e38)
+    model.save_pretrained(tmp_path / "source")
+    with pytest.raises(CheckpointError, match="The source's own predictions are not finite"):
+        evaluate(tmp_path / "source", {})
+
+
+def test_too_little_memory_is_told_with_numbers(
+    made: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, variants = made
+    architecture = Architecture(source, trust_remote_code=False)
+    with (
+        Checkpoint(sorted(source.glob("*.safetensors"))) as checkpoint,
+        Evaluation(architecture, checkpoint, variants, WINDOWS) as evaluation,
+    ):
+        evaluation.require_memory()
+        monkeypatch.setattr(measure, "available_bytes", lambda: 1_000_000)
+        with pytest.raises(MachineError, match=r"needs \d+ MB of memory, and 1\.00 MB are left"):
+            evaluation.require_memory()
+
+
+_MEASURE_PEAK = """
+import json, resource, sys
+from pathlib import Path
+import torch
+from smolquant.architecture import Architecture
+from smolquant.checkpoint.reader import Checkpoint
+from smolquant.evaluate.measure import Evaluation
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+def run(root):
+    source = root / "source"
+    variants = {name: root / "out" / name for name in ("int8", "int4", "int8_dynamic")}
+    windows = torch.arange(256).reshape(4, 64)
+    with (
+        Checkpoint(sorted(source.glob("*.safetensors"))) as checkpoint,
+        Evaluation(Architecture(source, trust_remote_code=False), checkpoint, variants, windows) as it,
+    ):
+        it.run()
+        return max(model.largest_layer_bytes for model in it._models), it.needed_bytes
+
+run(Path(sys.argv[1]))  # libraries and kernels come into memory
+base = peak()
+layer, promised = run(Path(sys.argv[2]))
+print(json.dumps({"grown": peak() - base, "layer": layer, "promised": promised}))
+"""
+
+
+def test_a_model_is_measured_in_the_memory_of_its_largest_layer(
+    made: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    sizes = models.SIZES | {"hidden_size": 1024, "intermediate_size": 8192, "num_hidden_layers": 8}
+    source = models.save(tmp_path / "source", LlamaConfig(**sizes))
+    quantize_folder(source, tmp_path / "out")
+    small = made[0].parent
+    child = subprocess.run(
+        [sys.executable, "-c", _MEASURE_PEAK, small, tmp_path],
+        check=True,
+        capture_output=True,
+    )
+    seen = json.loads(child.stdout.splitlines()[-1])
+    whole = (source / "model.safetensors").stat().st_size
+    assert seen["layer"] > 50_000_000
+    assert whole > 7 * seen["layer"]
+    assert seen["grown"] < 1.5 * seen["layer"]
+    assert seen["grown"] < seen["promised"]
+
+
+def test_speed_and_peak_memory_are_measured_in_a_process_of_their_own(
+    made: tuple[Path, dict[str, Path]],
+) -> None:
+    source, variants = made
+    for folder in (source, variants["int4"]):
+        speed = measure_speed(folder, weight_bytes=10**6)
+        assert speed is not None
+        assert speed.decode_tokens_per_second > 1
+        assert speed.prefill_tokens_per_second > speed.decode_tokens_per_second
+        assert 10**8 < speed.peak_memory_bytes < 2 * 10**9
+
+
+def test_speed_is_none_where_it_cannot_be_had(
+    made: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    source, _ = made
+    assert measure_speed(source, weight_bytes=10**15) is None, "does not fit"
+    assert measure_speed(source, weight_bytes=10**6, timeout=0.1) is None, "takes too long"
+    assert measure_speed(tmp_path / "nothing", weight_bytes=10**6) is None, "cannot be loaded"

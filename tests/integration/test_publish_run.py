@@ -1,0 +1,343 @@
+"""The whole command against the local Hub: what a release workflow would see."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import models
+from command import Run
+from conftest import OTHER, READ, WRITE
+from localhub import LocalHub
+
+REPO = "alice/model"
+RunSmolquant = Callable[..., Run]
+
+
+@pytest.fixture
+def publish(smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path) -> RunSmolquant:
+    """Publishes ``checkpoint`` into alice's repo, as a step of a workflow."""
+
+    def run(*options: str, model: str | Path = checkpoint, token: str = WRITE.value) -> Run:
+        return smolquant(
+            "quantize", model, REPO, *options, hub=hub, token=token, actions=True
+        )
+
+    return run
+
+
+def files(hub: LocalHub, folder: str = "") -> set[str]:
+    prefix = f"{folder}/" if folder else ""
+    return {path for path in hub.repo(REPO).files("main") if path.startswith(prefix)}
+
+
+def titles(hub: LocalHub) -> list[str]:
+    """Titles of the commits, the one that creates the repository left out, newest first."""
+    return [commit.title for commit in hub.repo(REPO).commits][:-1]
+
+
+STOCK = """
+import sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+repo, variant, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(repo, subfolder=variant)
+tokenizer = AutoTokenizer.from_pretrained(repo, subfolder=variant)
+assert "smolquant" not in sys.modules
+with torch.no_grad():
+    logits = model(torch.arange(3, 43).unsqueeze(0)).logits.float()
+torch.save({"logits": logits, "chat_template": tokenizer.chat_template}, out)
+"""
+
+
+def from_hub(hub: LocalHub, folder: Path, repo: str, variant: str) -> dict[str, Any]:
+    """Logits and template of a variant, loaded from the Hub by stock transformers alone."""
+    environ = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": WRITE.value,
+        "HF_HOME": str(folder / "stock_home"),
+    }
+    out = folder / "stock.pt"
+    subprocess.run([sys.executable, "-c", STOCK, repo, variant, out], env=environ, check=True)
+    loaded: dict[str, Any] = torch.load(out)
+    return loaded
+
+
+def test_one_commit_holds_main_model_variants_and_cards(
+    publish: RunSmolquant, hub: LocalHub, checkpoint: Path
+) -> None:
+    run = publish("--quant-type", "both")
+
+    assert run.exit_code == 0, run.log
+    assert len(titles(hub)) == 1
+    assert {"README.md", "config.json", "model.safetensors", "tokenizer.json"} <= files(hub)
+    for variant in ("int8", "int4"):
+        assert {
+            f"{variant}/{name}"
+            for name in (
+                "README.md",
+                "config.json",
+                "generation_config.json",
+                "model.safetensors",
+                "quantization.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "chat_template.jinja",
+            )
+        } == files(hub, variant)
+    assert hub.read(REPO, "model.safetensors") == (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_outputs_summary_and_report_tell_the_same(publish: RunSmolquant, hub: LocalHub) -> None:
+    run = publish("--quant-type", "both")
+
+    head = hub.repo(REPO).head
+    assert run.outputs["commit-sha"] == run.report["commit_sha"] == head
+    assert run.outputs["changed"] == "true"
+    assert run.outputs["repo-url"] == f"{hub.url}/{REPO}"
+    assert run.outputs["int8-url"] == f"{hub.url}/{REPO}/tree/main/int8"
+    assert run.outputs["int8-dynamic-url"] == ""
+    assert run.outputs["report"] == "quantized/report.json"
+    assert run.report["variants"]["int4"]["url"] == run.outputs["int4-url"]
+    assert f"[int4]({hub.url}/{REPO}/tree/main/int4)" in run.summary.replace("`", "")
+    assert "smolquant quantize" in run.summary
+
+
+def test_a_second_run_changes_nothing(publish: RunSmolquant, hub: LocalHub) -> None:
+    publish("--quant-type", "both")
+    head = hub.repo(REPO).head
+
+    run = publish("--quant-type", "both")
+
+    assert run.exit_code == 0, run.log
+    assert run.outputs["changed"] == "false"
+    assert hub.repo(REPO).head == head
+    assert run.report["variants"]["int8"]["up_to_date"]
+    assert "up to date" in run.log
+    assert "up to date" in run.summary.lower()
+
+
+def test_the_published_model_itself_is_the_normal_source(
+    publish: RunSmolquant, smolquant: RunSmolquant, hub: LocalHub
+) -> None:
+    """Our own commit moves the repository's head, which must not make its variants stale."""
+    publish("--quant-type", "int8_weight_only")
+    first = hub.read(REPO, "int8/model.safetensors")
+
+    again = smolquant("quantize", REPO, hub=hub, token=WRITE.value, actions=True)
+    assert again.exit_code == 0, again.log
+    assert again.outputs["changed"] == "false"
+
+    more = smolquant(
+        "quantize", REPO, "--quant-type", "both", hub=hub, token=WRITE.value, actions=True
+    )
+    assert more.exit_code == 0, more.log
+    assert len(titles(hub)) == 2
+    assert files(hub, "int4")
+    assert hub.read(REPO, "int8/model.safetensors") == first
+    assert more.report["variants"]["int8"]["up_to_date"]
+    assert not more.report["variants"]["int4"]["up_to_date"]
+
+
+def test_a_changed_option_makes_only_what_it_changes(
+    publish: RunSmolquant, hub: LocalHub
+) -> None:
+    publish("--quant-type", "both", "--group-size", "128")
+    run = publish("--quant-type", "both", "--group-size", "32")
+    assert run.exit_code == 0, run.log
+    assert run.report["variants"]["int8"]["up_to_date"]
+    record = json.loads(hub.read(REPO, "int4/quantization.json"))
+    assert record["options"]["group_size"] == 32
+
+
+def test_force_makes_it_again_with_the_same_bytes(publish: RunSmolquant, hub: LocalHub) -> None:
+    publish("--quant-type", "both")
+    before = {path: hub.read(REPO, path) for path in files(hub)}
+    run = publish("--quant-type", "both", "--force")
+    assert run.exit_code == 0, run.log
+    assert not run.report["variants"]["int4"]["up_to_date"]
+    assert {path: hub.read(REPO, path) for path in files(hub)} == before
+
+
+def test_stale_files_go_and_other_variants_stay(
+    publish: RunSmolquant, hub: LocalHub
+) -> None:
+    publish("--quant-type", "int8_weight_only")
+    hub.commit(REPO, {"int4/old.bin": b"x", "int8/keep.txt": b"y"})
+    run = publish("--quant-type", "int4_weight_only")
+    assert run.exit_code == 0, run.log
+    assert "int4/old.bin" not in files(hub)
+    assert "int8/keep.txt" in files(hub)
+    card = hub.read(REPO, "README.md").decode()
+    assert "int8" in card and "int4" in card
+
+
+def test_sharded_variants_load_from_the_hub_with_stock_transformers(
+    publish: RunSmolquant, hub: LocalHub, checkpoint: Path, tmp_path: Path
+) -> None:
+    models.save_with_tokenizer(checkpoint, models.llama(layers=8))
+    run = publish("--max-shard-size", "1MB")
+    assert run.exit_code == 0, run.log
+    shards = {path for path in files(hub, "int8") if path.endswith(".safetensors")}
+    assert len(shards) == 2
+
+    loaded = from_hub(hub, tmp_path, REPO, "int8")
+    local = AutoModelForCausalLM.from_pretrained(tmp_path / "quantized", subfolder="int8")
+    assert loaded["chat_template"]
+    assert torch.equal(loaded["logits"], models.logits(local))
+
+
+def test_a_tag_names_the_published_commit(publish: RunSmolquant, hub: LocalHub) -> None:
+    assert publish("--tag", "v1.0").exit_code == 0
+    assert hub.repo(REPO).tags["v1.0"] == hub.repo(REPO).head
+
+    hub.commit(REPO, {"notes.txt": b"moved on"})
+    refused = publish("--tag", "v1.0", "--force")
+    assert refused.exit_code == 2
+    assert "The tag v1.0 already exists" in refused.annotations[0]
+
+
+def test_the_same_release_again_finds_its_tag_where_it_belongs(
+    publish: RunSmolquant, hub: LocalHub
+) -> None:
+    assert publish("--tag", "v1.0").exit_code == 0
+    again = publish("--tag", "v1.0")
+    assert again.exit_code == 0, again.log
+    assert again.outputs["changed"] == "false"
+
+
+def test_a_pull_request_leaves_main_alone(publish: RunSmolquant, hub: LocalHub) -> None:
+    hub.create_repo(REPO)
+    head = hub.repo(REPO).head
+    run = publish("--create-pr")
+    assert run.exit_code == 0, run.log
+    assert hub.repo(REPO).head == head
+    assert "/discussions/1" in run.outputs["pull-request-url"]
+
+
+def test_private_repositories(publish: RunSmolquant, hub: LocalHub) -> None:
+    assert publish("--private").exit_code == 0
+    assert hub.repo(REPO).private
+
+
+def test_different_main_weights_are_refused_before_the_work(
+    publish: RunSmolquant, hub: LocalHub, checkpoint: Path
+) -> None:
+    publish()
+    head = hub.repo(REPO).head
+    models.save_with_tokenizer(checkpoint, models.llama(layers=1))
+
+    refused = publish()
+    assert refused.exit_code == 2
+    assert "--replace-main" in refused.annotations[0]
+    assert hub.repo(REPO).head == head
+
+    replaced = publish("--replace-main")
+    assert replaced.exit_code == 0, replaced.log
+    assert hub.read(REPO, "model.safetensors") == (checkpoint / "model.safetensors").read_bytes()
+
+
+def test_a_concurrent_push_is_followed(publish: RunSmolquant, hub: LocalHub) -> None:
+    hub.create_repo(REPO)
+    hub.before_commit = lambda repo: hub.commit(REPO, {"theirs.txt": b"pushed meanwhile"})
+    run = publish()
+    assert run.exit_code == 0, run.log
+    assert {"theirs.txt", "int8/model.safetensors"} <= files(hub)
+
+
+def test_a_failing_commit_leaves_the_repository_untouched(
+    publish: RunSmolquant, hub: LocalHub
+) -> None:
+    hub.create_repo(REPO)
+    head = hub.repo(REPO).head
+    hub.fail_next("POST", r"/commit/", 403, times=9)
+    run = publish()
+    assert run.exit_code == 5
+    assert hub.repo(REPO).head == head
+    assert run.report["error"]["exit_code"] == 5
+    assert run.outputs["commit-sha"] == ""
+    assert len(run.annotations) == 1
+
+
+@pytest.mark.parametrize(
+    ("token", "said"),
+    [
+        (READ.value, "read"),
+        (OTHER.value, "alice"),
+        ("hf_wrong", "does not accept the token"),
+        ("", "needs a Hugging Face token"),
+    ],
+)
+def test_without_write_access_nothing_is_worked(
+    publish: RunSmolquant, hub: LocalHub, token: str, said: str
+) -> None:
+    run = publish(token=token)
+    assert run.exit_code == 5
+    assert len(run.annotations) == 1
+    assert said in run.annotations[0]
+    assert "Quantize" not in run.log
+    assert not token or token not in run.log.replace(f"::add-mask::{token}", "")
+
+
+def test_the_token_appears_nowhere(
+    publish: RunSmolquant, hub: LocalHub, tmp_path: Path
+) -> None:
+    run = publish()
+    assert run.log.startswith(f"::add-mask::{WRITE.value}\n")
+    assert run.log.count(WRITE.value) == 1
+    written = [tmp_path / "github_output", tmp_path / "github_summary"]
+    written += [path for path in (tmp_path / "quantized").rglob("*") if path.is_file()]
+    for path in written:
+        assert WRITE.value.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.parametrize("revision", ["v1", "main"])
+def test_a_revision_is_pinned(
+    smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, revision: str
+) -> None:
+    hub.create_repo("alice/source")
+    names = [path for path in checkpoint.iterdir() if path.is_file()]
+    sha = hub.commit("alice/source", {path.name: path for path in names})
+    if revision == "v1":
+        from huggingface_hub import HfApi
+
+        HfApi(endpoint=hub.url, token=WRITE.value).create_tag("alice/source", tag="v1")
+        hub.commit("alice/source", {"model.safetensors": b"broken later"})
+    run = smolquant(
+        "quantize", "alice/source", REPO, "--revision", revision, hub=hub, token=WRITE.value,
+        actions=True,
+    )
+    assert run.exit_code == 0, run.log
+    assert run.report["source"]["revision"] == sha
+    assert not {"model.safetensors", "config.json"} & files(hub), "subfolders only"
+    card = hub.read(REPO, "README.md").decode()
+    assert "base_model: alice/source" in card or "base_model:\n- alice/source" in card
+
+
+def test_an_unknown_revision(smolquant: RunSmolquant, hub: LocalHub) -> None:
+    hub.create_repo(REPO)
+    run = smolquant(
+        "quantize", REPO, "--revision", "v9", hub=hub, token=WRITE.value, actions=True
+    )
+    assert run.exit_code == 5
+    assert "no such revision" in run.annotations[0]
+
+
+def test_a_dry_run_of_a_hub_model_fetches_no_weights(
+    publish: RunSmolquant, smolquant: RunSmolquant, hub: LocalHub
+) -> None:
+    publish()
+    hub.requests.clear()
+    run = smolquant("quantize", REPO, "--dry-run", "--quant-type", "both", hub=hub)
+    assert run.exit_code == 0, run.log
+    assert "int4 (int4_weight_only)" in run.log
+    assert "int8 is up to date" in run.log
+    sent = [r for r in hub.requests if r.method == "GET" and r.path.endswith("model.safetensors")]
+    assert sent, "the header is read"
+    assert not list((run.folder / "hf_home").rglob("*.safetensors"))

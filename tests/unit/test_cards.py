@@ -1,0 +1,409 @@
+"""The model cards: whose text stays, what is claimed, and that nothing untrusted breaks out."""
+
+import ast
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from smolquant.errors import InputError
+from smolquant.publish.cards import BEGIN, END, root_card, variant_card
+from smolquant.publish.front_matter import Readme, declared_license
+from smolquant.record import FileRecord, Metrics, SourceRecord, TensorRecord, VariantRecord
+from smolquant.schemes import BY_VARIANT
+
+REPO = "alice/tiny"
+NEW = "sha256:" + "a" * 64
+OLD = "sha256:" + "b" * 64
+METRICS = Metrics(
+    perplexity=12.3456,
+    source_perplexity=12.0,
+    perplexity_increase_percent=2.88,
+    mean_kl=0.0123,
+    top1_agreement=0.95,
+    tokens_per_second=40.0,
+    source_tokens_per_second=20.0,
+)
+
+
+def record(variant: str = "int8", **changes: Any) -> VariantRecord:
+    smaller = "576 columns are not a multiple of 128, group 64"
+    group, reason = (64, smaller) if variant == "int4" else (None, "")
+    tensors = {
+        f"model.layers.{layer}.mlp.up_proj.weight": TensorRecord(
+            True, 300_000, 150_000, group, 0.01, reason
+        )
+        for layer in range(3)
+    }
+    tensors["model.embed_tokens.weight"] = TensorRecord(False, 100_000, 100_000, reason="embedding")
+    made = VariantRecord(
+        variant=variant,
+        quant_type=BY_VARIANT[variant].quant_type,
+        source=SourceRecord(NEW, 1_000_000, REPO, "c" * 40),
+        options={"dtype": "auto", "skip": []},
+        dtype="bfloat16",
+        versions={"torch": "2.13.0", "torchao": "0.18.0"},
+        tensors=tensors,
+        files={"model.safetensors": FileRecord("d" * 64, 550_000)},
+    )
+    return replace(made, **changes)
+
+
+def root(existing: str | None = None, *records: VariantRecord, **changes: Any) -> str:
+    values: dict[str, Any] = {
+        "location": REPO,
+        "has_main_model": True,
+        "source_identity": NEW,
+        **changes,
+    }
+    return root_card(existing, {one.variant: one for one in records or (record(),)}, **values)
+
+
+def card(made: VariantRecord, location: str = REPO, base_model: str | None = REPO) -> str:
+    return variant_card(made, location=location, base_model=base_model, terms={"license": "mit"})
+
+
+def front(text: str) -> dict[str, Any]:
+    return Readme.split(text).values()
+
+
+def snippets(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def table_rows(text: str) -> list[list[str]]:
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+# The root card
+
+
+def test_a_new_root_card_lists_every_variant_with_its_numbers_and_snippets() -> None:
+    text = root(None, record("int4"), record("int8"), record("int8_dynamic"))
+    rows = table_rows(text)
+    assert rows[0] == [
+        "Variant", "Type", "Size", "Of the original", "Tensors quantized / kept",
+    ]  # fmt: skip
+    assert [row[0] for row in rows[2:]] == [
+        "main model",
+        "[int8](int8/README.md)",
+        "[int4](int4/README.md)",
+        "[int8\\_dynamic](int8_dynamic/README.md)",
+    ]
+    assert rows[3][2:] == ["550 kB", "55.0%", "3 / 1"]
+    assert "# tiny" in text
+    assert "Stock transformers alone cannot run int4 on a CPU" in text
+    for subfolder in ("", ', subfolder="int8"', ', subfolder="int8_dynamic"'):
+        assert f'AutoTokenizer.from_pretrained("alice/tiny"{subfolder})' in text
+    assert 'smolquant.load("alice/tiny", variant="int4")' in text
+    for snippet in snippets(text):
+        ast.parse(snippet)
+    assert len(snippets(text)) == 5  # main, int8, int8_dynamic, and two ways for int4
+
+
+def test_only_what_exists_is_shown() -> None:
+    text = root(None, record("int8"), has_main_model=False)
+    assert "main model" not in text
+    assert "int4" not in text
+    assert len(snippets(text)) == 1
+
+
+def test_the_root_card_is_a_pure_function_whatever_the_order() -> None:
+    first = root(None, record("int4"), record("int8"))
+    assert first == root(None, record("int8"), record("int4"))
+    assert root(first, record("int4"), record("int8")) == first
+
+
+def test_the_owners_text_and_front_matter_survive_to_the_byte() -> None:
+    owner = (
+        "---\n"
+        "# keep this comment\n"
+        "license: mit   # and this\n"
+        "language:\n- no\n- en\n"
+        'base_model: "someone/else"\n'
+        "model-index:\n- name: x\n  results: []\n"
+        "---\n\n# My model\n\nText.  \n\n<div>html</div>\n"
+    )
+    text = root(owner)
+    assert text.startswith(owner.replace("\n---\n\n#", "\ntags:\n- torchao\n- smolquant\n---\n\n#"))
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert root(text) == text
+
+
+def test_our_part_is_replaced_where_it_stands() -> None:
+    text = root("# Mine\n\nabove\n")
+    moved = text.replace(END, f"{END}\n\nbelow")
+    updated = root(moved, record("int4"))
+    assert updated.index("above") < updated.index(BEGIN) < updated.index("below")
+    assert "[int4]" in updated
+    assert "[int8]" not in updated
+    assert updated.count("below") == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("tags: [a, b]", ["a", "b", "torchao", "smolquant"]),
+        ("tags:\n  - a\n  - smolquant", ["a", "smolquant", "torchao"]),
+        ("tags: a", ["a", "torchao", "smolquant"]),
+        ("tags:", ["torchao", "smolquant"]),
+        ("tags: []", ["torchao", "smolquant"]),
+        ("tags:\n- 'a: b'", ["a: b", "torchao", "smolquant"]),
+        ("license: mit", ["torchao", "smolquant"]),
+    ],
+)
+def test_tags_are_added_to_the_owners_however_they_are_written(
+    written: str, expected: list[str]
+) -> None:
+    text = root(f"---\nlanguage: en\n{written}\nlibrary_name: vllm\n---\nText\n")
+    assert front(text)["tags"] == expected
+    assert front(text)["language"] == "en"
+    assert front(text)["library_name"] == "vllm"
+    assert root(text) == text
+
+
+def test_a_tag_that_yaml_would_misread_keeps_its_spelling() -> None:
+    assert "\n- on\n- torchao\n" in root("---\ntags:\n- on\n---\n")
+
+
+def test_complete_tags_leave_the_front_matter_alone() -> None:
+    owner = "---\ntags: [smolquant,   torchao]  # mine\n---\nText\n"
+    assert root(owner).startswith(owner)
+
+
+@pytest.mark.parametrize(
+    "written", ["{license: mit, tags: [a]}", "  license: mit", "tags:\n  nested: mapping"]
+)
+def test_front_matter_of_an_unusual_style_is_left_alone(written: str) -> None:
+    owner = f"---\n{written}\n---\nText\n"
+    text = root(owner)
+    assert text.startswith(owner)
+    assert root(text) == text
+
+
+@pytest.mark.parametrize(
+    ("written", "line"), [("license: mit\ntags: [a", "3"), ("a: b: c", "2"), ("a:\n\t- b", "3")]
+)
+def test_broken_front_matter_is_refused_with_its_line(written: str, line: str) -> None:
+    with pytest.raises(InputError, match=rf"cannot be read \(line {line}\)"):
+        root(f"---\n{written}\n---\nText\n")
+
+
+def test_front_matter_that_is_no_mapping_is_refused() -> None:
+    with pytest.raises(InputError, match="key: value"):
+        root("---\njust a sentence\n---\nText\n")
+
+
+def test_a_readme_that_starts_with_a_rule_has_no_front_matter() -> None:
+    text = root("---\n\nText without a second rule\n")
+    assert front(text) == {"tags": ["torchao", "smolquant"]}
+    assert "---\n\nText without a second rule\n" in text
+
+
+def test_windows_line_ends_stay() -> None:
+    owner = "---\r\nlicense: mit\r\ntags:\r\n- a\r\n---\r\n\r\n# Mine\r\n"
+    text = root(owner)
+    assert "\n" not in text.replace("\r\n", "")
+    assert front(text) == {"license": "mit", "tags": ["a", "torchao", "smolquant"]}
+    assert text.count("# Mine\r\n") == 1
+    assert root(text) == text
+
+
+@pytest.mark.parametrize("marker", [BEGIN, END])
+def test_a_marker_without_its_partner_costs_the_owner_no_text(marker: str) -> None:
+    text = root(f"# Mine\n\nabove\n{marker}\nbelow\n")
+    assert "# Mine\n\nabove\nbelow\n" in text
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert root(text) == text
+
+
+def test_damaged_markers_before_a_whole_part_cost_the_owner_no_text() -> None:
+    whole = root("# Mine\n\nabove\n")
+    damaged = whole.replace(BEGIN, f"{BEGIN}\nkept\n{BEGIN}") + f"{END}\n"
+    text = root(damaged)
+    assert "kept" in text
+    assert text.count(BEGIN) == text.count(END) == 1
+    assert root(text) == text
+
+
+def test_a_second_copy_of_our_part_goes() -> None:
+    whole = root("# Mine\n")
+    section = whole[whole.index(BEGIN) : whole.index(END) + len(END)]
+    text = root(f"{whole}\nbetween\n\n{section}\nafter\n")
+    assert text.count(BEGIN) == 1
+    assert text.index(BEGIN) < text.index("between") < text.index("after")
+
+
+def test_another_repo_without_a_main_model_names_what_it_was_made_from() -> None:
+    text = root(None, has_main_model=False, location="bob/tiny-quantized")
+    assert front(text) == {
+        "tags": ["torchao", "smolquant"],
+        "library_name": "transformers",
+        "base_model_relation": "quantized",
+        "base_model": REPO,
+    }
+    assert f"Made from [alice/tiny](https://huggingface.co/{REPO})" in text
+    again = record(source=SourceRecord(NEW, 1_000_000, "carol/other"))
+    assert front(root(text, again, has_main_model=False, location="bob/x"))["base_model"] == (
+        "carol/other"
+    )
+
+
+def test_in_the_models_own_repo_only_tags_are_added() -> None:
+    assert front(root(None)).keys() == {"tags"}
+    from_folder = record(source=SourceRecord(NEW, 1_000_000))
+    assert front(root(None, from_folder)).keys() == {"tags"}
+
+
+def test_variants_of_several_sources_name_them_all() -> None:
+    other = record("int4", source=SourceRecord(OLD, 1_000_000, "bob/base"))
+    text = root(None, record(), other, has_main_model=False, location="c/d")
+    assert front(text)["base_model"] == [REPO, "bob/base"]
+
+
+def test_a_variant_from_an_older_source_is_marked() -> None:
+    old = record("int4", source=SourceRecord(OLD, 900_000, REPO))
+    text = root(None, record(), old)
+    rows = {row[0]: row for row in table_rows(text)}
+    assert "[int4](int4/README.md) †" in rows
+    assert "[int8](int8/README.md)" in rows
+    assert rows["main model"][2] == "1.00 MB"
+    assert "† Made from an older source" in text
+    assert "†" not in root(None, record())
+
+
+def test_metrics_are_shown_only_where_measured() -> None:
+    text = root(None, record("int8", metrics=METRICS), record("int4"))
+    header, _, main, int8, int4 = table_rows(text)
+    column = header.index("Perplexity")
+    assert (main[column], int8[column], int4[column]) == ("12.000", "12.346", "")
+    assert int8[column + 1 :] == ["+2.88%", "0.0123", "95.0%", "40.0"]
+    only_speed = root(None, record(metrics=Metrics(tokens_per_second=3.0)))
+    assert "Tokens/s" in only_speed
+    assert "Perplexity" not in only_speed
+
+
+def test_a_number_that_is_none_is_not_shown() -> None:
+    assert "nan" not in root(None, record(metrics=Metrics(perplexity=float("nan"))))
+
+
+def test_nothing_from_a_published_record_breaks_out_of_the_card() -> None:
+    evil = f"x|y\n{END}<script>[a](javascript:b)`"
+    hostile = record(
+        quant_type=evil,
+        source=SourceRecord(NEW, 0, evil),
+        tensors={evil: TensorRecord(False, 0, 0, reason=evil)},
+    )
+    text = root_card(
+        "# Mine\n",
+        {"int8": record(), evil: replace(hostile, variant=evil)},
+        location=REPO,
+        has_main_model=False,
+        source_identity=NEW,
+    )
+    assert text.count(END) == 1
+    assert "<script>" not in re.sub(r"\\<script\\>", "", text)
+    assert "[a](" not in text
+    assert len({len(row) for row in table_rows(text)}) == 1
+    assert "base_model" not in front(text)
+
+
+# The variants' own cards
+
+
+def test_a_variants_card_tells_the_hub_what_it_is() -> None:
+    made = front(card(record("int4")))
+    assert made == {
+        "base_model": REPO,
+        "base_model_relation": "quantized",
+        "library_name": "transformers",
+        "license": "mit",
+        "pipeline_tag": "text-generation",
+        "tags": ["torchao", "smolquant", "int4_weight_only"],
+    }
+    assert front(card(record(metrics=METRICS)))["metrics"] == ["perplexity"]
+    assert "base_model" not in front(card(record(), base_model=None))
+    assert "base_model_relation" not in front(card(record(), base_model=None))
+
+
+def test_a_variants_card_gives_sizes_coverage_and_reasons() -> None:
+    text = card(record("int4"))
+    assert "550 kB, 55.0% of the original's 1.00 MB" in text
+    assert "3 tensors quantized, 1 kept in `bfloat16`" in text
+    assert "64 in 3 tensors" in text
+    assert ["`model.embed_tokens.weight`", "embedding", "100 kB"] in table_rows(text)
+    assert "`model.layers.*.mlp.up_proj.weight` ×3" in text
+    assert "576 columns are not a multiple of 128" in text
+    assert "`torch 2.13.0`, `torchao 0.18.0`" in text
+    assert "`sha256:" + "a" * 64 + "` at commit `" + "c" * 40 + "`" in text
+
+
+def test_a_variants_card_claims_nothing_unmeasured() -> None:
+    text = card(record())
+    for word in ("erplexity", "Tokens/s", "KL", "What it cost"):
+        assert word not in text
+    measured = card(record(metrics=METRICS))
+    assert ["Perplexity", "12.346", "12.000"] in table_rows(measured)
+    assert ["Mean KL", "0.0123", ""] in table_rows(measured)
+
+
+@pytest.mark.parametrize("variant", BY_VARIANT)
+def test_a_variants_snippets_are_whole_programs(variant: str) -> None:
+    text = card(record(variant))
+    assert snippets(text)
+    for snippet in snippets(text):
+        ast.parse(snippet)
+        assert "generate" in snippet
+    warns = "Stock transformers alone cannot run int4 on a CPU" in text
+    assert warns == (variant == "int4")
+    if variant == "int4":
+        smolquant, stock = snippets(text)
+        assert 'smolquant.load("alice/tiny", variant="int4")' in smolquant
+        assert stock.startswith("import smolquant.torchao\n")
+        assert 'device_map="cpu"' in stock
+    else:
+        assert "smolquant" not in snippets(text)[0]
+
+
+def test_a_folders_name_is_a_correct_string_in_the_snippets() -> None:
+    folder = 'C:\\odd "folder"'
+    calls = [
+        node
+        for node in ast.walk(ast.parse(snippets(card(record(), location=folder))[0]))
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
+    ]
+    assert folder in [call.args[0].value for call in calls]  # type: ignore[attr-defined]
+
+
+def test_names_and_reasons_of_a_variants_card_are_escaped() -> None:
+    evil = "a|b <script>\n# heading"
+    tensors = {evil: TensorRecord(False, 1, 1, reason=evil)}
+    text = card(record(tensors=tensors))
+    assert "<script>" not in re.sub(r"\\<script\\>", "", text)
+    assert "\n# heading" not in text
+    assert {len(row) for row in table_rows(text)} == {3}
+
+
+# The front matter on its own
+
+
+def test_the_license_is_read_from_the_front_matter() -> None:
+    text = "---\nlicense: other\nlicense_name: mine\nlicense_link: LICENSE\ntags: [a]\n---\n"
+    assert declared_license(text) == {
+        "license": "other",
+        "license_name": "mine",
+        "license_link": "LICENSE",
+    }
+    assert declared_license(None) == {}
+    assert declared_license("---\nlicense: [mit]\n---\n") == {}
+
+
+def test_a_value_is_replaced_with_its_comments_around_it_kept() -> None:
+    readme = Readme.split("---\n# top\nbase_model:\n- a/b\n# below\nlicense: mit # why\n---\nText")
+    changed = readme.with_value("base_model", "c/d")
+    assert changed.front == "# top\nbase_model: c/d\n# below\nlicense: mit # why"
+    assert yaml.safe_load(changed.front) == {"base_model": "c/d", "license": "mit"}
+    assert changed.with_value("base_model", "c/d") is changed

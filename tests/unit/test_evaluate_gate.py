@@ -1,0 +1,120 @@
+"""Limits are parsed strictly and judged by their numbers."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from smolquant.errors import GateError, InputError
+from smolquant.evaluate.gate import (
+    SANE_KL,
+    Gate,
+    judge,
+    parse_limits,
+    refuse_garbage,
+    refuse_wild_errors,
+)
+from smolquant.record import Metrics, TensorRecord
+
+GOOD = Metrics(
+    perplexity=10.5,
+    source_perplexity=10.0,
+    perplexity_increase_percent=5.0,
+    mean_kl=0.05,
+    top1_agreement=0.9,
+)
+OPTION = "--max-perplexity-increase"
+
+
+def test_one_number_holds_for_every_variant() -> None:
+    assert parse_limits("5", OPTION) == {"int8": 5.0, "int4": 5.0, "int8_dynamic": 5.0}
+
+
+def test_named_limits_hold_for_those_named() -> None:
+    assert parse_limits("int8=1, int4=12.5", OPTION) == {"int8": 1.0, "int4": 12.5}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "five", "-1", "nan", "inf", "1e3", "5%", "int8=", "int8=x", "int9=1", "int8=1,int8=2", "=1"],
+)
+def test_anything_else_is_refused_by_name(text: str) -> None:
+    with pytest.raises(InputError) as refusal:
+        parse_limits(text, OPTION)
+    assert OPTION in str(refusal.value)
+    assert "int8=1,int4=12" in refusal.value.hint
+
+
+def test_at_the_limit_passes_and_above_it_fails_with_the_numbers() -> None:
+    gate = Gate(perplexity_increase={"int4": 5.0})
+    assert judge({"int4": GOOD}, gate) is None
+    worse = replace(GOOD, perplexity_increase_percent=5.0004)
+    verdict = judge({"int4": worse}, gate)
+    assert isinstance(verdict, GateError)
+    assert verdict.exit_code == 6
+    assert "int4" in verdict.message
+    assert "5.0004 %" in verdict.message
+    assert "--max-perplexity-increase 5 %" in verdict.message
+
+
+def test_a_better_variant_than_its_source_passes() -> None:
+    better = replace(GOOD, perplexity_increase_percent=-0.3)
+    assert judge({"int8": better}, Gate(perplexity_increase={"int8": 0.0})) is None
+
+
+def test_every_complaint_is_told_and_variants_without_a_limit_are_not_judged() -> None:
+    bad = replace(GOOD, perplexity_increase_percent=80.0, mean_kl=0.7)
+    gate = Gate(perplexity_increase={"int4": 12.0}, kl={"int4": 0.5, "int8": 0.1})
+    verdict = judge({"int8": GOOD, "int4": bad, "int8_dynamic": bad}, gate)
+    assert verdict is not None
+    assert "80 %" in verdict.message
+    assert "0.7" in verdict.message
+    assert "int8" not in verdict.message.replace("int8=", "")
+    assert "No variant is published" in verdict.message
+
+
+@pytest.mark.parametrize("metrics", [None, Metrics(tokens_per_second=30.0)])
+def test_a_limit_on_what_was_not_measured_fails(metrics: Metrics | None) -> None:
+    verdict = judge({"int8": metrics}, Gate(kl={"int8": 1.0}))
+    assert verdict is not None
+    assert "not measured" in verdict.message
+
+
+def test_not_a_number_passes_no_limit() -> None:
+    verdict = judge({"int8": replace(GOOD, mean_kl=float("nan"))}, Gate(kl={"int8": 1.0}))
+    assert verdict is not None
+
+
+def test_without_limits_nothing_is_judged() -> None:
+    assert not Gate()
+    assert judge({"int8": None, "int4": GOOD}, Gate()) is None
+
+
+def test_garbage_is_refused_without_any_limit() -> None:
+    refuse_garbage("int4", replace(GOOD, mean_kl=SANE_KL))
+    refuse_garbage("int4", Metrics())
+    for kl in (SANE_KL * 1.01, float("nan")):
+        with pytest.raises(GateError, match="int4"):
+            refuse_garbage("int4", replace(GOOD, mean_kl=kl))
+
+
+def test_a_wild_relative_error_is_refused_and_named() -> None:
+    tensors = {
+        "a": TensorRecord(True, 8, 4, relative_error=0.1),
+        "b": TensorRecord(True, 8, 4, relative_error=1.3),
+        "c": TensorRecord(False, 8, 8),
+    }
+    bounds = {"a": 0.1, "b": 0.5}
+    with pytest.raises(GateError, match="'b' has a relative error of 1.3"):
+        refuse_wild_errors("int4", tensors, bounds)
+    tensors["b"] = TensorRecord(True, 8, 4, relative_error=float("nan"))
+    with pytest.raises(GateError, match="'b'"):
+        refuse_wild_errors("int4", tensors, bounds)
+    del tensors["b"]
+    refuse_wild_errors("int4", tensors, bounds)
+
+
+def test_the_gate_needs_no_torch() -> None:
+    code = "import sys, smolquant.evaluate.gate, smolquant.evaluate.text; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

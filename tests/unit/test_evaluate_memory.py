@@ -1,0 +1,62 @@
+"""Available memory is the machine's, or less where a control group says so."""
+
+from pathlib import Path
+
+import pytest
+
+from smolquant.evaluate import memory
+
+MEMINFO = "MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with 8 GB available and no limits; its control groups' root."""
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    (tmp_path / "cgroup").write_text("0::/\n")
+    monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "_OWN_CGROUPS", tmp_path / "cgroup")
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+def limit_v2(folder: Path, limit: str, used: int = 400, cache: int = 100) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\nactive_file 40\ninactive_file {cache - 40}\n")
+
+
+def test_a_machine_without_limits(machine: Path) -> None:
+    assert memory.available_bytes(machine) == 8_000_000 * 1024
+
+
+def test_a_container_sees_its_own_group_at_the_root(machine: Path) -> None:
+    limit_v2(machine, "1000")
+    assert memory.available_bytes(machine) == 1000 - 400 + 100
+
+
+def test_an_unlimited_group_limits_nothing(machine: Path) -> None:
+    limit_v2(machine, "max")
+    assert memory.available_bytes(machine) == 8_000_000 * 1024
+
+
+def test_the_tightest_of_nested_groups_counts(machine: Path) -> None:
+    (machine.parent / "cgroup").write_text("0::/outer/inner\n")
+    limit_v2(machine / "outer", "700")
+    limit_v2(machine / "outer/inner", "9000")
+    assert memory.available_bytes(machine) == 700 - 400 + 100
+
+
+def test_version_one(machine: Path) -> None:
+    (machine.parent / "cgroup").write_text("12:cpu,cpuacct:/job\n4:memory:/job\n")
+    folder = machine / "memory/job"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text("5000\n")
+    (folder / "memory.usage_in_bytes").write_text("2000\n")
+    (folder / "memory.stat").write_text("total_inactive_file 300\ntotal_active_file 200\n")
+    assert memory.available_bytes(machine) == 5000 - 2000 + 500
+
+
+def test_this_machine_has_some() -> None:
+    assert memory.available_bytes() > 10**8
