@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 import models
-from localhub import LocalHub, Token
 from command import Run, run_smolquant
+from localhub import LocalHub, Token
 from smollm2 import make_checkpoint
 
 WRITE = Token("hf_alice_writes", "alice")

@@ -89,7 +89,8 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
     """Next-token logits on a fixed prompt, float32."""
     ids = torch.arange(3, 43).unsqueeze(0)
     with torch.no_grad():
-        return model(ids).logits.float()
+        found: torch.Tensor = model(ids).logits
+    return found.float()
 
 
 def save_with_tokenizer(folder: Path, config: PretrainedConfig, **options: Any) -> Path:

@@ -49,7 +49,8 @@ def main() -> None:
         shutil.rmtree(quantized, ignore_errors=True)
         say(f"smolquant quantize {checkpoint} {REPO} --quant-type both")
         python = [sys.executable, "-m", "smolquant"]
-        command = ["quantize", checkpoint, REPO, "--quant-type", "both", "--output-dir", quantized]
+        command = ["quantize", str(checkpoint), REPO, "--quant-type", "both"]
+        command += ["--output-dir", str(quantized)]
         subprocess.run([*python, *command], env=environ, check=True)
         say("The job summary")
         print((work / "summary.md").read_text())

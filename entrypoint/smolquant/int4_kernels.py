@@ -74,13 +74,14 @@ def pack_for_cuda(weight: Int4Tensor) -> torch.Tensor:
     packed = torch.ops.aten._convert_weight_to_int4pack(
         (levels[:, ::2] << 4 | levels[:, 1::2]).to(torch.uint8), 8
     )
-    return Int4TilePackedTo4dTensor(
+    weight_for_cuda: torch.Tensor = Int4TilePackedTo4dTensor(
         qdata=packed,
         scale_and_zero=pack_tinygemm_scales_and_zeros(scale, zero_point, scale.dtype),
         block_size=list(weight.block_size),
         shape=weight.shape,
         act_pre_scale=weight.act_pre_scale,
     )
+    return weight_for_cuda
 
 
 def has_mslk() -> bool:

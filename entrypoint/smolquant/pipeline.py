@@ -7,8 +7,10 @@ the end; what is told of the run is collected in a :class:`Story` as it becomes 
 import resource
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,107 +45,24 @@ def quantize(settings: Settings, console: Console, story: Story) -> None:
     Raises:
         SmolquantError: one per exit code; the Hub is then as it was before.
     """
-    hub = Hub(settings.token)
+    run = _Run(settings, console, story)
     with console.group("Source"):
-        source = _open_source(settings, hub, console)
-        target = _inspect_target(settings, hub)
-        console.info(f"{settings.model}: {source.identity}")
-    wanted = _wanted(settings, source, target, story)
-    if target is not None:
-        _check_conflicts(settings, hub, source, target, work=bool(wanted))
+        source = run.open_source()
+        target = run.inspect_target()
+        wanted = run.wanted(source, target)
+        run.check_conflicts(source, target, work=bool(wanted))
     if settings.dry_run:
-        _dry_run(settings, source, wanted, console, story)
+        run.show_plan(source, wanted)
         return
     records: dict[str, VariantRecord] = {}
     if wanted:
         with console.group("Quantize"):
-            records = _quantize(settings, source, wanted, console, story)
-    else:
-        console.info("Every variant is up to date; nothing to make.")
+            records = run.quantize(source, wanted)
     with console.group("Save" if settings.save_only else "Publish"):
         if target is None:
-            write_local(settings.output_dir, _publication(settings, source, records))
-            story.changed = bool(records)
+            run.save(source, records)
         else:
-            _publish(settings, hub, source, target, records, console, story)
-
-
-def _open_source(settings: Settings, hub: Hub, console: Console) -> Source:
-    if settings.device == "cuda":
-        _require_cuda()
-    if settings.model_is_folder:
-        return FolderSource(Path(settings.model), with_code=settings.trust_remote_code)
-    return HubSource(
-        hub,
-        settings.model,
-        settings.revision,
-        with_code=settings.trust_remote_code,
-        notify=console.info,
-    )
-
-
-def _require_cuda() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        raise MachineError(
-            "--device cuda was asked for, and torch sees no CUDA device here.",
-            hint="Use --device auto or cpu, or a machine with a GPU and torch's CUDA build.",
-        )
-
-
-def _inspect_target(settings: Settings, hub: Hub) -> Target | None:
-    """What stands in the target, after every check that can be made before the work."""
-    if settings.save_only or settings.repo is None:
-        return None
-    target = inspect_target(hub, settings.repo)
-    if settings.publishes:
-        check_write_access(hub, target)
-    return target
-
-
-def _wanted(
-    settings: Settings, source: Source, target: Target | None, story: Story
-) -> tuple[str, ...]:
-    """The quantization types that have to be made; what is up to date is told to ``story``."""
-    published = local_records(settings.output_dir) if target is None else target.records
-    wanted = []
-    for quant_type in settings.quant_types:
-        variant = SCHEMES[quant_type].variant
-        record = published.get(variant)
-        current = record is not None and record.is_current(
-            identity=source.identity,
-            quant_type=quant_type,
-            options=settings.options_of(quant_type),
-        )
-        if record is not None and current and not settings.force:
-            story.variants[variant] = VariantResult(record, None, None, None, up_to_date=True)
-            story.source = story.source or record.source
-        else:
-            wanted.append(quant_type)
-    return tuple(wanted)
-
-
-def _main_model(settings: Settings, source: Source) -> MainModel | None:
-    """The local checkpoint that belongs at the repository's root; a Hub source never does."""
-    if not isinstance(source, FolderSource):
-        return None
-    return MainModel(source.files, replace=settings.replace_main)
-
-
-def _check_conflicts(
-    settings: Settings, hub: Hub, source: Source, target: Target, *, work: bool
-) -> None:
-    """Refuse, before the work, what could not be published after it: other weights, a taken tag."""
-    main_changes = _main_model_changes(settings, source, target)
-    if settings.tag is not None:
-        # A run with nothing to do tags the head, and finds a tag of an earlier try there.
-        check_tag(hub, target, settings.tag, None if work or main_changes else target.head)
-
-
-def _main_model_changes(settings: Settings, source: Source, target: Target) -> bool:
-    main = _main_model(settings, source)
-    return main is not None and main_model_change(main, target.root_files) != MainModelChange()
+            run.publish(source, target, records)
 
 
 @dataclass(frozen=True)
@@ -155,88 +74,207 @@ class Preview:
     predicted_bytes: int
 
 
-def _dry_run(
-    settings: Settings, source: Source, wanted: Iterable[str], console: Console, story: Story
-) -> None:
-    for variant in story.variants:
-        console.info(f"{variant} is up to date and would not be made again")
-    if not wanted:
-        return
-    from smolquant.architecture import Architecture
+@dataclass
+class _Run:
+    """The steps of the story."""
 
-    architecture = Architecture(source.folder, trust_remote_code=settings.trust_remote_code)
-    plans = _plan(settings, source, architecture, wanted)
-    story.planned = {
-        variant: Preview(
-            plan.scheme.quant_type,
-            {tensor.source.name: tensor.record() for tensor in plan.tensors},
-            plan.size_bytes,
+    settings: Settings
+    console: Console
+    story: Story
+
+    @cached_property
+    def hub(self) -> Hub:
+        return Hub(self.settings.token)
+
+    def open_source(self) -> Source:
+        settings = self.settings
+        if settings.device == "cuda":
+            _require_cuda()
+        source: Source
+        if settings.model_is_folder:
+            source = FolderSource(Path(settings.model), with_code=settings.trust_remote_code)
+        else:
+            source = HubSource(
+                self.hub,
+                settings.model,
+                settings.revision,
+                with_code=settings.trust_remote_code,
+                notify=self.console.info,
+            )
+        self.console.info(f"{settings.model}: {source.identity}")
+        return source
+
+    def inspect_target(self) -> Target | None:
+        """What stands in the target; a run that will publish makes sure that it may."""
+        if self.settings.save_only or self.settings.repo is None:
+            return None
+        target = inspect_target(self.hub, self.settings.repo)
+        if self.settings.publishes:
+            check_write_access(self.hub, target)
+        return target
+
+    def wanted(self, source: Source, target: Target | None) -> tuple[str, ...]:
+        """The quantization types that have to be made; the others are up to date."""
+        settings = self.settings
+        there = local_records(settings.output_dir) if target is None else target.records
+        wanted = []
+        for quant_type in settings.quant_types:
+            variant = SCHEMES[quant_type].variant
+            record = there.get(variant)
+            if (
+                record is None
+                or settings.force
+                or not record.is_current(
+                    identity=source.identity,
+                    quant_type=quant_type,
+                    options=settings.options_of(quant_type),
+                )
+            ):
+                wanted.append(quant_type)
+                continue
+            self.console.info(f"{variant} is up to date")
+            url = None if target is None else self.hub.url(target.repo_id, variant)
+            self.story.variants[variant] = VariantResult(record, None, None, url, up_to_date=True)
+            self.story.source = record.source
+        return tuple(wanted)
+
+    def check_conflicts(self, source: Source, target: Target | None, *, work: bool) -> None:
+        """Refuse, before the work, what could not be published after it."""
+        if target is None:
+            return
+        changes = self._main_model_changes(source, target)
+        if self.settings.tag is not None:
+            # A run with nothing to do tags the head, and may find an earlier try's tag there.
+            expected = None if work or changes else target.head
+            check_tag(self.hub, target, self.settings.tag, expected)
+
+    def show_plan(self, source: Source, wanted: Sequence[str]) -> None:
+        if not wanted:
+            return
+        self.story.planned = {
+            variant: Preview(
+                plan.scheme.quant_type,
+                {tensor.source.name: tensor.record() for tensor in plan.tensors},
+                plan.size_bytes,
+            )
+            for variant, plan in self._plan(source, self._architecture(source), wanted).items()
+        }
+
+    def quantize(self, source: Source, wanted: Sequence[str]) -> dict[str, VariantRecord]:
+        """Make the wanted variants in the output folder, each complete or not at all."""
+        from smolquant.checkpoint.reader import Checkpoint
+        from smolquant.quantize import quantize_checkpoint
+        from smolquant.variant import finish_variant, stack_versions, write_record
+
+        self.story.versions = stack_versions()
+        architecture = self._architecture(source)
+        plans = self._plan(source, architecture, wanted)
+        _check_disk(self.settings.output_dir, plans)
+        with ExitStack() as cleanup:
+            folders = {
+                variant: _unfinished(self.settings.output_dir, variant, cleanup)
+                for variant in plans
+            }
+            checkpoint = cleanup.enter_context(Checkpoint(source.fetch_weights()))
+            size = checkpoint.layout.size_bytes
+            self.story.source = SourceRecord(source.identity, size, source.repo, source.revision)
+            started = time.monotonic()
+            with self.console.progress(", ".join(plans), size) as progress:
+                written = quantize_checkpoint(checkpoint, plans, folders, advance=progress.advance)
+            seconds = time.monotonic() - started
+            records = {}
+            for variant, plan in plans.items():
+                records[variant] = finish_variant(
+                    folders[variant],
+                    plan,
+                    written[variant],
+                    source=source,
+                    config=architecture.config_dict,
+                    options=self.settings.options_of(plan.scheme.quant_type),
+                )
+                write_record(folders[variant], records[variant])
+                _put_in_place(folders[variant], self.settings.output_dir / variant)
+                self.story.variants[variant] = VariantResult(
+                    records[variant], seconds, _peak_memory_bytes(), None, up_to_date=False
+                )
+        return records
+
+    def save(self, source: Source, records: Mapping[str, VariantRecord]) -> None:
+        write_local(self.settings.output_dir, self._publication(source, records))
+        self.story.changed = bool(records)
+
+    def publish(self, source: Source, target: Target, records: Mapping[str, VariantRecord]) -> None:
+        self.story.repo_url = self.hub.url(target.repo_id)
+        if records or self._main_model_changes(source, target):
+            published = publish(
+                self.hub,
+                target,
+                self._publication(source, records),
+                notify=self.console.info,
+            )
+            self.console.info(f"Published {published.commit_url}")
+            self.story.changed = published.commit_sha != target.head
+            self.story.commit_sha = published.commit_sha
+            self.story.pull_request_url = published.pull_request_url
+            for variant, url in published.variant_urls.items():
+                self.story.variants[variant] = replace(self.story.variants[variant], url=url)
+        else:
+            self.console.info("Nothing to publish")
+            self.story.commit_sha = target.head
+        if self.settings.tag is not None and self.story.commit_sha is not None:
+            tag_commit(self.hub, target.repo_id, self.settings.tag, self.story.commit_sha)
+
+    def _architecture(self, source: Source) -> "Architecture":
+        from smolquant.architecture import Architecture
+
+        return Architecture(source.folder, trust_remote_code=self.settings.trust_remote_code)
+
+    def _plan(
+        self, source: Source, architecture: "Architecture", wanted: Sequence[str]
+    ) -> "dict[str, VariantPlan]":
+        from smolquant.plan import make_plan
+
+        return make_plan(
+            source.layout(),
+            architecture,
+            wanted,
+            group_size=self.settings.group_size,
+            dtype=self.settings.dtype,
+            max_shard_size=self.settings.max_shard_size,
+            skip=self.settings.skip,
         )
-        for variant, plan in plans.items()
-    }
+
+    def _main_model(self, source: Source) -> MainModel | None:
+        """The local checkpoint that belongs at the repository's root; a Hub source never does."""
+        if not isinstance(source, FolderSource):
+            return None
+        return MainModel(source.files, replace=self.settings.replace_main)
+
+    def _main_model_changes(self, source: Source, target: Target) -> bool:
+        main = self._main_model(source)
+        return main is not None and main_model_change(main, target.root_files) != MainModelChange()
+
+    def _publication(self, source: Source, records: Mapping[str, VariantRecord]) -> Publication:
+        return Publication(
+            variants={variant: self.settings.output_dir / variant for variant in records},
+            records=records,
+            source_identity=source.identity,
+            base_model=source.repo,
+            main_model=self._main_model(source),
+            terms=source.terms if source.repo != self.settings.repo else None,
+            private=self.settings.private,
+            create_pr=self.settings.create_pr,
+        )
 
 
-def _plan(
-    settings: Settings, source: Source, architecture: "Architecture", wanted: Iterable[str]
-) -> "dict[str, VariantPlan]":
-    from smolquant.plan import make_plan
+def _require_cuda() -> None:
+    import torch
 
-    return make_plan(
-        source.layout(),
-        architecture,
-        tuple(wanted),
-        group_size=settings.group_size,
-        dtype=settings.dtype,
-        max_shard_size=settings.max_shard_size,
-        skip=settings.skip,
-    )
-
-
-def _quantize(
-    settings: Settings, source: Source, wanted: Iterable[str], console: Console, story: Story
-) -> dict[str, VariantRecord]:
-    """Make the wanted variants in the output folder, complete or not at all."""
-    from smolquant.architecture import Architecture
-    from smolquant.checkpoint.reader import Checkpoint
-    from smolquant.quantize import quantize_checkpoint
-    from smolquant.variant import finish_variant, stack_versions, write_record
-
-    story.versions = stack_versions()
-    architecture = Architecture(source.folder, trust_remote_code=settings.trust_remote_code)
-    plans = _plan(settings, source, architecture, wanted)
-    _check_disk(settings.output_dir, plans)
-    folders = {variant: _unfinished(settings.output_dir, variant) for variant in plans}
-    records = {}
-    try:
-        started = time.monotonic()
-        with (
-            Checkpoint(source.fetch_weights()) as checkpoint,
-            console.progress(", ".join(plans), checkpoint.layout.size_bytes) as progress,
-        ):
-            story.source = SourceRecord(
-                source.identity, checkpoint.layout.size_bytes, source.repo, source.revision
-            )
-            written = quantize_checkpoint(checkpoint, plans, folders, advance=progress.advance)
-        seconds = time.monotonic() - started
-        for variant, plan in plans.items():
-            records[variant] = finish_variant(
-                folders[variant],
-                plan,
-                written[variant],
-                source=source,
-                config=architecture.config_dict,
-                options=settings.options_of(plan.scheme.quant_type),
-            )
-            write_record(folders[variant], records[variant])
-            story.variants[variant] = VariantResult(
-                records[variant], seconds, _peak_memory_bytes(), None, up_to_date=False
-            )
-        for variant, folder in folders.items():
-            _put_in_place(folder, settings.output_dir / variant)
-    finally:
-        for folder in folders.values():
-            shutil.rmtree(folder, ignore_errors=True)
-    return records
+    if not torch.cuda.is_available():
+        raise MachineError(
+            "--device cuda was asked for, and torch sees no CUDA device here.",
+            hint="Use --device auto or cpu, or a machine with a GPU and torch's CUDA build.",
+        )
 
 
 def _check_disk(output_dir: Path, plans: "Mapping[str, VariantPlan]") -> None:
@@ -250,7 +288,7 @@ def _check_disk(output_dir: Path, plans: "Mapping[str, VariantPlan]") -> None:
         )
 
 
-def _unfinished(output_dir: Path, variant: str) -> Path:
+def _unfinished(output_dir: Path, variant: str, cleanup: ExitStack) -> Path:
     """An empty folder to work in; what lies in the variant's place must be ours to replace."""
     place = output_dir / variant
     if place.exists() and not (place / FILE_NAME).is_file() and any(place.iterdir()):
@@ -261,6 +299,7 @@ def _unfinished(output_dir: Path, variant: str) -> Path:
     folder = output_dir / f".{variant}.unfinished"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
+    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
@@ -273,48 +312,3 @@ def _put_in_place(folder: Path, place: Path) -> None:
 def _peak_memory_bytes() -> int:
     """Of this process so far; Linux counts in KiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _publication(
-    settings: Settings, source: Source, records: Mapping[str, VariantRecord]
-) -> Publication:
-    return Publication(
-        variants={variant: settings.output_dir / variant for variant in records},
-        records=records,
-        source_identity=source.identity,
-        base_model=source.repo,
-        main_model=_main_model(settings, source),
-        terms=source.terms if source.repo != settings.repo else None,
-        private=settings.private,
-        create_pr=settings.create_pr,
-    )
-
-
-def _publish(
-    settings: Settings,
-    hub: Hub,
-    source: Source,
-    target: Target,
-    records: Mapping[str, VariantRecord],
-    console: Console,
-    story: Story,
-) -> None:
-    story.repo_url = hub.url(target.repo_id)
-    for variant, result in story.variants.items():
-        if result.up_to_date:
-            story.variants[variant] = replace(result, url=hub.url(target.repo_id, variant))
-    if not records and not _main_model_changes(settings, source, target):
-        story.commit_sha = target.head
-        if settings.tag is not None and target.head is not None:
-            tag_commit(hub, target.repo_id, settings.tag, target.head)
-        return
-    publication = _publication(settings, source, records)
-    published = publish(hub, target, publication, notify=console.info)
-    story.changed = published.commit_sha != target.head
-    story.commit_sha = published.commit_sha
-    story.pull_request_url = published.pull_request_url
-    for variant, url in published.variant_urls.items():
-        story.variants[variant] = replace(story.variants[variant], url=url)
-    if settings.tag is not None:
-        tag_commit(hub, target.repo_id, settings.tag, published.commit_sha)
-    console.info(f"Published {published.commit_url}")

@@ -110,95 +110,117 @@ def make_plan(
         CheckpointError: weights missing or of the wrong shape, or a model that would stay nearly
             as large as it is.
     """
-    parameters = {name: architecture.parameter(name) for name in layout.tensors}
-    _refuse_mismatch(layout, architecture, parameters)
-    base_dtype = _base_dtype(layout, dtype)
-    plans = {}
-    for quant_type in quant_types:
-        scheme = SCHEMES[quant_type]
-        decisions = {
-            name: _decide(
-                layout, layout.tensors[name], parameters[name], scheme, group_size, skip
-            )
-            for name in layout.tensors
-        }
-        _refuse_unquantizable(layout, architecture, parameters, decisions, quant_type)
+    planner = _Planner(layout, architecture, group_size, dtype, tuple(skip))
+    return {
+        SCHEMES[quant_type].variant: planner.plan(SCHEMES[quant_type], max_shard_size)
+        for quant_type in quant_types
+    }
+
+
+class _Planner:
+    """One checkpoint and what was asked for it; plans one variant at a time."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        architecture: Architecture,
+        group_size: int,
+        dtype: str,
+        skip: Sequence[str],
+    ) -> None:
+        self.layout = layout
+        self.architecture = architecture
+        self.group_size = group_size
+        self.skip = skip
+        self.dtype = _base_dtype(layout, dtype)
+        self.parameters = {name: architecture.parameter(name) for name in layout.tensors}
+        _refuse_mismatch(layout, architecture, self.parameters)
+
+    def plan(self, scheme: Scheme, max_shard_size: int) -> VariantPlan:
+        decisions = {name: self._decide(name, scheme) for name in self.layout.tensors}
+        self._refuse_unquantizable(decisions, scheme.quant_type)
         tensors = tuple(
-            _plan_tensor(
-                tensor, decisions[name], scheme, parameters[name], architecture, base_dtype
-            )
-            for name, tensor in layout.tensors.items()
+            self._plan_tensor(name, decision, scheme) for name, decision in decisions.items()
         )
-        kept = {
+        kept_modules = {
             parameter.module
-            for name, parameter in parameters.items()
+            for name, parameter in self.parameters.items()
             if parameter and not parameter.keep_reason and isinstance(decisions[name], Keep)
         }
         stored = [tensor for tensor in tensors if tensor.parts]
-        plans[scheme.variant] = VariantPlan(
+        return VariantPlan(
             scheme=scheme,
-            group_size=group_size,
-            dtype=base_dtype,
+            group_size=self.group_size,
+            dtype=self.dtype,
             tensors=tensors,
-            kept_modules=tuple(sorted(kept | set(architecture.default_skips))),
+            kept_modules=tuple(sorted(kept_modules | set(self.architecture.default_skips))),
             shards=lay_out(
                 [list(tensor.parts.values()) for tensor in stored],
                 _metadata(stored),
                 max_shard_size,
             ),
         )
-    return plans
 
+    def _decide(self, name: str, scheme: Scheme) -> Decision:
+        parameter = self.parameters[name]
+        if name in self.layout.aliases:
+            return Keep(f"tied to {self.layout.aliases[name]}")
+        if parameter is None:
+            return Keep("not used by the model")
+        if parameter.keep_reason:
+            return Keep(parameter.keep_reason)
+        for pattern in self.skip:
+            if re.search(pattern, parameter.module):
+                return Keep(f"--skip {pattern}")
+        rows, columns = parameter.shape
+        return scheme.decide(rows, columns, self.group_size)
 
-def _decide(
-    layout: Layout,
-    tensor: SourceTensor,
-    parameter: Parameter | None,
-    scheme: Scheme,
-    group_size: int,
-    skip: Iterable[str],
-) -> Decision:
-    if tensor.name in layout.aliases:
-        return Keep(f"tied to {layout.aliases[tensor.name]}")
-    if parameter is None:
-        return Keep("not used by the model")
-    if parameter.keep_reason:
-        return Keep(parameter.keep_reason)
-    for pattern in skip:
-        if re.search(pattern, parameter.module):
-            return Keep(f"--skip {pattern}")
-    rows, columns = tensor.shape
-    return scheme.decide(rows, columns, group_size)
+    def _plan_tensor(self, source_name: str, decision: Decision, scheme: Scheme) -> PlannedTensor:
+        """Ask torchao, on the meta device, what the tensor becomes."""
+        from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
+        source = self.layout.tensors[source_name]
+        parameter = self.parameters[source_name]
+        name = parameter.name if parameter else source_name
+        if source_name in self.layout.aliases:
+            return PlannedTensor(source, decision, source.dtype, {}, "", name)
+        dtype = source.dtype
+        if dtype.is_floating_point:
+            dtype = self.architecture.stored_dtype(name, self.dtype)
+        weight = torch.empty(source.shape, dtype=dtype, device="meta")
+        prefix = name
+        if isinstance(decision, Quantize):
+            weight = scheme.quantize(weight, decision.group_size)
+            module, _, attribute = name.rpartition(".")
+            prefix = f"{module}._{attribute}_"
+        flat, metadata = flatten_tensor_state_dict({name: weight})
+        parts = {
+            stored.removeprefix(prefix): StoredTensor(stored, part.dtype, tuple(part.shape))
+            for stored, part in flat.items()
+        }
+        return PlannedTensor(source, decision, dtype, parts, metadata[name], name)
 
-def _plan_tensor(
-    tensor: SourceTensor,
-    decision: Decision,
-    scheme: Scheme,
-    parameter: Parameter | None,
-    architecture: Architecture,
-    base_dtype: torch.dtype,
-) -> PlannedTensor:
-    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
-
-    name = parameter.name if parameter else tensor.name
-    if isinstance(decision, Keep) and decision.reason.startswith("tied to "):
-        return PlannedTensor(tensor, decision, tensor.dtype, {}, "", name)
-    dtype = tensor.dtype
-    if dtype.is_floating_point:
-        dtype = architecture.stored_dtype(name, base_dtype)
-    weight = torch.empty(tensor.shape, dtype=dtype, device="meta")
-    if isinstance(decision, Quantize):
-        weight = scheme.quantize(weight, decision.group_size)
-    flat, metadata = flatten_tensor_state_dict({name: weight})
-    prefix = "{0}._{2}_".format(*name.rpartition("."))
-    parts = {
-        stored.removeprefix(prefix) if isinstance(decision, Quantize) else "": StoredTensor(
-            stored, part.dtype, tuple(part.shape)
+    def _refuse_unquantizable(self, decisions: Mapping[str, Decision], quant_type: str) -> None:
+        """A variant that would stay nearly full-size is not published under its scheme's name."""
+        kept, total = Counter[str](), 0
+        for name, decision in decisions.items():
+            parameter = self.parameters[name]
+            if name in self.layout.aliases or (parameter and parameter.outside_layers):
+                continue
+            size = self.layout.tensors[name].size_bytes
+            total += size
+            if isinstance(decision, Keep):
+                kept[decision.reason] += size
+        if total and sum(kept.values()) * 2 <= total:
+            return
+        reason, _ = kept.most_common(1)[0] if kept else ("no weights beside embeddings", 0)
+        share = sum(kept.values()) / total if total else 1.0
+        raise CheckpointError(
+            f"{self.architecture.class_name} cannot honestly be called {quant_type}: {share:.0%} of "
+            "its weight bytes beside the embeddings would stay as they are, most of them because of: "
+            f"{reason}.",
+            hint="Choose another scheme or fewer --skip patterns, or do not quantize this model.",
         )
-        for stored, part in flat.items()
-    }
-    return PlannedTensor(tensor, decision, dtype, parts, metadata[name], name)
 
 
 def _metadata(tensors: Sequence[PlannedTensor]) -> dict[str, str]:
@@ -234,38 +256,12 @@ def _refuse_mismatch(
                 f"{list(parameter.shape)}.",
                 hint="Make sure that config.json belongs to these weights.",
             )
-    missing = architecture.missing({parameter.name for parameter in parameters.values() if parameter})
+    missing = architecture.missing(
+        {parameter.name for parameter in parameters.values() if parameter}
+    )
     if missing:
         raise CheckpointError(
             f"The checkpoint lacks {len(missing)} of the model's weights, {missing[0]!r} among them; "
             "transformers would fill them with random numbers.",
             hint="Save the whole model (merge an adapter into its base first).",
         )
-
-
-def _refuse_unquantizable(
-    layout: Layout,
-    architecture: Architecture,
-    parameters: Mapping[str, Parameter | None],
-    decisions: Mapping[str, Decision],
-    quant_type: str,
-) -> None:
-    """A variant that would stay nearly full-size is not published under its scheme's name."""
-    kept, total = Counter[str](), 0
-    for name, decision in decisions.items():
-        parameter = parameters[name]
-        if name in layout.aliases or (parameter and parameter.outside_layers):
-            continue
-        size = layout.tensors[name].size_bytes
-        total += size
-        if isinstance(decision, Keep):
-            kept[decision.reason] += size
-    if total and sum(kept.values()) * 2 <= total:
-        return
-    reason, _ = kept.most_common(1)[0] if kept else ("it has no weights beside embeddings", 0)
-    share = sum(kept.values()) / total if total else 1.0
-    raise CheckpointError(
-        f"{architecture.class_name} cannot honestly be called {quant_type}: {share:.0%} of its weight "
-        f"bytes beside the embeddings would stay as they are, most of them because of: {reason}.",
-        hint="Choose another scheme or fewer --skip patterns, or do not quantize this model.",
-    )

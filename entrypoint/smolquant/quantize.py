@@ -65,8 +65,8 @@ def quantize_checkpoint(
             blocks = list(row_blocks(tensor, BLOCK_BYTES))
             for job in jobs:
                 job.expect(len(blocks))
-            for start, stop in blocks:
-                window.submit(_do_block, checkpoint, tensor, start, stop, jobs, advance)
+            for rows in blocks:
+                window.submit(_do_block, checkpoint, tensor, rows, jobs, advance)
     return {
         variant: Written(output.files(), output.tensors)
         for variant, output in zip(plans, outputs, strict=True)
@@ -76,15 +76,14 @@ def quantize_checkpoint(
 def _do_block(
     checkpoint: Checkpoint,
     tensor: SourceTensor,
-    start: int,
-    stop: int,
+    rows: tuple[int, int],
     jobs: "list[_Job]",
     advance: Callable[[int], None],
 ) -> None:
-    block = checkpoint.read_rows(tensor, start, stop)
+    block = checkpoint.read_rows(tensor, *rows)
     _refuse_non_finite(tensor.name, block)
     for job in jobs:
-        job.do(block, start)
+        job.do(block, rows[0])
     advance(block.numel() * block.element_size())
 
 
@@ -199,7 +198,8 @@ class _Job:
         self._small.clear()
         if self._errors:
             # Summed in row order, so that the record does not depend on which worker was faster.
-            error, exact = map(sum, zip(*(self._errors[row] for row in sorted(self._errors))))
+            norms = [self._errors[row] for row in sorted(self._errors)]
+            error, exact = (sum(squares) for squares in zip(*norms, strict=True))
             relative = math.sqrt(error / exact) if exact else 0.0
             if not math.isfinite(relative):
                 raise CheckpointError(

@@ -22,7 +22,9 @@ DEFAULT_OUTPUT_DIR = "./quantized"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB)?", re.IGNORECASE)
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_TAG = re.compile(r"(?!.*(\.\.|//|@\{|\.lock$))[^\s~^:?*\[\\\x00-\x1f\x7f/.][^\s~^:?*\[\\\x00-\x1f\x7f]*")
+_TAG = re.compile(
+    r"(?!.*(\.\.|//|@\{|\.lock$))[^\s~^:?*\[\\\x00-\x1f\x7f/.][^\s~^:?*\[\\\x00-\x1f\x7f]*"
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Settings:
         }
 
 
-def make_settings(  # noqa: PLR0917 - called by keyword only
+def make_settings(
     *,
     model_path: str | None,
     repo_name: str | None,
@@ -126,7 +128,11 @@ def make_settings(  # noqa: PLR0917 - called by keyword only
         )
     if tag is not None and not _TAG.fullmatch(tag):
         raise InputError(f"{tag!r} is not a valid tag name.", hint="Use a name such as `v1.0`.")
-    for given, name in ((tag, "--tag"), (create_pr, "--create-pr"), (replace_main, "--replace-main")):
+    for given, name in (
+        (tag, "--tag"),
+        (create_pr, "--create-pr"),
+        (replace_main, "--replace-main"),
+    ):
         if given and save_only:
             raise InputError(
                 f"{name} is about publishing, and --save-only publishes nothing.",
@@ -187,7 +193,9 @@ def _quant_types(text: str) -> tuple[str, ...]:
                 hint=f"{suggestion}Known: {', '.join(SCHEMES)}, both, or a comma-separated list.",
             )
     if not expanded:
-        raise InputError("No quantization type was named.", hint=f"Known: {', '.join(SCHEMES)}, both.")
+        raise InputError(
+            "No quantization type was named.", hint=f"Known: {', '.join(SCHEMES)}, both."
+        )
     return tuple(dict.fromkeys(expanded))
 
 

@@ -96,9 +96,7 @@ class Story:
 def _explained(error: BaseException) -> BaseException:
     """The machine's own refusals in the user's terms; anything else as it is."""
     if isinstance(error, MemoryError):
-        return MachineError(
-            "The machine ran out of memory.", hint="Use a runner with more memory."
-        )
+        return MachineError("The machine ran out of memory.", hint="Use a runner with more memory.")
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
         return MachineError(
             f"{error.filename or 'The output folder'} cannot be written: {error.strerror}.",

@@ -21,7 +21,7 @@ from smolquant.int4_kernels import pack_for_this_cpu
 _upstream_linear = Int4Tensor._TORCH_FN_TABLE[Int4Tensor][functional.linear]
 
 
-@Int4Tensor.implements_torch_function(functional.linear)
+@Int4Tensor.implements_torch_function(functional.linear)  # type: ignore[untyped-decorator]
 def _linear(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
     activation, weight = args[0], args[1]
     if activation.device.type != "cpu":

@@ -1,6 +1,7 @@
 """Every way in which a user can go wrong: one message with cause and next step, the right exit code."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_weights_that_are_not_finite_are_named(
     change_weights(checkpoint, name, value)
     annotation = failing(checkpoint, "--save-only", code=3)
     assert f"The weight {name!r} holds" in annotation
-    assert ("NaN" if value != value else "infinity") in annotation
+    assert ("NaN" if math.isnan(value) else "infinity") in annotation
     left = [path.name for path in (tmp_path / "quantized").iterdir()]
     assert left == ["report.json"], "nothing half-made is left"
 
@@ -126,9 +127,7 @@ def test_models_that_cannot_be_quantized_honestly(
     assert "mixture of experts" in failing(moe, "--save-only", code=3)
     (gpt2 / "config.json").write_text('{"model_type": "hal9000"}')
     assert "hal9000" in failing(gpt2, "--save-only", code=3)
-    (gpt2 / "config.json").write_text(
-        '{"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}'
-    )
+    (gpt2 / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}')
     assert "--trust-remote-code" in failing(gpt2, "--save-only", code=3)
 
 
@@ -160,14 +159,12 @@ def test_a_folder_of_the_users_is_not_overwritten(
     assert (tmp_path / "quantized/int8/thesis.txt").read_text() == "years of work"
 
 
-def test_models_of_the_hub_that_cannot_be_read(
-    failing: Callable[..., str], hub: LocalHub
-) -> None:
+def test_models_of_the_hub_that_cannot_be_read(failing: Callable[..., str], hub: LocalHub) -> None:
     token = {"hub": hub, "token": WRITE.value}
     assert "does not exist" in failing("alice/missing", code=5, **token)
     hub.create_repo("bob/secret", owner="bob", private=True)
     assert "does not exist, or is private" in failing("bob/secret", "alice/x", code=5, **token)
-    hub.create_repo("bob/gated", owner="bob").gated = True
+    hub.create_repo("bob/gated", owner="bob").gated = "auto"
     hub.commit("bob/gated", {"config.json": b"{}", "model.safetensors": b"x"})
     assert "gated" in failing("bob/gated", "alice/x", code=5, **token)
     hub.create_repo("alice/empty")
@@ -187,5 +184,7 @@ def test_text_of_a_model_repository_forms_no_workflow_command(
     (checkpoint / "config.json").write_text(json.dumps(config))
     run = smolquant("quantize", checkpoint, "--save-only", actions=True)
     assert run.exit_code == 3
-    commands = {line.split(" ")[0].strip(":") for line in run.log.splitlines() if line.startswith("::")}
+    commands = {
+        line.split(" ")[0].strip(":") for line in run.log.splitlines() if line.startswith("::")
+    }
     assert {command.split("::")[0] for command in commands} <= {"group", "endgroup", "error"}

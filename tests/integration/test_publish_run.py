@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import models
 from command import Run
 from conftest import OTHER, READ, WRITE
-from localhub import LocalHub
+from localhub import LocalHub, Repo
 
 REPO = "alice/model"
 RunSmolquant = Callable[..., Run]
@@ -26,9 +26,7 @@ def publish(smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path) -> RunSmol
     """Publishes ``checkpoint`` into alice's repo, as a step of a workflow."""
 
     def run(*options: str, model: str | Path = checkpoint, token: str = WRITE.value) -> Run:
-        return smolquant(
-            "quantize", model, REPO, *options, hub=hub, token=token, actions=True
-        )
+        return smolquant("quantize", model, REPO, *options, hub=hub, token=token, actions=True)
 
     return run
 
@@ -145,9 +143,7 @@ def test_the_published_model_itself_is_the_normal_source(
     assert not more.report["variants"]["int4"]["up_to_date"]
 
 
-def test_a_changed_option_makes_only_what_it_changes(
-    publish: RunSmolquant, hub: LocalHub
-) -> None:
+def test_a_changed_option_makes_only_what_it_changes(publish: RunSmolquant, hub: LocalHub) -> None:
     publish("--quant-type", "both", "--group-size", "128")
     run = publish("--quant-type", "both", "--group-size", "32")
     assert run.exit_code == 0, run.log
@@ -165,9 +161,7 @@ def test_force_makes_it_again_with_the_same_bytes(publish: RunSmolquant, hub: Lo
     assert {path: hub.read(REPO, path) for path in files(hub)} == before
 
 
-def test_stale_files_go_and_other_variants_stay(
-    publish: RunSmolquant, hub: LocalHub
-) -> None:
+def test_stale_files_go_and_other_variants_stay(publish: RunSmolquant, hub: LocalHub) -> None:
     publish("--quant-type", "int8_weight_only")
     hub.commit(REPO, {"int4/old.bin": b"x", "int8/keep.txt": b"y"})
     run = publish("--quant-type", "int4_weight_only")
@@ -245,7 +239,11 @@ def test_different_main_weights_are_refused_before_the_work(
 
 def test_a_concurrent_push_is_followed(publish: RunSmolquant, hub: LocalHub) -> None:
     hub.create_repo(REPO)
-    hub.before_commit = lambda repo: hub.commit(REPO, {"theirs.txt": b"pushed meanwhile"})
+
+    def push_theirs(repo: Repo) -> None:
+        hub.commit(REPO, {"theirs.txt": b"pushed meanwhile"})
+
+    hub.before_commit = push_theirs
     run = publish()
     assert run.exit_code == 0, run.log
     assert {"theirs.txt", "int8/model.safetensors"} <= files(hub)
@@ -285,9 +283,7 @@ def test_without_write_access_nothing_is_worked(
     assert not token or token not in run.log.replace(f"::add-mask::{token}", "")
 
 
-def test_the_token_appears_nowhere(
-    publish: RunSmolquant, hub: LocalHub, tmp_path: Path
-) -> None:
+def test_the_token_appears_nowhere(publish: RunSmolquant, hub: LocalHub, tmp_path: Path) -> None:
     run = publish()
     assert run.log.startswith(f"::add-mask::{WRITE.value}\n")
     assert run.log.count(WRITE.value) == 1
@@ -310,7 +306,13 @@ def test_a_revision_is_pinned(
         HfApi(endpoint=hub.url, token=WRITE.value).create_tag("alice/source", tag="v1")
         hub.commit("alice/source", {"model.safetensors": b"broken later"})
     run = smolquant(
-        "quantize", "alice/source", REPO, "--revision", revision, hub=hub, token=WRITE.value,
+        "quantize",
+        "alice/source",
+        REPO,
+        "--revision",
+        revision,
+        hub=hub,
+        token=WRITE.value,
         actions=True,
     )
     assert run.exit_code == 0, run.log
@@ -322,9 +324,7 @@ def test_a_revision_is_pinned(
 
 def test_an_unknown_revision(smolquant: RunSmolquant, hub: LocalHub) -> None:
     hub.create_repo(REPO)
-    run = smolquant(
-        "quantize", REPO, "--revision", "v9", hub=hub, token=WRITE.value, actions=True
-    )
+    run = smolquant("quantize", REPO, "--revision", "v9", hub=hub, token=WRITE.value, actions=True)
     assert run.exit_code == 5
     assert "no such revision" in run.annotations[0]
 

@@ -186,7 +186,9 @@ def test_an_index_that_names_a_missing_shard_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="model-00001-of-00002.safetensors, which is not there"):
+    with pytest.raises(
+        CheckpointError, match="model-00001-of-00002.safetensors, which is not there"
+    ):
         FolderSource(tmp_path)
 
 
@@ -208,12 +210,20 @@ def test_identity_changes_with_a_file_and_not_with_what_is_no_part_of_the_model(
 
 @pytest.mark.parametrize(
     "name",
-    ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "merges.txt", "generation_config.json"],
+    [
+        "tokenizer.json",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "merges.txt",
+        "generation_config.json",
+    ],
 )
 def test_companions_travel(name: str) -> None:
     assert is_companion(name)
 
 
-@pytest.mark.parametrize("name", ["README.md", "optimizer.pt", "training_args.bin", "trainer_state.json"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "optimizer.pt", "training_args.bin", "trainer_state.json"]
+)
 def test_what_a_trainer_leaves_behind_does_not(name: str) -> None:
     assert not is_companion(name)

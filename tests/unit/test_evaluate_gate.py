@@ -37,7 +37,20 @@ def test_named_limits_hold_for_those_named() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "five", "-1", "nan", "inf", "1e3", "5%", "int8=", "int8=x", "int9=1", "int8=1,int8=2", "=1"],
+    [
+        "",
+        "five",
+        "-1",
+        "nan",
+        "inf",
+        "1e3",
+        "5%",
+        "int8=",
+        "int8=x",
+        "int9=1",
+        "int8=1,int8=2",
+        "=1",
+    ],
 )
 def test_anything_else_is_refused_by_name(text: str) -> None:
     with pytest.raises(InputError) as refusal:

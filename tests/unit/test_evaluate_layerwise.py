@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from evaluate_parts import quantize_folder
 from torchao.quantization import Int4Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, OPTConfig
 
 import models
-from evaluate_parts import quantize_folder
 from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.evaluate.layerwise import StreamedModel
@@ -51,7 +51,9 @@ def in_memory(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
         hidden = torch.cat(seen)
         head.weight = torch.nn.Parameter(head.weight.float())  # of its own where it was tied
         handle = head.register_forward_pre_hook(lambda _, args: (args[0].float(),))
-        logits = torch.cat([model(window.unsqueeze(0), use_cache=False).logits for window in WINDOWS])
+        logits = torch.cat(
+            [model(window.unsqueeze(0), use_cache=False).logits for window in WINDOWS]
+        )
         handle.remove()
     return hidden, logits
 
@@ -84,9 +86,7 @@ def test_variant_equals_the_model_in_memory(family: str, variant: str, tmp_path:
     hidden, logits = in_memory(loaded)
     files = sorted(variants[variant].glob("*.safetensors"))
     with Checkpoint(files) as checkpoint:
-        streamed = StreamedModel(
-            architecture, VariantWeights(checkpoint, architecture, files[0])
-        )
+        streamed = StreamedModel(architecture, VariantWeights(checkpoint, architecture, files[0]))
         states = streamed.hidden_states(WINDOWS)
         assert torch.equal(states, hidden)
         in_blocks = head_logits(streamed, states.flatten(0, 1), block=1000)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from smolquant.errors import InputError
 from smolquant.evaluate.text import (
@@ -63,7 +63,9 @@ def test_a_longer_run_begins_as_a_shorter_one() -> None:
 
 
 def test_every_window_begins_as_the_tokenizer_begins_a_text() -> None:
-    windows = token_windows(EvalText("one", [words(100, 20)]), tokenizer(opening=True), 12, longest=4)
+    windows = token_windows(
+        EvalText("one", [words(100, 20)]), tokenizer(opening=True), 12, longest=4
+    )
     assert windows.tolist() == [[BOS, 100, 101, 102], [BOS, 103, 104, 105], [BOS, 106, 107, 108]]
 
 

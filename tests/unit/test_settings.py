@@ -40,7 +40,10 @@ def test_a_folder_alone_is_enough_where_nothing_is_published(tmp_path: Path) -> 
         ("int8_dynamic", ("int8_dynamic",)),
         ("both", ("int8_weight_only", "int4_weight_only")),
         ("int4_weight_only, int8_weight_only", ("int4_weight_only", "int8_weight_only")),
-        ("both,int8_dynamic,int8_weight_only", ("int8_weight_only", "int4_weight_only", "int8_dynamic")),
+        (
+            "both,int8_dynamic,int8_weight_only",
+            ("int8_weight_only", "int4_weight_only", "int8_dynamic"),
+        ),
     ],
 )
 def test_quantization_types(text: str, types: tuple[str, ...]) -> None:
@@ -48,7 +51,8 @@ def test_quantization_types(text: str, types: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("1GB", 10**9), ("500MB", 5 * 10**8), ("1.5 gb", 15 * 10**8), ("2000000", 2 * 10**6)]
+    ("text", "size"),
+    [("1GB", 10**9), ("500MB", 5 * 10**8), ("1.5 gb", 15 * 10**8), ("2000000", 2 * 10**6)],
 )
 def test_shard_sizes_are_decimal(text: str, size: int) -> None:
     assert asked(max_shard_size=text).max_shard_size == size
@@ -104,7 +108,9 @@ def test_the_token_is_never_shown() -> None:
 def test_only_options_that_change_a_variants_bytes_make_it_stale() -> None:
     before = asked(group_size=128).options_of("int8_weight_only")
     assert asked(group_size=64, private=True, tag="v1").options_of("int8_weight_only") == before
-    assert asked(group_size=64).options_of("int4_weight_only") != asked().options_of("int4_weight_only")
+    assert asked(group_size=64).options_of("int4_weight_only") != asked().options_of(
+        "int4_weight_only"
+    )
     assert asked(skip=["a", "b"]).options_of("int8_dynamic") == asked(skip=["b", "a"]).options_of(
         "int8_dynamic"
     )

@@ -28,7 +28,7 @@ def test_a_space_by_its_id_or_its_page(address: str) -> None:
 
 
 def test_a_space_by_its_app_address() -> None:
-    destination = made("https://user-space.hf.space/?project=p&run_ids=1")
+    destination = made("http://user-space.hf.space/run?project=p&selected_run_id=1")
     assert destination.is_space
     assert destination.space is None  # `user-a/b` and `user/a-b` have the same host name
     assert destination.address == "https://user-space.hf.space"

@@ -49,7 +49,9 @@ def weight_layout(names: Iterable[str]) -> str:
     for layout in _WEIGHT_LAYOUTS:
         if layout in present:
             return layout
-    others = sorted(name for name in present if name.endswith((".gguf", ".bin", ".pt", ".safetensors")))
+    others = sorted(
+        name for name in present if name.endswith((".gguf", ".bin", ".pt", ".safetensors"))
+    )
     found = f" It has {', '.join(others[:5])}." if others else ""
     raise CheckpointError(
         f"There are no weights: none of {', '.join(_WEIGHT_LAYOUTS)} is there.{found}",

@@ -126,7 +126,7 @@ class SafetensorsFile:
     def read_rows(self, tensor: SourceTensor, start: int, stop: int) -> torch.Tensor:
         shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
         block = torch.empty(shape, dtype=tensor.dtype)
-        view = memoryview(block.view(-1).view(torch.uint8).numpy())
+        view = bytes_of(block)
         offset = self._offsets[tensor.name] + start * tensor.row_bytes
         done = 0
         while done < len(view):
@@ -242,6 +242,12 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor."""
+    flat: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
 
 
 def row_blocks(tensor: SourceTensor, block_bytes: int) -> Iterator[tuple[int, int]]:

@@ -95,7 +95,9 @@ class FolderSource(Source):
         """
         self._folder = folder
         self._companions = [
-            name for name in _file_names(folder) if is_companion(name) or (with_code and is_code(name))
+            name
+            for name in _file_names(folder)
+            if is_companion(name) or (with_code and is_code(name))
         ]
         self._layout = weight_layout(_file_names(folder))
         self._shards = _shards(folder, self._layout)
@@ -160,7 +162,7 @@ class HubSource(Source):
         with hub_errors(repo, "reading the model"):
             info = hub.api.model_info(repo, revision=revision, files_metadata=True)
         self.revision = info.sha
-        self.terms = _terms(info.card_data.to_dict() if info.card_data else {})
+        self.terms = _terms(info.card_data)
         files = {file.rfilename: file for file in info.siblings or []}
         self._layout = weight_layout(files)
         self._companions = [
@@ -228,8 +230,9 @@ class HubSource(Source):
             )
 
 
-def _terms(card: Mapping[str, object]) -> dict[str, str]:
-    entries = {key: card.get(key) for key in ("license", "license_name", "license_link")}
+def _terms(card: object) -> dict[str, str]:
+    keys = ("license", "license_name", "license_link")
+    entries = {key: getattr(card, key, None) for key in keys}
     return {key: value for key, value in entries.items() if isinstance(value, str)}
 
 

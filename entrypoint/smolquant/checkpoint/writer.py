@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from smolquant.checkpoint.reader import DTYPE_NAMES
+from smolquant.checkpoint.reader import DTYPE_NAMES, bytes_of
 
 
 @dataclass(frozen=True)
@@ -102,9 +102,7 @@ def lay_out(
         if len(bins) == 1
         else [f"model-{i:05d}-of-{len(bins):05d}.safetensors" for i in range(1, len(bins) + 1)]
     )
-    return tuple(
-        Shard(name, tuple(held), metadata) for name, held in zip(names, bins, strict=True)
-    )
+    return tuple(Shard(name, tuple(held), metadata) for name, held in zip(names, bins, strict=True))
 
 
 def index_text(shards: Sequence[Shard]) -> str | None:
@@ -136,8 +134,7 @@ class ShardWriter:
         """Store contiguous ``data`` at ``skip_bytes`` from the beginning of tensor ``name``."""
         if data.numel() == 0:
             return
-        view = memoryview(data.contiguous().view(-1).view(torch.uint8).numpy())
-        _write_all(self._file, view, self.shard.offset(name) + skip_bytes)
+        _write_all(self._file, bytes_of(data.contiguous()), self.shard.offset(name) + skip_bytes)
 
     def finish(self) -> str:
         """Flush to disk, close, and return the sha256 of the file."""

@@ -21,7 +21,9 @@ class Int4WeightOnly(Scheme):
     quant_type: ClassVar = "int4_weight_only"
     variant: ClassVar = "int4"
     title: ClassVar = "int4 weights, a scale and a zero point per group"
-    best_for: ClassVar = "CPUs and small memories, where size counts more than closeness to the source"
+    best_for: ClassVar = (
+        "CPUs and small memories, where size counts more than closeness to the source"
+    )
     loading: ClassVar = (
         "smolquant on a CPU (stock transformers alone cannot run int4 on a CPU), "
         "smolquant or mslk on a GPU"
@@ -37,9 +39,7 @@ class Int4WeightOnly(Scheme):
             return Keep(f"{columns} columns are not a multiple of {GROUP_SIZES[0]}")
         if max(fitting) == group_size:
             return Quantize(group_size)
-        return Quantize(
-            max(fitting), f"{columns} columns are not a multiple of {group_size}"
-        )
+        return Quantize(max(fitting), f"{columns} columns are not a multiple of {group_size}")
 
     def torchao_config(self, group_size: int) -> Any:
         from torchao.quantization import Int4WeightOnlyConfig
@@ -61,13 +61,14 @@ class Int4WeightOnly(Scheme):
             weight, MappingType.ASYMMETRIC, block, torch.int32, 0, 15, 1e-6, None, weight.dtype
         )
         levels = _quantize_affine_tinygemm(weight, block, scale, zero, torch.int32, 0, 15)
-        return Int4Tensor(
+        quantized: torch.Tensor = Int4Tensor(
             qdata=pack_int4(levels.sub_(_MIDPOINT).to(torch.int8)),
             scale=scale.reshape(rows, -1).t().contiguous(),
             zero_point=zero.reshape(rows, -1).t().contiguous(),
             block_size=block,
             shape=torch.Size((rows, columns)),
         )
+        return quantized
 
     def dequantize(self, quantized: "torch.Tensor") -> "torch.Tensor":
         from smolquant.int4_kernels import unpack_int4
@@ -77,7 +78,8 @@ class Int4WeightOnly(Scheme):
         grouped = levels.view(levels.shape[0], groups, -1)
         scale = quantized.scale.t().float().unsqueeze(-1)  # type: ignore[attr-defined]
         zero = quantized.zero_point.t().float().unsqueeze(-1)  # type: ignore[attr-defined]
-        return (grouped * scale + zero).view(levels.shape)
+        weight: torch.Tensor = (grouped * scale + zero).view(levels.shape)
+        return weight
 
 
 def pack_int4(values: "torch.Tensor") -> "torch.Tensor":

@@ -25,8 +25,9 @@ class Int8Dynamic(Int8WeightOnly):
         from torchao.quantization import Int8Tensor, PerRow
         from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
 
-        return Int8Tensor.from_hp(
+        quantized: torch.Tensor = Int8Tensor.from_hp(
             weight,
             granularity=PerRow(),
             act_quant_kwargs=QuantizeTensorToInt8Kwargs(granularity=PerRow()),
         )
+        return quantized

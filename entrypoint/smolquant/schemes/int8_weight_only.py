@@ -32,9 +32,10 @@ class Int8WeightOnly(Scheme):
     def quantize(self, weight: "torch.Tensor", group_size: int | None) -> "torch.Tensor":
         from torchao.quantization import Int8Tensor, PerRow
 
-        return Int8Tensor.from_hp(weight, granularity=PerRow())
+        quantized: torch.Tensor = Int8Tensor.from_hp(weight, granularity=PerRow())
+        return quantized
 
     def dequantize(self, quantized: "torch.Tensor") -> "torch.Tensor":
         import torch
 
-        return quantized.dequantize(torch.float32)  # type: ignore[no-any-return, call-arg]
+        return quantized.dequantize(torch.float32)  # type: ignore[call-arg]
