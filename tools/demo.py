@@ -12,7 +12,10 @@ TOKEN = "hf_demo"
 REPO = "demo/SmolLM2-135M-Instruct"
 
 ANSWER = """
-import sys, smolquant
+import logging, sys
+logging.disable(logging.WARNING)
+import smolquant, transformers
+transformers.utils.logging.disable_progress_bar()
 model, tokenizer = smolquant.load(sys.argv[1], variant="int4")
 chat = [{"role": "user", "content": sys.argv[2]}]
 prompt = tokenizer.apply_chat_template(

