@@ -26,6 +26,7 @@ from smolquant.settings import (
     DEFAULT_SHARD_SIZE,
     Settings,
     make_settings,
+    shard_size,
 )
 from smolquant.story import Story
 
@@ -195,21 +196,18 @@ def reproduce(settings: Settings) -> str:
     words = ["smolquant", "quantize", settings.model]
     if settings.repo is not None and settings.repo != settings.model:
         words.append(settings.repo)
-    words += ["--quant-type", ",".join(settings.quant_types)]
-    valued: dict[str, object] = {
-        "--device": settings.device,
-        "--group-size": settings.group_size,
-        "--revision": settings.revision,
-        "--tag": settings.tag,
-        "--dtype": settings.dtype,
-        "--max-shard-size": settings.max_shard_size,
-        "--output-dir": settings.output_dir,
+    given: dict[str, tuple[object, object]] = {
+        "--quant-type": (",".join(settings.quant_types), DEFAULT_QUANT_TYPE),
+        "--device": (settings.device, "auto"),
+        "--group-size": (settings.group_size, DEFAULT_GROUP_SIZE),
+        "--revision": (settings.revision, None),
+        "--tag": (settings.tag, None),
+        "--dtype": (settings.dtype, "auto"),
+        "--max-shard-size": (settings.max_shard_size, shard_size(DEFAULT_SHARD_SIZE)),
+        "--output-dir": (settings.output_dir, Path(DEFAULT_OUTPUT_DIR)),
     }
-    defaults = {
-        parameter.opts[0]: parameter.default for parameter in quantize.params if parameter.opts
-    }
-    for name, value in valued.items():
-        if value is not None and str(value) != str(defaults.get(name)):
+    for name, (value, default) in given.items():
+        if value != default:
             words += [name, str(value)]
     for pattern in settings.skip:
         words += ["--skip", pattern]

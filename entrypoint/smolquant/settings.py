@@ -156,7 +156,7 @@ def make_settings(
         tag=tag,
         replace_main=replace_main,
         dtype=cast("Dtype", dtype),
-        max_shard_size=_shard_size(max_shard_size),
+        max_shard_size=shard_size(max_shard_size),
         create_pr=create_pr,
         save_only=save_only,
         output_dir=Path(output_dir),
@@ -208,7 +208,12 @@ def _group_size(group_size: int) -> int:
     return group_size
 
 
-def _shard_size(text: str) -> int:
+def shard_size(text: str) -> int:
+    """Bytes of a size such as ``1GB``.
+
+    Raises:
+        InputError: it is not one, or less than a megabyte.
+    """
     match = _SIZE.fullmatch(text.strip())
     size = int(float(match[1]) * _UNITS[(match[2] or "B").upper()]) if match else 0
     if size < _UNITS["MB"]:

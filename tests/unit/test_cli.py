@@ -1,0 +1,144 @@
+"""The command line and an action's inputs come to the same settings, and nothing imports torch early."""
+
+import subprocess
+import sys
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from smolquant import cli, pipeline
+from smolquant.report.console import Console
+from smolquant.settings import Settings
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs the command up to the point where work would begin, and returns its settings."""
+    monkeypatch.chdir(tmp_path)
+    seen: list[Settings] = []
+    monkeypatch.setattr(
+        pipeline, "quantize", lambda settings, console, story: seen.append(settings)
+    )
+
+    def run(*arguments: str, **environ: str) -> Settings:
+        for name, value in environ.items():
+            monkeypatch.setenv(f"INPUT_{name.replace('_', '-')}", value)
+        code = cli.run(["quantize", *arguments], Console({}, StringIO()))
+        assert code == 0
+        return seen[-1]
+
+    return run
+
+
+def test_inputs_of_an_action_keep_their_hyphens(asked: Any) -> None:
+    settings = asked(
+        REPO="user/model",
+        QUANT_TYPE="both",
+        GROUP_SIZE="64",
+        SAVE_ONLY="true",
+        PRIVATE="false",
+        SKIP="lm_head\n  layers\\.0 \n\n",
+        HF_TOKEN="hf_input",
+    )
+    assert settings.quant_types == ("int8_weight_only", "int4_weight_only")
+    assert settings.group_size == 64
+    assert (settings.save_only, settings.private) == (True, False)
+    assert settings.skip == ("lm_head", "layers\\.0"), "one pattern a line; a comma may be in one"
+    assert settings.token == "hf_input"
+
+
+def test_an_empty_input_means_unset(asked: Any) -> None:
+    settings = asked(REPO="user/model", QUANT_TYPE="", GROUP_SIZE="", SAVE_ONLY="", SKIP="", TAG="")
+    assert settings.quant_types == ("int8_weight_only",)
+    assert (settings.group_size, settings.save_only, settings.tag) == (128, False, None)
+
+
+def test_an_argument_beats_an_input_and_an_input_beats_hf_token(
+    asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_environment")
+    assert asked("user/model").token == "hf_environment"
+    settings = asked("user/model", "--group-size", "32", GROUP_SIZE="64", HF_TOKEN="hf_input")
+    assert (settings.group_size, settings.token) == (32, "hf_input")
+
+
+def test_the_reproducing_command_comes_to_the_same_settings(asked: Any) -> None:
+    import shlex
+
+    settings = asked(
+        "user/model",
+        "user/other",
+        *("--quant-type", "both", "--group-size", "32", "--revision", "v 1", "--tag", "v2"),
+        *(
+            "--skip",
+            "a b",
+            "--max-shard-size",
+            "500MB",
+            "--private",
+            "--force",
+            "--dtype",
+            "float16",
+        ),
+        *("--token", "hf_secret"),
+    )
+    command = cli.reproduce(settings)
+    assert "hf_secret" not in command
+    again = asked(*shlex.split(command)[2:], "--token", "hf_secret")
+    assert again == settings
+
+
+def test_the_shortest_command_is_reproduced_as_such(asked: Any) -> None:
+    assert cli.reproduce(asked("user/model")) == "smolquant quantize user/model"
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--eval-tokens=9", "--max-perplexity-increase=5", "--cuda-image=x", "--evaluate=always"],
+)
+def test_an_option_whose_part_is_not_built_is_refused(
+    option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = StringIO()
+    assert cli.run(["quantize", "user/model", option], Console({}, log)) == 2
+    assert "cannot do it yet" in log.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["--help"], 0),
+        (["quantize", "--help"], 0),
+        (["quantize", "nowhere"], 2),
+        (["frobnicate"], 2),
+    ],
+)
+def test_help_and_refusals_import_no_torch(arguments: list[str], code: int, tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom smolquant import cli\nfrom smolquant.report.console import Console\n"
+        f"code = cli.run({arguments!r}, Console({{}}, sys.stdout))\n"
+        "heavy = {'torch', 'transformers', 'huggingface_hub', 'trackio'} & set(sys.modules)\n"
+        f"assert not heavy, heavy\nassert code == {code}, code\n"
+    )
+    path = Path(cli.__file__).parent.parent
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_without_arguments_help_is_shown_outside_actions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["smolquant"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 0
+    assert "Usage: smolquant" in capsys.readouterr().out
