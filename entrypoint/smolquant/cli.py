@@ -15,10 +15,11 @@ from typing import Any
 
 import click
 
-from smolquant import __version__
+from smolquant import __version__, tracking
 from smolquant.errors import Cancelled, InputError
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
+from smolquant.schemes import SCHEMES
 from smolquant.settings import (
     DEFAULT_GROUP_SIZE,
     DEFAULT_OUTPUT_DIR,
@@ -159,8 +160,45 @@ def quantize(context: click.Context, /, **options: Any) -> int:
 
         from smolquant import pipeline  # brings torch's users in; a refusal above answers at once
 
+        if not settings.dry_run:
+            story.tracker = tracking.start(
+                settings.trackio,
+                output_dir=settings.output_dir,
+                console=console,
+                environ=os.environ,
+                repo=settings.repo or settings.model,
+                revision=settings.revision,
+                quant_types={SCHEMES[name].variant: name for name in settings.quant_types},
+                experiment_name=settings.experiment_name,
+                hub_token=settings.token,
+                private=settings.private,
+            )
         pipeline.quantize(settings, console, story)
     return story.exit_code
+
+
+@cli.command("sync-trackio")
+@click.argument("report_dir", type=click.Path(path_type=Path))
+@click.option("--trackio-url", metavar="URL", help="Default: where the run was to be recorded.")
+@click.option("--token", envvar="HF_TOKEN", help="Hugging Face token, for a Space.")
+@click.pass_context
+def sync_trackio(
+    context: click.Context, /, report_dir: Path, trackio_url: str | None, token: str | None
+) -> int:
+    """Send the events in REPORT_DIR that Trackio could not take while the run went on."""
+    console: Console = context.obj
+    if token:
+        console.mask(token)
+    write_token = os.environ.get("TRACKIO_WRITE_TOKEN")
+    url = tracking.sync(
+        report_dir,
+        tracking.make_destination(trackio_url, write_token=write_token),
+        console=console,
+        environ=os.environ,
+        hub_token=token,
+    )
+    console.info(f"Sent: {url}" if url else "There was no run to send.")
+    return 0
 
 
 def _refuse_token_in_argv(context: click.Context) -> None:
@@ -182,13 +220,14 @@ def _settings(options: dict[str, Any]) -> Settings:
             "eval_tokens",
             "max_perplexity_increase",
             "cuda_image",
-            "trackio_url",
-            "experiment_name",
-            "dataset_repo",
         )
     }
     not_built["--evaluate always"] = options.pop("evaluate") == "always"
-    return make_settings(**options, not_built=not_built)
+    return make_settings(
+        **options,
+        trackio_write_token=os.environ.get("TRACKIO_WRITE_TOKEN"),
+        not_built=not_built,
+    )
 
 
 def reproduce(settings: Settings) -> str:
@@ -205,6 +244,9 @@ def reproduce(settings: Settings) -> str:
         "--dtype": (settings.dtype, "auto"),
         "--max-shard-size": (settings.max_shard_size, shard_size(DEFAULT_SHARD_SIZE)),
         "--output-dir": (settings.output_dir, Path(DEFAULT_OUTPUT_DIR)),
+        "--trackio-url": (settings.trackio and settings.trackio.address, None),
+        "--experiment-name": (settings.experiment_name, None),
+        "--dataset-repo": (settings.trackio and settings.trackio.bucket, None),
     }
     for name, (value, default) in given.items():
         if value != default:

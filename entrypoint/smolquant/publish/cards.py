@@ -75,10 +75,12 @@ def variant_card(
     location: str,
     base_model: str | None,
     terms: Mapping[str, str],
+    tracking_url: str | None = None,
 ) -> str:
     """The README of one variant's subfolder.
 
     Args:
+        tracking_url: the page of its run in Trackio, without any write token.
         base_model: Hub id of the model that was quantized; None where it is on no Hub.
         terms: the license entries of the front matter, see :func:`declared_license`.
     """
@@ -107,6 +109,7 @@ def variant_card(
         regrouped=[_exception_row(group) for group in exceptions if group.fate != "kept"],
         groups=_group_sizes(record),
         measures=_measure_rows(record.metrics),
+        run=link("in Trackio", tracking_url) if tracking_url else None,
     )
 
 

@@ -7,7 +7,7 @@ have pushed meanwhile, all that depends on the head is made again.
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,8 @@ class Publication:
     """Only for a local checkpoint; a Hub repository's weights are never pushed into another."""
     terms: Mapping[str, str] | None = None
     """License entries of the source's card; None: those of the target's own."""
+    tracking_urls: Mapping[str, str | None] = field(default_factory=dict)
+    """By variant: the page of its run in Trackio."""
     private: bool = False
     """Whether the repository is private if this run creates it."""
     create_pr: bool = False
@@ -130,6 +132,7 @@ def write_local(output_dir: Path, publication: Publication) -> None:
             location=location,
             base_model=publication.base_model,
             terms=publication.terms or {},
+            tracking_url=publication.tracking_urls.get(name),
         )
         _write(output_dir / name / README, card)
     readme = output_dir / README
@@ -245,7 +248,13 @@ def _operations(target: Target, publication: Publication) -> "list[CommitOperati
         files: dict[str, bytes | Path] = {
             file: folder / file for file in (*made.files, record.FILE_NAME)
         }
-        card = variant_card(made, location=target.repo_id, base_model=base_model, terms=terms)
+        card = variant_card(
+            made,
+            location=target.repo_id,
+            base_model=base_model,
+            terms=terms,
+            tracking_url=publication.tracking_urls.get(name),
+        )
         files[README] = card.encode()
         contents |= {f"{name}/{file}": content for file, content in files.items()}
         gone = set(target.folders.get(name, ())) - set(files)

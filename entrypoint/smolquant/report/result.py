@@ -61,6 +61,8 @@ class RunResult:
     command: str
     """Reproduces the run; holds no token."""
     versions: Mapping[str, str]
+    trackio_command: str | None = None
+    """Opens the local Trackio project."""
     planned: Mapping[str, PlannedVariant] = field(default_factory=dict)
     """A dry run's variants."""
 

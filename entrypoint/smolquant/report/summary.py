@@ -77,6 +77,7 @@ def render_summary(result: RunResult) -> str:
         exceptions=_exceptions(rows),
         versions=Markdown(" · ".join(code_span(f"{k} {v}") for k, v in result.versions.items())),
         command=code_block(result.command, "sh") if result.command else None,
+        trackio=code_block(result.trackio_command, "sh") if result.trackio_command else None,
     )
 
 

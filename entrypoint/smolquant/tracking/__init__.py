@@ -1,0 +1,23 @@
+"""Trackio: every run recorded and linked, and never in the way.
+
+The recorder writes each event to events.jsonl and hands the same line to a child process, the only
+place that touches Trackio. The child may hang, crash or be refused: it has deadlines, and what it
+did not take stays in the file, from which :func:`sync` sends it later.
+"""
+
+from smolquant.tracking.destination import Destination, make_destination
+from smolquant.tracking.events import EVENTS_NAME
+from smolquant.tracking.recorder import LOCAL_PROJECT, Recorder, Tracker, start
+from smolquant.tracking.sync import TrackioError, sync
+
+__all__ = [
+    "EVENTS_NAME",
+    "LOCAL_PROJECT",
+    "Destination",
+    "Recorder",
+    "Tracker",
+    "TrackioError",
+    "make_destination",
+    "start",
+    "sync",
+]

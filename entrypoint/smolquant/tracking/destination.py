@@ -1,0 +1,160 @@
+"""Where Trackio runs: a Hugging Face Space or a self-hosted server, as users write it down."""
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
+
+from smolquant.errors import InputError
+
+_HUB_HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co"}
+_APP_DOMAIN = ".hf.space"
+_SPACE_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+_TOKEN_PARAMETER = "write_token"  # noqa: S105 - its name, not a token
+
+_ACCEPTED = (
+    "Give a Space (`user/space`, or its address), or a server's address such as "
+    "`https://trackio.example.org`."
+)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A Trackio dashboard that takes our runs. Build it with :func:`make_destination`."""
+
+    url: str
+    """Address of the dashboard, without a query and a closing slash; holds no secret."""
+    space: str | None = None
+    """The Space's Hub id; None for a server, and for a Space known by its app address only."""
+    bucket: str | None = None
+    """Hub bucket in which the Space keeps its data; None leaves the choice to Trackio."""
+    write_token: str | None = field(default=None, repr=False)
+    """What writing takes: a server's write token, or a Hugging Face token for a Space."""
+    secrets: tuple[str, ...] = field(default=(), repr=False)
+    """Whatever must be masked before anything is shown."""
+
+    @property
+    def is_space(self) -> bool:
+        """Whether Hugging Face serves it, so that a Hugging Face token opens it."""
+        return self.space is not None or (urlsplit(self.url).hostname or "").endswith(_APP_DOMAIN)
+
+    @property
+    def address(self) -> str:
+        """What :func:`make_destination` would take to build it again, without the token."""
+        return self.space or self.url
+
+    def run_url(self, project: str, run_id: str) -> str:
+        """The dashboard's page about one run."""
+        return f"{self.url}/run?{urlencode({'project': project, 'selected_run_id': run_id})}"
+
+    def project_url(self, project: str, run_ids: list[str]) -> str:
+        """The dashboard's charts of a project: these runs, and curves as they were measured."""
+        query = {"project": project, "run_ids": ",".join(run_ids), "smoothing": 0}
+        return f"{self.url}/?{urlencode(query, safe=',')}"
+
+
+def make_destination(
+    address: str | None, *, write_token: str | None = None, bucket: str | None = None
+) -> Destination | None:
+    """Read an address; None where none was given.
+
+    Args:
+        address: ``user/space``, a Space's page or app address, or a server's address. A write token
+            in its query is taken out.
+        write_token: from the environment; the token in a server's address has precedence.
+        bucket: Hub bucket for a Space's data.
+
+    Raises:
+        InputError: the address is none, or the bucket does not go with it.
+    """
+    if not address:
+        if bucket:
+            raise InputError(
+                "--dataset-repo says where a Trackio Space keeps its data, and no Space was named.",
+                hint="Add --trackio-url, or leave --dataset-repo out.",
+            )
+        return None
+    text = address.strip()
+    if _SPACE_ID.fullmatch(text):
+        return _space(text, write_token, (), bucket)
+    parts = _split(text)
+    in_address = dict(parse_qsl(parts.query)).get(_TOKEN_PARAMETER)
+    secrets = _spellings(parts.query, in_address)
+    if parts.hostname in _HUB_HOSTS:
+        space = parts.path.removeprefix("/spaces/").rstrip("/")
+        if not parts.path.startswith("/spaces/") or not _SPACE_ID.fullmatch(space):
+            raise InputError(
+                f"{_shown(parts)} is not the page of a Space.",
+                hint="Its page is `https://huggingface.co/spaces/user/space`.",
+            )
+        return _space(space, write_token, secrets, bucket)
+    url = _shown(parts)
+    if (parts.hostname or "").endswith(_APP_DOMAIN):
+        # The id cannot be told from the host name, in which `a-b/c` and `a/b-c` look the same.
+        _refuse_bucket(bucket, "a Space's id: `user/space`, not the address of its app")
+        url = f"https://{parts.netloc}"  # a Hugging Face token never travels in the clear
+        return Destination(url, write_token=write_token, secrets=_known(write_token, secrets))
+    _refuse_bucket(bucket, "a Space; a server of your own keeps its data itself")
+    token = in_address or write_token
+    return Destination(url, write_token=token, secrets=_known(write_token, secrets))
+
+
+def _space(
+    space: str, write_token: str | None, secrets: tuple[str, ...], bucket: str | None
+) -> Destination:
+    if bucket is not None and not _SPACE_ID.fullmatch(bucket):
+        raise InputError(
+            f"{bucket!r} is not the name of a bucket on the Hub.",
+            hint="Write --dataset-repo as `user/name`.",
+        )
+    host = re.sub(r"[/_.]", "-", space.lower())
+    return Destination(
+        f"https://{host}{_APP_DOMAIN}",
+        space=space,
+        bucket=bucket,
+        write_token=write_token,
+        secrets=_known(write_token, secrets),
+    )
+
+
+def _split(text: str) -> SplitResult:
+    """The parts of a web address; no refusal repeats what may be a secret."""
+    try:
+        parts = urlsplit(text)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname)
+        valid = valid and parts.port != 0  # reading the port checks it
+    except ValueError:
+        valid = False
+    if not valid:
+        raise InputError("--trackio-url is not the address of a Trackio dashboard.", hint=_ACCEPTED)
+    if parts.username is not None:
+        raise InputError(
+            f"--trackio-url holds a user name or a password for {parts.hostname}.",
+            hint="Leave them out: links to the dashboard are published. "
+            "The write token goes into TRACKIO_WRITE_TOKEN.",
+        )
+    return parts
+
+
+def _shown(parts: SplitResult) -> str:
+    """The address without query, fragment and closing slash."""
+    path = quote(parts.path.rstrip("/"), safe="/%")
+    return urlunsplit((parts.scheme, parts.netloc, path, "", ""))
+
+
+def _spellings(query: str, token: str | None) -> tuple[str, ...]:
+    """The token as it means and as the address spells it."""
+    if not token:
+        return ()
+    pairs = (pair.partition("=") for pair in query.split("&"))
+    return (token, *(value for name, _, value in pairs if name == _TOKEN_PARAMETER and value))
+
+
+def _known(write_token: str | None, secrets: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*secrets, *([write_token] if write_token else []))))
+
+
+def _refuse_bucket(bucket: str | None, needs: str) -> None:
+    if bucket is not None:
+        raise InputError(
+            f"--dataset-repo needs {needs}.", hint="Leave it out, or name the Space `user/space`."
+        )

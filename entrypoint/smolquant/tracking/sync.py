@@ -1,0 +1,104 @@
+"""``smolquant sync-trackio``: sends the events of a finished job that Trackio did not take then."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from smolquant.errors import InputError, SmolquantError
+from smolquant.report.console import Console
+from smolquant.report.files import REPORT_NAME
+from smolquant.tracking.courier import Courier
+from smolquant.tracking.destination import Destination, make_destination
+from smolquant.tracking.events import EVENTS_NAME, read_events
+
+_SECONDS_TO_START = 60.0
+_SECONDS_TO_FINISH = 60.0
+
+
+class TrackioError(SmolquantError):
+    """Trackio refused, or cannot be reached; only ``sync-trackio`` fails with it."""
+
+    exit_code = 5
+    title = "Trackio refused"
+
+
+def sync(
+    report_dir: Path,
+    destination: Destination | None,
+    *,
+    console: Console,
+    environ: Mapping[str, str],
+    hub_token: str | None = None,
+) -> str | None:
+    """Send every event in a folder to Trackio; sending what is there already changes nothing.
+
+    Args:
+        report_dir: an output folder, with events.jsonl.
+        destination: None: where the newest job was to be recorded.
+        environ: the process's environment; TRACKIO_WRITE_TOKEN goes with the recorded address.
+        hub_token: opens a Space that has no token of its own.
+
+    Returns:
+        The dashboard's address with the newest job's runs; None when no run was recorded.
+
+    Raises:
+        InputError: there are no events, or no address to send them to.
+        TrackioError: Trackio did not take them all.
+    """
+    path = report_dir / EVENTS_NAME
+    try:
+        events = list(read_events(path))
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}.",
+            hint="Name the --output-dir of a run: events.jsonl lies there beside report.json.",
+        ) from error
+    jobs = [event for _, event in events if event["event"] == "job"]
+    if not jobs:
+        raise InputError(f"{path} holds no events.", hint="Name the --output-dir of a run.")
+    if destination is None:
+        destination = _recorded(jobs[-1], environ, report_dir)
+    for secret in destination.secrets:
+        console.mask(secret)
+    runs: list[str] = []
+    for _, event in events:
+        if event["event"] == "job":
+            runs = []
+        elif event["event"] == "run":
+            runs.append(event["run"])
+    courier = Courier(
+        destination,
+        environ=environ,
+        local_dir=report_dir,
+        hub_token=hub_token,
+        seconds_to_start=_SECONDS_TO_START,
+        seconds_to_finish=_SECONDS_TO_FINISH,
+    )
+    try:
+        for line, _ in events:
+            courier.send(line)
+        report = report_dir / REPORT_NAME
+        if not runs or courier.started():
+            courier.finish(report if report.is_file() else None)
+    finally:
+        courier.kill()
+    if courier.failure is not None:
+        raise TrackioError(
+            courier.failure, hint="Nothing is lost: run this again when Trackio answers."
+        )
+    return destination.project_url(jobs[-1]["project"], runs) if runs else None
+
+
+def _recorded(
+    job: Mapping[str, str | None], environ: Mapping[str, str], report_dir: Path
+) -> Destination:
+    destination = make_destination(
+        job["address"], write_token=environ.get("TRACKIO_WRITE_TOKEN"), bucket=job.get("bucket")
+    )
+    if destination is None:
+        raise InputError(
+            f"The run in {report_dir} was recorded locally, and names no Trackio to send it to.",
+            hint=f"Add --trackio-url: `smolquant sync-trackio {shlex.quote(str(report_dir))} "
+            "--trackio-url URL`.",
+        )
+    return destination
