@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from smolquant import __version__, tracking
-from smolquant.errors import Cancelled, InputError
+from smolquant.errors import Cancelled, CheckpointError, InputError
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
 from smolquant.schemes import SCHEMES
@@ -175,6 +175,35 @@ def quantize(context: click.Context, /, **options: Any) -> int:
             )
         pipeline.quantize(settings, console, story)
     return story.exit_code
+
+
+@cli.command()
+@click.argument("repo_or_folder")
+@click.option("--revision", help="Branch, tag or sha on the Hub.")
+@click.option("--token", envvar="HF_TOKEN", help="Hugging Face token, for a private repository.")
+@click.pass_context
+def check(
+    context: click.Context, /, repo_or_folder: str, revision: str | None, token: str | None
+) -> int:
+    """Load the published variants with the installed libraries and say whether they still work."""
+    from smolquant import check as room
+    from smolquant.hub import Hub
+
+    console: Console = context.obj
+    if token:
+        console.mask(token)
+    broken = []
+    for found in room.check(repo_or_folder, Hub(token), revision):
+        made_with = ", ".join(f"{name} {made}" for name, made in sorted(found.made_with.items()))
+        console.info(f"{found.variant}: {found.problem or 'works'} (made with {made_with})")
+        broken += [found.variant] if found.problem else []
+    if broken:
+        raise CheckpointError(
+            f"{', '.join(broken)} of {repo_or_folder} do not work with the installed libraries.",
+            hint="Make them again with `smolquant quantize --force`, or install those they were "
+            "made with.",
+        )
+    return 0
 
 
 @cli.command("sync-trackio")

@@ -35,75 +35,11 @@ from smolquant.tracking import (
     sync,
 )
 from smolquant.tracking.events import read_events
+from trackio_server import TOKEN, TRACKIO, Server
 from unit.report_samples import SHA, SOURCE, variant_record
 
 MOST_SECONDS = 20.0
 PROJECT = "you-tiny-1-5"
-TOKEN = "write+token"
-TRACKIO = Path(sys.executable).with_name("trackio")
-
-
-class Server:
-    """A self-hosted Trackio, as its documentation has it started."""
-
-    def __init__(self, folder: Path, **environ: str) -> None:
-        self._folder = folder
-        self._environ = environ
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process = self.start()
-
-    def start(self) -> subprocess.Popen[bytes]:
-        self.process = subprocess.Popen(
-            [TRACKIO, "show", "--host", "127.0.0.1"],
-            env=os.environ
-            | {
-                "TRACKIO_DIR": str(self._folder),
-                "TRACKIO_WRITE_TOKEN": TOKEN,
-                "GRADIO_SERVER_PORT": str(self.port),
-                "HF_HUB_OFFLINE": "1",
-                "BROWSER": "true",
-            }
-            | self._environ,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for _ in range(300):
-            try:
-                httpx.get(f"{self.url}/version")
-            except httpx.TransportError:
-                time.sleep(0.1)
-            else:
-                return self.process
-        raise AssertionError("the Trackio server did not start")
-
-    def stop(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def call(self, api: str, **arguments: Any) -> Any:
-        """Ask the server, as its dashboard does."""
-        answer = httpx.post(f"{self.url}/api/{api}", json={"args": [], "kwargs": arguments})
-        answer.raise_for_status()
-        return answer.json()["data"]
-
-    def runs(self) -> list[dict[str, Any]]:
-        """The runs of the project, with what is stored for each."""
-        found = []
-        for run in self.call("get_runs_for_project", project=PROJECT):
-            which = {"project": PROJECT, "run": run["name"], "run_id": run["id"]}
-            found.append(
-                {
-                    **run,
-                    "logs": self.call("get_logs", **which),
-                    "summary": self.call("get_run_summary", **which),
-                    "alerts": self.call("get_alerts", project=PROJECT, run_id=run["id"]),
-                    "artifacts": self.call("get_run_artifacts", **which)["output"],
-                }
-            )
-        return found
 
 
 @pytest.fixture
@@ -256,12 +192,12 @@ def test_a_run_is_recorded_and_read_back(
 ) -> None:
     job = Job(tmp_path / "out", make_destination(f"{server.url}/?write_token=write%2Btoken"))
     job.begin()
-    assert server.runs(), "the links are handed out only when they open on something"
+    assert server.runs(PROJECT), "the links are handed out only when they open on something"
     job.end()
     assert job.warnings == []
     assert job.seconds < 10
 
-    int8, int4 = server.runs()
+    int8, int4 = server.runs(PROJECT)
     assert int8["name"] == f"{PROJECT}@{SHA[:8]}-int8"
     assert int4["name"] == f"{PROJECT}@{SHA[:8]}-int4"
     assert job.run_url == f"{server.url}/run?project={PROJECT}&selected_run_id={int8['id']}"
@@ -303,12 +239,12 @@ def test_sending_again_changes_nothing(server: Server, tmp_path: Path) -> None:
     job = Job(tmp_path / "out", make_destination(server.url, write_token=TOKEN))
     job.begin()
     job.end()
-    before = server.runs()
+    before = server.runs(PROJECT)
     environ = {**os.environ, "TRACKIO_WRITE_TOKEN": TOKEN}
     for _ in range(2):
         url = sync(job.folder, None, console=Console({}, job.output), environ=environ)
     assert url == job.url
-    assert server.runs() == before
+    assert server.runs(PROJECT) == before
 
 
 def test_a_server_that_refuses_the_connection(tmp_path: Path) -> None:
@@ -377,7 +313,7 @@ def test_a_space_that_has_to_wake_up(tmp_path: Path) -> None:
     assert job.warnings == []
     reader = Server(tmp_path / "server")  # what a Space shows comes from the Hub, in part
     try:
-        runs = reader.runs()
+        runs = reader.runs(PROJECT)
     finally:
         reader.stop()
     assert [str(job.run_url).endswith(run["id"]) for run in runs] == [True, False]
@@ -447,7 +383,7 @@ def test_a_server_that_dies_gets_the_events_later(server: Server, tmp_path: Path
 
     server.start()
     sync(job.folder, None, console=console, environ=environ)
-    for run in server.runs():
+    for run in server.runs(PROJECT):
         events = [log["event"] for log in run["logs"] if "event" in log]
         assert events == [
             "quantization_started",
@@ -462,7 +398,7 @@ def test_a_cancelled_job_is_recorded_as_failed(server: Server, tmp_path: Path) -
     job = Job(tmp_path / "out", make_destination(server.url, write_token=TOKEN))
     job.begin()
     job.end(Cancelled(signal.SIGINT))
-    for run in server.runs():
+    for run in server.runs(PROJECT):
         assert run["logs"][-1]["event"] == "quantization_failed"
         assert run["logs"][-1]["exit_code"] == 130
         assert [alert["level"] for alert in run["alerts"]].count("error") == 1
@@ -520,8 +456,8 @@ def test_a_local_run_is_sent_to_a_server_that_is_named_later(
     there = make_destination(server.url, write_token=TOKEN)
     url = sync(job.folder, there, console=console, environ=os.environ)
     assert url is not None
-    assert all(run["id"] in url for run in server.runs())
-    assert len(server.runs()) == 2
+    assert all(run["id"] in url for run in server.runs(PROJECT))
+    assert len(server.runs(PROJECT)) == 2
 
 
 def test_a_folder_without_events_is_refused(tmp_path: Path) -> None:
@@ -562,7 +498,7 @@ def test_a_kill_loses_no_event_and_leaves_no_process(server: Server, tmp_path: P
             break
         time.sleep(0.1)
     assert not child.exists()
-    for run in server.runs():  # it delivered what it had been given
+    for run in server.runs(PROJECT):  # it delivered what it had been given
         assert "size/bytes" in run["summary"]["metrics"]
 
 

@@ -1,0 +1,88 @@
+"""``smolquant check``: do published variants still work with the libraries that are installed now?
+
+Each variant's files are held against its quantization.json, then the variant is loaded as a user would
+and asked for a token. It changes nothing.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from smolquant.errors import CheckpointError, InputError
+from smolquant.hub import Hub, hub_errors
+from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
+from smolquant.schemes import BY_VARIANT
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found of one variant."""
+
+    variant: str
+    problem: str
+    """Empty when it works."""
+    made_with: Mapping[str, str]
+    """Versions that the record names."""
+
+
+def check(repo_or_folder: str, hub: Hub, revision: str | None = None) -> Iterator[Checked]:
+    """Check every variant of a Hub repository or a folder with the same layout, one after the other.
+
+    Raises:
+        InputError: there is no variant.
+        HubError: the repository cannot be read.
+    """
+    folder = Path(repo_or_folder)
+    if not folder.is_dir():
+        with hub_errors(repo_or_folder, "downloading the variants"):
+            patterns = [f"{variant}/*" for variant in BY_VARIANT]
+            folder = Path(
+                hub.api.snapshot_download(
+                    repo_or_folder, revision=revision, allow_patterns=patterns
+                )
+            )
+    variants = [name for name in BY_VARIANT if (folder / name / FILE_NAME).is_file()]
+    if not variants:
+        raise InputError(
+            f"{repo_or_folder} has no variants: no {'/, '.join(BY_VARIANT)}/ with a {FILE_NAME}.",
+            hint="Make them with `smolquant quantize`.",
+        )
+    for variant in variants:
+        made_with: Mapping[str, str] = {}
+        try:
+            record = VariantRecord.from_json((folder / variant / FILE_NAME).read_text("utf-8"))
+            made_with = record.versions
+            _check_files(folder / variant, record)
+            _check_loads(folder, variant)
+        except (InvalidRecord, CheckpointError) as problem:
+            yield Checked(variant, str(problem), made_with)
+        else:
+            yield Checked(variant, "", made_with)
+
+
+def _check_files(folder: Path, record: VariantRecord) -> None:
+    for name, expected in record.files.items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
+            raise CheckpointError(f"{name} is missing.")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
+                raise CheckpointError(f"{name} is not the file that was made: its sha256 differs.")
+
+
+def _check_loads(folder: Path, variant: str) -> None:
+    """Load the variant and look at the logits of one prompt."""
+    import torch
+
+    from smolquant.runtime import load
+
+    try:
+        model, tokenizer = load(folder, variant=variant)
+        prompt = tokenizer("The", return_tensors="pt").to(model.device)
+        with torch.no_grad():
+            logits = model(**prompt).logits
+    except Exception as error:  # whatever the installed libraries raise is the answer
+        raise CheckpointError(f"It does not run: {type(error).__name__}: {error}") from error
+    if not bool(torch.isfinite(logits).all()):
+        raise CheckpointError("Its logits are not finite.")

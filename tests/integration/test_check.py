@@ -1,0 +1,70 @@
+"""``smolquant check`` on variants that work, that were changed, and that are not there."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from command import Run
+from conftest import WRITE
+from localhub import LocalHub
+
+RunSmolquant = Callable[..., Run]
+
+
+@pytest.fixture
+def quantized(smolquant: RunSmolquant, checkpoint: Path, tmp_path: Path) -> Path:
+    run = smolquant("quantize", checkpoint, "--save-only", "--quant-type", "both")
+    assert run.exit_code == 0, run.log
+    return tmp_path / "quantized"
+
+
+def test_good_and_spoiled_variants(smolquant: RunSmolquant, quantized: Path) -> None:
+    good = smolquant("check", quantized)
+    assert good.exit_code == 0, good.log
+    assert "int8: works" in good.log
+    assert "int4: works" in good.log
+
+    weights = quantized / "int4/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    (quantized / "int8/config.json").unlink()
+    bad = smolquant("check", quantized, actions=True)
+    assert bad.exit_code == 3
+    assert "int4: model.safetensors is not the file that was made" in bad.log
+    assert "int8: config.json is missing" in bad.log
+    assert len(bad.annotations) == 1
+
+
+def test_a_variant_that_the_installed_libraries_cannot_run(
+    smolquant: RunSmolquant, quantized: Path
+) -> None:
+    import hashlib
+    import json
+
+    config = quantized / "int8/config.json"
+    config.write_text(config.read_text().replace('"smollm3"', '"hal9000"'))
+    record = json.loads((quantized / "int8/quantization.json").read_text())
+    record["files"]["config.json"]["sha256"] = hashlib.sha256(config.read_bytes()).hexdigest()
+    (quantized / "int8/quantization.json").write_text(json.dumps(record))
+    run = smolquant("check", quantized)
+    assert run.exit_code == 3
+    assert "int8: It does not run" in run.log
+    assert "hal9000" in run.log
+
+
+def test_a_repository_of_the_hub(smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path) -> None:
+    published = smolquant("quantize", checkpoint, "alice/model", hub=hub, token=WRITE.value)
+    assert published.exit_code == 0, published.log
+    run = smolquant("check", "alice/model", hub=hub, token=WRITE.value)
+    assert run.exit_code == 0, run.log
+    assert "int8: works (made with" in run.log
+
+
+def test_nothing_to_check(smolquant: RunSmolquant, hub: LocalHub, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert "has no variants" in smolquant("check", "empty").log
+    missing = smolquant("check", "alice/missing", hub=hub, token=WRITE.value)
+    assert missing.exit_code == 5
+    assert "does not exist" in missing.log
