@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,11 @@ def cli() -> None:
     "max-perplexity-increase",
     metavar="LIMIT",
     help="In percent, `5` or `int8=1,int4=12`; above it, fail and publish nothing.",
+)
+@_option(
+    "max-kl",
+    metavar="LIMIT",
+    help="The same for the mean KL divergence from the source, in nats.",
 )
 @_option(
     "skip",
@@ -242,16 +247,7 @@ def _refuse_token_in_argv(context: click.Context) -> None:
 
 
 def _settings(options: dict[str, Any]) -> Settings:
-    not_built = {
-        f"--{name.replace('_', '-')}": options.pop(name)
-        for name in (
-            "eval_text",
-            "eval_tokens",
-            "max_perplexity_increase",
-            "cuda_image",
-        )
-    }
-    not_built["--evaluate always"] = options.pop("evaluate") == "always"
+    not_built = {f"--{name.replace('_', '-')}": options.pop(name) for name in ("cuda_image",)}
     return make_settings(
         **options,
         trackio_write_token=os.environ.get("TRACKIO_WRITE_TOKEN"),
@@ -273,6 +269,11 @@ def reproduce(settings: Settings) -> str:
         "--dtype": (settings.dtype, "auto"),
         "--max-shard-size": (settings.max_shard_size, shard_size(DEFAULT_SHARD_SIZE)),
         "--output-dir": (settings.output_dir, Path(DEFAULT_OUTPUT_DIR)),
+        "--evaluate": (settings.evaluate, "auto"),
+        "--eval-text": (settings.eval_text, None),
+        "--eval-tokens": (settings.eval_tokens, None),
+        "--max-perplexity-increase": (_limits(settings.gate.perplexity_increase), ""),
+        "--max-kl": (_limits(settings.gate.kl), ""),
         "--trackio-url": (settings.trackio and settings.trackio.address, None),
         "--experiment-name": (settings.experiment_name, None),
         "--dataset-repo": (settings.trackio and settings.trackio.bucket, None),
@@ -285,6 +286,10 @@ def reproduce(settings: Settings) -> str:
     switches = ("private", "replace_main", "create_pr", "save_only", "trust_remote_code", "force")
     words += [f"--{name.replace('_', '-')}" for name in switches if getattr(settings, name)]
     return shlex.join(words)
+
+
+def _limits(limits: Mapping[str, float]) -> str:
+    return ",".join(f"{variant}={limit:g}" for variant, limit in limits.items())
 
 
 def run(arguments: list[str], console: Console) -> int:

@@ -1,21 +1,23 @@
-"""The story of a run: settings -> source -> plan -> quantize -> publish -> report.
+"""The story of a run: settings -> source -> plan -> quantize -> evaluate -> publish -> report.
 
 Each room knows what it is handed. Nothing outside the output folder changes before the one commit at
 the end; what is told of the run is collected in a :class:`Story` as it becomes known.
 """
 
-import resource
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smolquant.checkpoint.source import FolderSource, HubSource, Source
-from smolquant.errors import InputError, MachineError
+from smolquant.errors import CheckpointError, InputError, MachineError
+from smolquant.evaluate import measurement
+from smolquant.evaluate.gate import judge, refuse_garbage, refuse_wild_errors
+from smolquant.evaluate.memory import peak_bytes
 from smolquant.hub import Hub
 from smolquant.publish.commit import (
     Publication,
@@ -26,7 +28,7 @@ from smolquant.publish.commit import (
 )
 from smolquant.publish.main_model import MainModel, MainModelChange, main_model_change
 from smolquant.publish.target import Target, check_tag, check_write_access, inspect_target
-from smolquant.record import FILE_NAME, SourceRecord, TensorRecord, VariantRecord
+from smolquant.record import FILE_NAME, Metrics, SourceRecord, TensorRecord, VariantRecord
 from smolquant.report.console import Console
 from smolquant.report.result import VariantResult
 from smolquant.schemes import SCHEMES
@@ -36,6 +38,7 @@ from smolquant.text import human_size
 
 if TYPE_CHECKING:
     from smolquant.architecture import Architecture
+    from smolquant.checkpoint.reader import Checkpoint
     from smolquant.plan import VariantPlan
 
 
@@ -56,8 +59,7 @@ def quantize(settings: Settings, console: Console, story: Story) -> None:
         return
     records: dict[str, VariantRecord] = {}
     if wanted:
-        with console.group("Quantize"):
-            records = run.quantize(source, wanted)
+        records = run.make(source, wanted)
     with console.group("Save" if settings.save_only else "Publish"):
         if target is None:
             run.save(source, records)
@@ -124,6 +126,7 @@ class _Run:
             if (
                 record is None
                 or settings.force
+                or (record.metrics is None and settings.gate.covers(variant))
                 or not record.is_current(
                     identity=source.identity,
                     quant_type=quant_type,
@@ -161,61 +164,120 @@ class _Run:
             for variant, plan in self._plan(source, self._architecture(source), wanted).items()
         }
 
-    def quantize(self, source: Source, wanted: Sequence[str]) -> dict[str, VariantRecord]:
-        """Make the wanted variants in the output folder, each complete or not at all."""
+    def make(self, source: Source, wanted: Sequence[str]) -> dict[str, VariantRecord]:
+        """Quantize and measure; each variant is complete in the output folder, or not there."""
         from smolquant.checkpoint.reader import Checkpoint
-        from smolquant.quantize import quantize_checkpoint
-        from smolquant.variant import finish_variant, stack_versions, write_record
+        from smolquant.variant import stack_versions, write_record
 
         self.story.versions = stack_versions()
         architecture = self._architecture(source)
         plans = self._plan(source, architecture, wanted)
-        _check_disk(self.settings.output_dir, plans)
+        output_dir = self.settings.output_dir
+        _check_disk(output_dir, plans)
         with ExitStack() as cleanup:
-            folders = {
-                variant: _unfinished(self.settings.output_dir, variant, cleanup)
-                for variant in plans
-            }
+            folders = {variant: _unfinished(output_dir, variant, cleanup) for variant in plans}
             checkpoint = cleanup.enter_context(Checkpoint(source.fetch_weights()))
-            size = checkpoint.layout.size_bytes
-            self.story.source = SourceRecord(source.identity, size, source.repo, source.revision)
-            for variant, plan in plans.items():
-                self.story.tracker.started(
-                    variant,
-                    options=self.settings.options_of(plan.scheme.quant_type),
-                    device="cpu",
-                    source=self.story.source,
-                )
-            started = time.monotonic()
-            with self.console.progress(", ".join(plans), size) as progress:
-
-                def advance(n_bytes: int) -> None:
-                    progress.advance(n_bytes)
-                    self.story.tracker.advance(n_bytes)
-
-                written = quantize_checkpoint(checkpoint, plans, folders, advance=advance)
-            seconds = time.monotonic() - started
-            records = {}
-            for variant, plan in plans.items():
-                records[variant] = finish_variant(
-                    folders[variant],
-                    plan,
-                    written[variant],
-                    source=source,
-                    config=architecture.config_dict,
-                    options=self.settings.options_of(plan.scheme.quant_type),
-                )
-                write_record(folders[variant], records[variant])
-                _put_in_place(folders[variant], self.settings.output_dir / variant)
-                self.story.variants[variant] = VariantResult(
-                    records[variant], seconds, _peak_memory_bytes(), None, up_to_date=False
-                )
-                self.story.tracker.completed(
-                    records[variant],
-                    seconds={"quantize": seconds},
-                    peak_memory_bytes=_peak_memory_bytes(),
-                )
+            with self.console.group("Quantize"):
+                records = self._quantize(source, architecture, checkpoint, plans, folders)
+            records = self._measured(source, architecture, checkpoint, records, folders)
+            self._judge(records)
+            for variant, record in records.items():
+                write_record(folders[variant], record)
+                _put_in_place(folders[variant], output_dir / variant)
         return records
+
+    def _quantize(
+        self,
+        source: Source,
+        architecture: "Architecture",
+        checkpoint: "Checkpoint",
+        plans: "Mapping[str, VariantPlan]",
+        folders: Mapping[str, Path],
+    ) -> dict[str, VariantRecord]:
+        from smolquant.quantize import quantize_checkpoint
+        from smolquant.variant import finish_variant
+
+        story, tracker = self.story, self.story.tracker
+        size = checkpoint.layout.size_bytes
+        story.source = SourceRecord(source.identity, size, source.repo, source.revision)
+        options = {
+            variant: self.settings.options_of(plan.scheme.quant_type)
+            for variant, plan in plans.items()
+        }
+        for variant in plans:
+            tracker.started(variant, options=options[variant], device="cpu", source=story.source)
+        started = time.monotonic()
+        with self.console.progress(", ".join(plans), size) as progress:
+
+            def advance(n_bytes: int) -> None:
+                progress.advance(n_bytes)
+                tracker.advance(n_bytes)
+
+            written = quantize_checkpoint(checkpoint, plans, folders, advance=advance)
+        seconds = time.monotonic() - started
+        records = {}
+        for variant, plan in plans.items():
+            record = records[variant] = finish_variant(
+                folders[variant],
+                plan,
+                written[variant],
+                source=source,
+                config=architecture.config_dict,
+                options=options[variant],
+            )
+            refuse_wild_errors(variant, record.tensors, plan.error_bounds)
+            story.variants[variant] = VariantResult(
+                record, seconds, peak_bytes(), None, up_to_date=False
+            )
+        return records
+
+    def _measured(
+        self,
+        source: Source,
+        architecture: "Architecture",
+        checkpoint: "Checkpoint",
+        records: dict[str, VariantRecord],
+        folders: Mapping[str, Path],
+    ) -> dict[str, VariantRecord]:
+        """The records with what was measured, as far as it was asked for and possible here."""
+        settings, story = self.settings, self.story
+        started = time.monotonic()
+        metrics: Mapping[str, Metrics] = {}
+        if settings.evaluate != "never":
+            with self.console.group("Evaluate"):
+                try:
+                    metrics = measurement(settings, _evaluation_device(settings.device)).run(
+                        architecture,
+                        checkpoint,
+                        source.folder,
+                        folders,
+                        partial(self.console.progress, "measuring"),
+                    )
+                except (MachineError, CheckpointError) as reason:
+                    if settings.evaluate == "always":
+                        raise
+                    self.console.notice("Nothing was measured", str(reason))
+        seconds = time.monotonic() - started
+        for variant, record in records.items():
+            records[variant] = replace(record, metrics=metrics.get(variant))
+            made = replace(story.variants[variant], record=records[variant])
+            story.variants[variant] = made
+            story.tracker.completed(
+                records[variant],
+                seconds={"quantize": made.seconds or 0.0, "evaluate": seconds},
+                peak_memory_bytes=made.peak_memory_bytes,
+            )
+        return records
+
+    def _judge(self, records: Mapping[str, VariantRecord]) -> None:
+        """Let nothing out that its owner does not allow, or that no rounding explains."""
+        for variant, record in records.items():
+            if record.metrics is not None:
+                refuse_garbage(variant, record.metrics)
+        release = {variant: made.record.metrics for variant, made in self.story.variants.items()}
+        refusal = judge(release, self.settings.gate)
+        if refusal is not None:
+            raise refusal
 
     def save(self, source: Source, records: Mapping[str, VariantRecord]) -> None:
         write_local(self.settings.output_dir, self._publication(source, records))
@@ -329,6 +391,7 @@ def _put_in_place(folder: Path, place: Path) -> None:
     folder.rename(place)
 
 
-def _peak_memory_bytes() -> int:
-    """Of this process so far; Linux counts in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _evaluation_device(asked: str) -> str:
+    import torch
+
+    return "cuda" if asked != "cpu" and torch.cuda.is_available() else "cpu"

@@ -75,6 +75,17 @@ class VariantPlan:
         """Of all weight files, to the byte."""
         return sum(shard.size_bytes for shard in self.shards)
 
+    @property
+    def error_bounds(self) -> dict[str, float]:
+        """Source tensor -> the largest relative error that its scheme can cause, if quantized."""
+        return {
+            tensor.source.name: self.scheme.max_relative_error(
+                tensor.source.shape[1], tensor.decision.group_size
+            )
+            for tensor in self.tensors
+            if isinstance(tensor.decision, Quantize)
+        }
+
     @cached_property
     def index_text(self) -> str | None:
         """``model.safetensors.index.json``, or None for a single file."""

@@ -68,6 +68,18 @@ class Metrics:
     top1_agreement: float | None = None
     tokens_per_second: float | None = None
     source_tokens_per_second: float | None = None
+    """Decoding, one sequence at a time."""
+    prefill_tokens_per_second: float | None = None
+    source_prefill_tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+    source_peak_memory_bytes: int | None = None
+    """Of a process that loads the model and generates."""
+    tokens: int | None = None
+    """How many were predicted."""
+    text: str | None = None
+    """What they were taken from."""
+    machine: str | None = None
+    """What speeds were measured on."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +174,8 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "relative_error": (int, float, type(None)),
     "reason": (str,),
     "sha256": (str,),
+    "text": (str, type(None)),
+    "machine": (str, type(None)),
     "size": (int,),
 }
 _METRIC_TYPES: tuple[type, ...] = (int, float, type(None))

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal, cast
 
 from smolquant.errors import InputError
+from smolquant.evaluate.gate import Gate, parse_limits
+from smolquant.evaluate.text import read_text
 from smolquant.schemes import BOTH, BY_VARIANT, SCHEMES
 from smolquant.schemes.base import GROUP_SIZES
 from smolquant.tracking.destination import Destination, make_destination
@@ -55,6 +57,13 @@ class Settings:
     trackio: Destination | None
     """Where the run is recorded; None keeps a local project in the output folder."""
     experiment_name: str | None
+    evaluate: Evaluate
+    eval_text: Path | None
+    """None: the bundled one."""
+    eval_tokens: int | None
+    """None: by the model's size."""
+    gate: Gate
+    """How much worse a published variant may be."""
     skip: tuple[str, ...]
     """Regular expressions, searched for in module names."""
     trust_remote_code: bool
@@ -93,6 +102,11 @@ def make_settings(
     create_pr: bool = False,
     save_only: bool = False,
     output_dir: str = DEFAULT_OUTPUT_DIR,
+    evaluate: str = "auto",
+    eval_text: str | None = None,
+    eval_tokens: int | None = None,
+    max_perplexity_increase: str | None = None,
+    max_kl: str | None = None,
     trackio_url: str | None = None,
     trackio_write_token: str | None = None,
     experiment_name: str | None = None,
@@ -170,6 +184,10 @@ def make_settings(
         output_dir=Path(output_dir),
         trackio=make_destination(trackio_url, write_token=trackio_write_token, bucket=dataset_repo),
         experiment_name=experiment_name,
+        evaluate=cast("Evaluate", evaluate),
+        eval_text=_eval_text(eval_text),
+        eval_tokens=_eval_tokens(eval_tokens),
+        gate=_gate(evaluate, max_perplexity_increase, max_kl),
         skip=_skip_patterns(skip),
         trust_remote_code=trust_remote_code,
         force=force,
@@ -231,6 +249,35 @@ def shard_size(text: str) -> int:
             f"{text!r} is not a shard size of at least 1MB.", hint="Write it as 1GB or 500MB."
         )
     return size
+
+
+def _eval_text(name: str | None) -> Path | None:
+    if name is None:
+        return None
+    read_text(Path(name))  # refuses what it cannot read, before any work
+    return Path(name)
+
+
+def _eval_tokens(tokens: int | None) -> int | None:
+    if tokens is not None and tokens < 2:
+        raise InputError(
+            f"--eval-tokens {tokens} is too few to predict one from another.",
+            hint="Give at least 2; the default suits the model's size.",
+        )
+    return tokens
+
+
+def _gate(evaluate: str, max_perplexity_increase: str | None, max_kl: str | None) -> Gate:
+    options = {"--max-perplexity-increase": max_perplexity_increase, "--max-kl": max_kl}
+    limits = {name: parse_limits(text, name) if text else {} for name, text in options.items()}
+    gate = Gate(limits["--max-perplexity-increase"], limits["--max-kl"])
+    if gate and evaluate == "never":
+        raise InputError(
+            f"{' and '.join(name for name in limits if limits[name])} needs measurements, and "
+            "--evaluate never forbids them.",
+            hint="Leave one of the two out.",
+        )
+    return gate
 
 
 def _skip_patterns(patterns: Iterable[str]) -> tuple[str, ...]:

@@ -70,7 +70,7 @@ def test_the_reproducing_command_comes_to_the_same_settings(asked: Any) -> None:
     settings = asked(
         "user/model",
         "user/other",
-        *("--quant-type", "both", "--group-size", "32", "--revision", "v 1", "--tag", "v2"),
+        *("--quant-type", "both", "--group-size", "32", "--revision", "v 1", "--device", "cpu"),
         *(
             "--skip",
             "a b",
@@ -81,6 +81,8 @@ def test_the_reproducing_command_comes_to_the_same_settings(asked: Any) -> None:
             "--dtype",
             "float16",
         ),
+        *("--evaluate", "always", "--eval-tokens", "99", "--max-kl", "int4=0.5", "--create-pr"),
+        *("--trackio-url", "https://trackio.example", "--experiment-name", "an experiment"),
         *("--token", "hf_secret"),
     )
     command = cli.reproduce(settings)
@@ -95,7 +97,7 @@ def test_the_shortest_command_is_reproduced_as_such(asked: Any) -> None:
 
 @pytest.mark.parametrize(
     "option",
-    ["--eval-tokens=9", "--max-perplexity-increase=5", "--cuda-image=x", "--evaluate=always"],
+    ["--cuda-image=x"],
 )
 def test_an_option_whose_part_is_not_built_is_refused(
     option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

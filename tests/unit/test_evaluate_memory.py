@@ -60,3 +60,13 @@ def test_version_one(machine: Path) -> None:
 
 def test_this_machine_has_some() -> None:
     assert memory.available_bytes() > 10**8
+
+
+def test_the_peak_is_this_process_s_own_and_stays_when_memory_is_given_back() -> None:
+    before = memory.peak_bytes()
+    ballast = bytearray(before + 50_000_000)
+    ballast[::4096] = b"x" * len(ballast[::4096])
+    assert memory.peak_bytes() > before + 40_000_000
+    del ballast
+    memory.give_back()
+    assert memory.peak_bytes() > before + 40_000_000

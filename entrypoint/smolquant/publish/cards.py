@@ -66,6 +66,18 @@ _MEASURES = (
         lambda m: m.source_tokens_per_second,
         "{:.1f}".format,
     ),
+    _Measure(
+        "Prompt tokens/s",
+        lambda m: m.prefill_tokens_per_second,
+        lambda m: m.source_prefill_tokens_per_second,
+        "{:.1f}".format,
+    ),
+    _Measure(
+        "Peak memory",
+        lambda m: m.peak_memory_bytes,
+        lambda m: m.source_peak_memory_bytes,
+        lambda n_bytes: human_size(int(n_bytes)),
+    ),
 )
 
 

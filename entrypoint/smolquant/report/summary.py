@@ -149,6 +149,15 @@ def _speed(row: _Row) -> str:
     return ("" if source is None else f"{source:.1f} → ") + f"{metrics.tokens_per_second:.1f}"
 
 
+def _memory(row: _Row) -> str:
+    metrics = row.metrics
+    if metrics is None or metrics.peak_memory_bytes is None:
+        return ""
+    source = metrics.source_peak_memory_bytes
+    before = "" if source is None else f"{human_size(source)} → "
+    return before + human_size(metrics.peak_memory_bytes)
+
+
 def _mean_kl(row: _Row) -> str:
     kl = None if row.metrics is None else row.metrics.mean_kl
     return "" if kl is None else f"{kl:.4f}"
@@ -164,6 +173,7 @@ _METRIC_COLUMNS = (
     _Column("Mean KL", _mean_kl),
     _Column("Same top token", _agreement),
     _Column("Tokens/s", _speed),
+    _Column("Peak memory", _memory),
 )
 
 

@@ -1,0 +1,164 @@
+"""The gate: which numbers may be published. It knows neither torch nor files.
+
+Two kinds of limits. The owner's are options: how much worse a variant may be. The product's own always
+hold: what is so far off that something must have gone wrong is not published, asked for or not.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from smolquant.errors import GateError, InputError
+from smolquant.record import Metrics, TensorRecord
+from smolquant.schemes import BY_VARIANT
+
+SANE_KL = 2.0
+"""Nats. int4 costs 0.05 to 0.5 on the smallest models; weights read in a wrong layout cost 5 and more."""
+
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+
+Limits = Mapping[str, float]
+"""Variant -> the largest value that may be published; a variant without one is not judged."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """The owner's limits."""
+
+    perplexity_increase: Limits = field(default_factory=dict)
+    """Percent."""
+    kl: Limits = field(default_factory=dict)
+    """Nats."""
+
+    def covers(self, variant: str) -> bool:
+        """Whether ``variant`` has a limit, and so has to be measured."""
+        return variant in self.perplexity_increase or variant in self.kl
+
+    def __bool__(self) -> bool:
+        return bool(self.perplexity_increase or self.kl)
+
+
+def parse_limits(text: str, option: str) -> dict[str, float]:
+    """``5`` for every variant, or ``int8=1,int4=12`` for those that are named.
+
+    Args:
+        option: named in errors.
+
+    Raises:
+        InputError: not a number of at least 0, or not a variant.
+    """
+    if "=" not in text:
+        limit = _number(text, option)
+        return dict.fromkeys(BY_VARIANT, limit)
+    limits: dict[str, float] = {}
+    for part in text.split(","):
+        variant, _, number = (piece.strip() for piece in part.partition("="))
+        if variant not in BY_VARIANT or variant in limits:
+            why = "is given twice" if variant in limits else "is not a variant"
+            raise InputError(
+                f"{option} {text!r}: {variant!r} {why}.",
+                hint=f"Write it as `5`, or as `int8=1,int4=12`; variants: {', '.join(BY_VARIANT)}.",
+            )
+        limits[variant] = _number(number, option)
+    return limits
+
+
+def _number(text: str, option: str) -> float:
+    if not _NUMBER.fullmatch(text.strip()):
+        raise InputError(
+            f"{option}: {text!r} is not a number of at least 0.",
+            hint="Write it as `5`, or as `int8=1,int4=12`.",
+        )
+    return float(text)
+
+
+def judge(measured: Mapping[str, Metrics | None], gate: Gate) -> GateError | None:
+    """The verdict on a release: every variant passes, or none is published.
+
+    Args:
+        measured: each variant of the release; None where it was not measured to the end.
+
+    Returns:
+        One error with the numbers of every limit that is exceeded or has nothing to be held against.
+    """
+    complaints = [
+        complaint
+        for variant, metrics in measured.items()
+        for limits, option, unit, value in (
+            (
+                gate.perplexity_increase,
+                "--max-perplexity-increase",
+                " %",
+                metrics.perplexity_increase_percent if metrics else None,
+            ),
+            (gate.kl, "--max-kl", "", metrics.mean_kl if metrics else None),
+        )
+        if variant in limits
+        and (complaint := _complaint(variant, option, unit, value, limits[variant]))
+    ]
+    if not complaints:
+        return None
+    return GateError(
+        f"{'; '.join(complaints)}. No variant is published.",
+        hint="Choose a gentler scheme or a smaller --group-size, keep sensitive modules with --skip, "
+        "or raise the limit if the loss is acceptable.",
+    )
+
+
+def _complaint(
+    variant: str, option: str, unit: str, value: float | None, limit: float
+) -> str | None:
+    if value is None:
+        return f"{variant}: {option} is {limit:g}{unit}, and it was not measured"
+    if value <= limit:  # false for NaN, which no limit allows
+        return None
+    measure = "perplexity rose by" if "perplexity" in option else "mean KL divergence is"
+    # As many digits as tell the two apart: 5.0004 against 5 must not read "5, above 5".
+    return f"{variant}: {measure} {value:.6g}{unit}, above {option} {limit:g}{unit}"
+
+
+def refuse_garbage(variant: str, metrics: Metrics) -> None:
+    """Refuse what no honest quantization costs; holds without any option.
+
+    Raises:
+        GateError: a mean KL divergence beyond :data:`SANE_KL`, or not a number.
+    """
+    kl = metrics.mean_kl
+    if kl is not None and not kl <= SANE_KL:
+        raise GateError(
+            f"{variant} has a mean KL divergence of {kl:.4g} from its source, and more than "
+            f"{SANE_KL:g} means that something is broken rather than merely rounded.",
+            hint="Please report this with the model's name; another scheme may work.",
+        )
+
+
+def refuse_wild_errors(
+    variant: str, tensors: Mapping[str, TensorRecord], bounds: Mapping[str, float]
+) -> None:
+    """Refuse weights that are further from their source than their scheme can put them.
+
+    Args:
+        tensors: the variant's record.
+        bounds: tensor name -> its scheme's bound of the relative error.
+
+    Raises:
+        GateError: naming the worst tensor.
+    """
+    wild = {
+        name: record.relative_error
+        for name, record in tensors.items()
+        if record.relative_error is not None and not record.relative_error <= bounds[name]
+    }
+    if not wild:
+        return
+    worst = max(wild, key=lambda name: _sortable(wild[name]))
+    raise GateError(
+        f"{len(wild)} weights of {variant} are further from their source than the scheme allows; "
+        f"{worst!r} has a relative error of {wild[worst]:.3g}, and its bound is {bounds[worst]:.3g}.",
+        hint="Please report this with the model's name; --skip keeps the weight as it is.",
+    )
+
+
+def _sortable(error: float) -> float:
+    return math.inf if math.isnan(error) else error

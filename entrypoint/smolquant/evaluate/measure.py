@@ -1,0 +1,272 @@
+"""Perplexity, divergence and agreement of variants with their source, on the same tokens.
+
+Source and variants run one after another, each streamed from its files; only their last hidden states
+are kept. Logits are made from these in blocks of the vocabulary, so that the divergence is exact over
+all of it and no table of (tokens, vocabulary) ever exists.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from smolquant.architecture import Architecture
+from smolquant.checkpoint.reader import Checkpoint
+from smolquant.errors import CheckpointError, GateError, MachineError
+from smolquant.evaluate.layerwise import StreamedModel
+from smolquant.evaluate.memory import available_bytes
+from smolquant.evaluate.weights import SourceWeights, VariantWeights
+from smolquant.record import Metrics
+from smolquant.text import human_size
+
+VOCABULARY_BLOCK = 8_192
+TOKEN_BLOCK = 512
+"""Fixed, like everything that orders the arithmetic: the same inputs give the same numbers."""
+
+_LIBRARIES_BYTES = 300_000_000
+"""Code and buffers of torch, torchao and oneDNN that come into memory with the first computation."""
+
+_DIGITS = 6
+"""Significant digits of what is recorded; the rest is rounding of bfloat16 arithmetic."""
+
+
+class Evaluation:
+    """One source and its variants, about to be measured."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        checkpoint: Checkpoint,
+        variants: Mapping[str, Path],
+        windows: torch.Tensor,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        """Open the files; nothing is computed yet.
+
+        Args:
+            architecture: the source's.
+            checkpoint: the source's weights, open for as long as this is used.
+            variants: variant -> folder with the weight files that will be published.
+            windows: (windows, length) token ids, see :func:`smolquant.evaluate.text.token_windows`.
+            device: where layers are computed: ``cpu`` or ``cuda``.
+        """
+        self._windows = windows
+        self._advance: Callable[[int], None] = lambda n_bytes: None
+        self._device = device
+        self._stack = ExitStack()
+        self._source = StreamedModel(
+            architecture,
+            SourceWeights(checkpoint, architecture),
+            device=device,
+            advance=self._tell,
+        )
+        self._variants = {}
+        for variant, folder in variants.items():
+            files = sorted(folder.glob("*.safetensors"))
+            weights = VariantWeights(
+                self._stack.enter_context(Checkpoint(files)), architecture, files[0]
+            )
+            self._variants[variant] = StreamedModel(
+                architecture, weights, device=device, advance=self._tell
+            )
+
+    def __enter__(self) -> "Evaluation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are predicted and compared."""
+        return self._windows.shape[0] * (self._windows.shape[1] - 1)
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes of weights that the layers will read."""
+        return sum(model.size_bytes for model in self._models)
+
+    @property
+    def needed_bytes(self) -> int:
+        """Memory that a run takes beyond what the process has now: a bound, not a guess.
+
+        Three of the largest layer (itself, and what torchao makes of it: a packed copy for int4, int32
+        copies of a weight for int8 activations), the hidden states of every model and three more of
+        the one that runs, and blocks of the output heads with their logits.
+        """
+        width = self._source.hidden_size
+        states = self._windows.numel() * width * 4 * (len(self._models) + 3)
+        layer = 3 * max(model.largest_layer_bytes for model in self._models)
+        rows = min(VOCABULARY_BLOCK, self._source.vocabulary_size)
+        blocks = rows * 4 * (2 * width * len(self._models) + 6 * TOKEN_BLOCK)
+        return _LIBRARIES_BYTES + states + max(layer, blocks)
+
+    def require_memory(self) -> None:
+        """Refuse early what the kernel would kill later.
+
+        Raises:
+            MachineError: with the numbers.
+        """
+        available = available_bytes()
+        if self.needed_bytes > available:
+            raise MachineError(
+                f"Measuring needs {human_size(self.needed_bytes)} of memory, and "
+                f"{human_size(available)} are left here.",
+                hint="Use a machine with more memory, a smaller --eval-tokens, or --evaluate never.",
+            )
+
+    def run(self, advance: Callable[[int], None] | None = None) -> dict[str, Metrics]:
+        """Measure.
+
+        Args:
+            advance: told of bytes of weights read, :attr:`work_bytes` in all.
+
+        Raises:
+            CheckpointError: the source itself computes NaN or infinity.
+            GateError: a variant does.
+        """
+        self._advance = advance or self._advance
+        source = self._source.hidden_states(self._windows)[:, :-1].flatten(0, 1)
+        variants = {
+            variant: model.hidden_states(self._windows)[:, :-1].flatten(0, 1)
+            for variant, model in self._variants.items()
+        }
+        return self._compare(source, variants)
+
+    def _tell(self, n_bytes: int) -> None:
+        self._advance(n_bytes)
+
+    @property
+    def _models(self) -> Sequence[StreamedModel]:
+        return [self._source, *self._variants.values()]
+
+    def _compare(
+        self, source_hidden: torch.Tensor, hidden: Mapping[str, torch.Tensor]
+    ) -> dict[str, Metrics]:
+        targets = self._windows[:, 1:].flatten().to(self._device)
+        source = _Predictions(targets)
+        variants = {variant: _Predictions(targets) for variant in hidden}
+        divergences = {variant: _Divergence(targets) for variant in hidden}
+        vocabulary = self._source.vocabulary_size
+        for first in range(0, vocabulary, VOCABULARY_BLOCK):
+            rows = (first, min(first + VOCABULARY_BLOCK, vocabulary))
+            with ExitStack() as stack:
+                source_head = stack.enter_context(self._source.head_rows(*rows))
+                heads = {
+                    variant: stack.enter_context(model.head_rows(*rows))
+                    for variant, model in self._variants.items()
+                }
+                for start in range(0, len(targets), TOKEN_BLOCK):
+                    at = slice(start, start + TOKEN_BLOCK)
+                    reference = source_head(source_hidden[at])
+                    shares, decay = source.add(at, first, reference)
+                    for variant, head in heads.items():
+                        logits = head(hidden[variant][at])
+                        variants[variant].add(at, first, logits)
+                        divergences[variant].add(at, reference - logits, shares, decay)
+        _refuse_non_finite(source, variants)
+        return {
+            variant: _metrics(source, predictions, divergences[variant])
+            for variant, predictions in variants.items()
+        }
+
+
+class _Predictions:
+    """Next-token distributions of one model, gathered over blocks of the vocabulary.
+
+    Sums of exponentials are kept relative to the largest logit so far, as in an online softmax
+    (https://arxiv.org/abs/1805.02867), in float64.
+    """
+
+    def __init__(self, targets: torch.Tensor) -> None:
+        """``targets``: (tokens,) the ids that come next in the text."""
+        self._targets = targets
+        self._peak = torch.full(targets.shape, -math.inf, device=targets.device)
+        self.total = torch.zeros(targets.shape, dtype=torch.float64, device=targets.device)
+        self._target_logits = torch.zeros_like(self.total)
+        self.best = torch.zeros_like(targets)
+
+    def add(self, at: slice, first: int, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take in the logits of vocabulary entries ``first`` and following for tokens ``at``.
+
+        Returns:
+            The exponentials of this block, and the factor that brings earlier ones to the same scale.
+        """
+        block_peak, block_best = logits.max(dim=-1)
+        old_peak = self._peak[at]
+        peak = torch.maximum(old_peak, block_peak)
+        self.best[at] = torch.where(block_peak > old_peak, block_best + first, self.best[at])
+        exponentials = torch.exp(logits - peak.unsqueeze(-1))
+        decay = torch.exp((old_peak - peak).double())
+        self.total[at] = self.total[at] * decay + exponentials.sum(dim=-1, dtype=torch.float64)
+        self._peak[at] = peak
+        column = self._targets[at] - first
+        here = (column >= 0) & (column < logits.shape[1])
+        picked = logits.gather(1, column.clamp(0, logits.shape[1] - 1).unsqueeze(1)).squeeze(1)
+        self._target_logits[at] = torch.where(here, picked.double(), self._target_logits[at])
+        return exponentials, decay
+
+    @property
+    def log_normalizer(self) -> torch.Tensor:
+        """(tokens,) log of the sum of exponentials of all logits."""
+        return self._peak.double() + self.total.log()
+
+    @property
+    def surprise(self) -> torch.Tensor:
+        """(tokens,) negative log-likelihood of the text's next token, in nats."""
+        return self.log_normalizer - self._target_logits
+
+
+class _Divergence:
+    """Expected difference of logits under the source: what KL(source || variant) lacks but normalizers."""
+
+    def __init__(self, targets: torch.Tensor) -> None:
+        self._sum = torch.zeros(targets.shape, dtype=torch.float64, device=targets.device)
+
+    def add(
+        self, at: slice, difference: torch.Tensor, shares: torch.Tensor, decay: torch.Tensor
+    ) -> None:
+        """Take in (tokens, block) ``source - variant`` logits, weighted by the source's exponentials."""
+        # A token that the source rules out (logit -inf) counts nothing, whatever the variant says.
+        weighted = torch.where(shares > 0, shares * difference, 0.0)
+        self._sum[at] = self._sum[at] * decay + weighted.sum(dim=-1, dtype=torch.float64)
+
+    def of(self, source: _Predictions, variant: _Predictions) -> torch.Tensor:
+        """(tokens,) KL(source || variant) in nats."""
+        return self._sum / source.total - source.log_normalizer + variant.log_normalizer
+
+
+def _refuse_non_finite(source: _Predictions, variants: Mapping[str, _Predictions]) -> None:
+    if not bool(torch.isfinite(source.surprise).all()):
+        raise CheckpointError(
+            "The source's own predictions are not finite: it computes NaN or infinity on plain text.",
+            hint="The training run went wrong, or float16 is too narrow; take an earlier checkpoint.",
+        )
+    for variant, predictions in variants.items():
+        if not bool(torch.isfinite(predictions.surprise).all()):
+            raise GateError(
+                f"{variant} computes NaN or infinity where its source does not.",
+                hint="Use --dtype bfloat16 if it is float16; otherwise leave this scheme out.",
+            )
+
+
+def _metrics(source: _Predictions, variant: _Predictions, divergence: _Divergence) -> Metrics:
+    source_surprise, surprise = _mean(source.surprise), _mean(variant.surprise)
+    return Metrics(
+        perplexity=_rounded(math.exp(surprise)),
+        source_perplexity=_rounded(math.exp(source_surprise)),
+        perplexity_increase_percent=_rounded(100 * math.expm1(surprise - source_surprise)),
+        mean_kl=_rounded(_mean(divergence.of(source, variant))),
+        top1_agreement=_rounded(_mean((source.best == variant.best).double())),
+    )
+
+
+def _mean(values: torch.Tensor) -> float:
+    return math.fsum(values.tolist()) / values.numel()
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,79 @@
+"""How much memory this process may still take here, and how much it took at most."""
+
+import ctypes
+from pathlib import Path
+
+_MEMINFO = Path("/proc/meminfo")
+_STATUS = Path("/proc/self/status")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+def available_bytes(root: Path = _CGROUP_ROOT) -> int:
+    """Bytes that can be taken without swapping or being killed.
+
+    Sources: ``MemAvailable`` of proc(5), and the limits of the process's control groups, version 2
+    or 1 (kernel documentation, admin-guide/cgroup-v2 and cgroup-v1/memory). Page cache that a group
+    could give back counts as available, as it does in ``MemAvailable``.
+    """
+    return min(
+        [_kilobytes(_MEMINFO, "MemAvailable:") * 1024, *(_left(folder) for folder in _groups(root))]
+    )
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had resident.
+
+    Not ``ru_maxrss``, which a process inherits from the one that started it.
+    """
+    return _kilobytes(_STATUS, "VmHWM:") * 1024
+
+
+def give_back() -> None:
+    """Hand freed memory back to the system.
+
+    glibc keeps what it could reuse, and after a few layers of differently sized tensors those pieces add
+    up to another layer or two. Other C libraries have no such call.
+    """
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
+def _kilobytes(file: Path, field: str) -> int:
+    """A field of a proc(5) file that counts in units of 1024 bytes."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def _groups(root: Path) -> list[Path]:
+    """The folders of the groups that limit this process; a container sees its own at the root."""
+    folders = []
+    for line in _OWN_CGROUPS.read_text(encoding="utf-8").splitlines():
+        _, controllers, name = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "memory" if controllers else root
+        own = top / name.lstrip("/")
+        folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
+    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
+
+
+def _left(folder: Path) -> int:
+    """What the group at ``folder`` may still take; more than any machine has where it has no limit."""
+    unlimited = 1 << 62
+    for limit_file, usage_file, prefix in (
+        ("memory.max", "memory.current", ""),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+    ):
+        try:
+            limit = (folder / limit_file).read_text(encoding="ascii").strip()
+            used = int((folder / usage_file).read_text(encoding="ascii"))
+            stat = (folder / "memory.stat").read_text(encoding="ascii")
+        except OSError:
+            continue
+        if limit == "max":
+            return unlimited
+        counts = {name: int(count) for name, count in map(str.split, stat.splitlines())}
+        cache = sum(counts.get(f"{prefix}{kind}_file", 0) for kind in ("active", "inactive"))
+        return int(limit) - used + cache
+    return unlimited

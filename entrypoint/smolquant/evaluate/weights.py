@@ -1,0 +1,131 @@
+"""A model's parameters by name, read from its files when they are needed: a source's or a variant's."""
+
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from smolquant.architecture import Architecture
+from smolquant.checkpoint.reader import Checkpoint, SourceTensor
+
+
+class Weights(ABC):
+    """Parameters of one model, none of them in memory."""
+
+    dtype: torch.dtype
+    """What the model computes in."""
+
+    def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
+        self._checkpoint = checkpoint
+        self._tied: Mapping[str, str] = architecture.model.all_tied_weights_keys
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether the files hold ``name`` or the parameter that it is tied to."""
+
+    @abstractmethod
+    def load(self, name: str) -> torch.Tensor:
+        """The whole parameter, quantized where the files have it so."""
+
+    @abstractmethod
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) of a parameter that is not quantized."""
+
+    @abstractmethod
+    def size_bytes(self, name: str) -> int:
+        """Bytes of a parameter in the files."""
+
+
+class SourceWeights(Weights):
+    """The checkpoint, in the dtype that most of it has, which is the one that it would be run in."""
+
+    def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
+        super().__init__(checkpoint, architecture)
+        self._architecture = architecture
+        sizes = Counter[torch.dtype]()
+        self._tensors: dict[str, SourceTensor] = {}
+        for name, tensor in checkpoint.layout.tensors.items():
+            sizes[tensor.dtype] += tensor.size_bytes
+            if parameter := architecture.parameter(name):
+                self._tensors[parameter.name] = tensor
+        self.dtype = sizes.most_common(1)[0][0]
+
+    def has(self, name: str) -> bool:
+        return self._stored(name) in self._tensors
+
+    def load(self, name: str) -> torch.Tensor:
+        return self.rows(name, 0, self._tensors[self._stored(name)].rows)
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        stored = self._stored(name)
+        block = self._checkpoint.read_rows(self._tensors[stored], start, stop)
+        if not block.is_floating_point():
+            return block
+        return block.to(self._architecture.stored_dtype(stored, self.dtype))
+
+    def size_bytes(self, name: str) -> int:
+        return self._tensors[self._stored(name)].size_bytes
+
+    def _stored(self, name: str) -> str:
+        return name if name in self._tensors else self._tied.get(name, name)
+
+
+class VariantWeights(Weights):
+    """A variant's files as stock transformers reads them: torchao's flattened tensors."""
+
+    def __init__(self, checkpoint: Checkpoint, architecture: Architecture, header: Path) -> None:
+        """Open a variant.
+
+        Args:
+            checkpoint: the variant's weight files.
+            header: any of them; each describes the whole model.
+        """
+        super().__init__(checkpoint, architecture)
+        with safe_open(header, framework="pt") as file:
+            metadata: dict[str, str] = file.metadata()
+        self._descriptions = {name: metadata[name] for name in json.loads(metadata["tensor_names"])}
+        plain = Counter[torch.dtype]()
+        for name in self._descriptions:
+            if not self._parts(name):
+                plain[self._tensor(name).dtype] += self._tensor(name).size_bytes
+        self.dtype = plain.most_common(1)[0][0]
+
+    def has(self, name: str) -> bool:
+        return self._stored(name) in self._descriptions
+
+    def load(self, name: str) -> torch.Tensor:
+        from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
+
+        stored = self._stored(name)
+        parts = {part: self._read(part) for part in self._parts(stored) or [stored]}
+        description = {stored: self._descriptions[stored], "tensor_names": json.dumps([stored])}
+        whole, _ = unflatten_tensor_state_dict(parts, description)
+        tensor: torch.Tensor = whole[stored]
+        return tensor
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        return self._checkpoint.read_rows(self._tensor(self._stored(name)), start, stop)
+
+    def size_bytes(self, name: str) -> int:
+        stored = self._stored(name)
+        return sum(self._tensor(part).size_bytes for part in self._parts(stored) or [stored])
+
+    def _read(self, name: str) -> torch.Tensor:
+        tensor = self._tensor(name)
+        return self._checkpoint.read_rows(tensor, 0, tensor.rows)
+
+    def _tensor(self, name: str) -> SourceTensor:
+        return self._checkpoint.layout.tensors[name]
+
+    def _parts(self, name: str) -> list[str]:
+        """Names of the tensors that a quantized parameter is stored as; none for a plain one."""
+        parts = json.loads(self._descriptions[name]).get("_tensor_data_names", [])
+        module, _, attribute = name.rpartition(".")
+        return [f"{module}._{attribute}_{part}" for part in parts]
+
+    def _stored(self, name: str) -> str:
+        return name if name in self._descriptions else self._tied.get(name, name)
