@@ -39,6 +39,7 @@ def quantize_folder(
             source=origin,
             config=architecture.config_dict,
             options={},
+            source_bytes=1,
         )
         write_record(folders[variant], record)
     return folders

@@ -102,6 +102,15 @@ class Architecture:
         tied = set(self.model.all_tied_weights_keys)
         return sorted(set(self._parameters) - loaded - tied - self._buffers)
 
+    def ties(self, one: Parameter | None, other: Parameter | None) -> bool:
+        """Whether transformers fills one of the two from the other, so that either is enough."""
+        tied = self.model.all_tied_weights_keys
+        return (
+            one is not None
+            and other is not None
+            and (tied.get(one.name) == other.name or tied.get(other.name) == one.name)
+        )
+
     def stored_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """``dtype``, but float32 where the architecture asks for it (``_keep_in_fp32_modules``)."""
         from transformers.core_model_loading import build_glob_alternation

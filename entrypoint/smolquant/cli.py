@@ -338,9 +338,10 @@ def _quiet_libraries() -> None:
     They would also carry text of a model's repository past the console, which takes workflow commands
     out of it.
     """
-    for library in ("torchao", "torch.utils._pytree", "transformers", "huggingface_hub"):
+    for library in ("torchao", "torch.utils._pytree"):
         logging.getLogger(library).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 

@@ -5,6 +5,7 @@ the end; what is told of the run is collected in a :class:`Story` as it becomes 
 """
 
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smolquant.checkpoint.files import is_code
 from smolquant.checkpoint.source import FolderSource, HubSource, Source
 from smolquant.errors import CheckpointError, InputError, MachineError
 from smolquant.evaluate import measurement
@@ -26,8 +28,19 @@ from smolquant.publish.commit import (
     tag_commit,
     write_local,
 )
-from smolquant.publish.main_model import MainModel, MainModelChange, main_model_change
-from smolquant.publish.target import Target, check_tag, check_write_access, inspect_target
+from smolquant.publish.main_model import (
+    MainModel,
+    MainModelChange,
+    check_same_weights,
+    main_model_change,
+)
+from smolquant.publish.target import (
+    Target,
+    check_folder_is_ours,
+    check_tag,
+    check_write_access,
+    inspect_target,
+)
 from smolquant.record import FILE_NAME, Metrics, SourceRecord, TensorRecord, VariantRecord
 from smolquant.report.console import Console
 from smolquant.report.result import VariantResult
@@ -53,7 +66,7 @@ def quantize(settings: Settings, console: Console, story: Story) -> None:
         source = run.open_source()
         target = run.inspect_target()
         wanted = run.wanted(source, target)
-        run.check_conflicts(source, target, work=bool(wanted))
+        run.check_conflicts(source, target, wanted)
     if settings.dry_run:
         run.show_plan(source, wanted)
         return
@@ -111,6 +124,11 @@ class _Run:
         if self.settings.save_only or self.settings.repo is None:
             return None
         target = inspect_target(self.hub, self.settings.repo)
+        for variant in target.unreadable:
+            self.console.warning(
+                f"{variant}/ is left out of the card",
+                f"Its {FILE_NAME} cannot be read by this version, or files that it names are missing.",
+            )
         if self.settings.publishes:
             check_write_access(self.hub, target)
         return target
@@ -142,14 +160,18 @@ class _Run:
             self.story.source = record.source
         return tuple(wanted)
 
-    def check_conflicts(self, source: Source, target: Target | None, *, work: bool) -> None:
+    def check_conflicts(self, source: Source, target: Target | None, wanted: Sequence[str]) -> None:
         """Refuse, before the work, what could not be published after it."""
         if target is None:
             return
+        for quant_type in () if self.settings.force else wanted:
+            check_folder_is_ours(target, SCHEMES[quant_type].variant)
+        if source.repo == target.repo_id:
+            check_same_weights(source.weight_digests, target.root_files)
         changes = self._main_model_changes(source, target)
         if self.settings.tag is not None:
             # A run with nothing to do tags the head, and may find an earlier try's tag there.
-            expected = None if work or changes else target.head
+            expected = None if wanted or changes else target.head
             check_tag(self.hub, target, self.settings.tag, expected)
 
     def show_plan(self, source: Source, wanted: Sequence[str]) -> None:
@@ -224,6 +246,7 @@ class _Run:
                 source=source,
                 config=architecture.config_dict,
                 options=options[variant],
+                source_bytes=size,
             )
             refuse_wild_errors(variant, record.tensors, plan.error_bounds)
             story.variants[variant] = VariantResult(
@@ -280,11 +303,13 @@ class _Run:
             raise refusal
 
     def save(self, source: Source, records: Mapping[str, VariantRecord]) -> None:
+        for name in filter(is_code, source.companions):
+            # transformers looks for a model's own code at the root, never in a subfolder.
+            shutil.copyfile(source.folder / name, self.settings.output_dir / name)
         write_local(self.settings.output_dir, self._publication(source, records))
         self.story.changed = bool(records)
 
     def publish(self, source: Source, target: Target, records: Mapping[str, VariantRecord]) -> None:
-        self.story.repo_url = self.hub.url(target.repo_id)
         if records or self._main_model_changes(source, target):
             published = publish(
                 self.hub,
@@ -293,6 +318,7 @@ class _Run:
                 notify=self.console.info,
             )
             self.console.info(f"Published {published.commit_url}")
+            self.story.repo_url = published.repo_url
             self.story.changed = published.commit_sha != target.head
             self.story.commit_sha = published.commit_sha
             self.story.pull_request_url = published.pull_request_url
@@ -301,6 +327,7 @@ class _Run:
                 self.story.variants[variant] = replace(self.story.variants[variant], url=url)
         else:
             self.console.info("Nothing to publish")
+            self.story.repo_url = self.hub.url(target.repo_id)
             self.story.commit_sha = target.head
         if self.settings.tag is not None and self.story.commit_sha is not None:
             tag_commit(self.hub, target.repo_id, self.settings.tag, self.story.commit_sha)
@@ -341,6 +368,7 @@ class _Run:
             records=records,
             source_identity=source.identity,
             base_model=source.repo,
+            source_weights=source.weight_digests,
             main_model=self._main_model(source),
             terms=source.terms if source.repo != self.settings.repo else None,
             tracking_urls={variant: self.story.tracker.run_url(variant) for variant in records},
@@ -373,22 +401,30 @@ def _check_disk(output_dir: Path, plans: "Mapping[str, VariantPlan]") -> None:
 def _unfinished(output_dir: Path, variant: str, cleanup: ExitStack) -> Path:
     """An empty folder to work in; what lies in the variant's place must be ours to replace."""
     place = output_dir / variant
-    if place.exists() and not (place / FILE_NAME).is_file() and any(place.iterdir()):
+    ours = not place.is_symlink() and (place / FILE_NAME).is_file()
+    if place.is_symlink() or (place.exists() and not ours and not _is_empty_folder(place)):
         raise InputError(
-            f"{place} exists and holds something other than a variant.",
+            f"{place} exists and is something other than a variant.",
             hint="Move it away, or choose another --output-dir.",
         )
-    folder = output_dir / f".{variant}.unfinished"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    # A name of its own: two runs may share an output folder.
+    folder = Path(tempfile.mkdtemp(prefix=f".{variant}.", dir=output_dir))
+    folder.chmod(0o755)
     cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
+def _is_empty_folder(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
+
+
 def _put_in_place(folder: Path, place: Path) -> None:
+    """Rename ``folder`` to ``place``; whatever moment this is killed at, a whole variant is left."""
+    old = folder.with_name(f"{folder.name}.old")
     if place.exists():
-        shutil.rmtree(place)
+        place.rename(old)
     folder.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _evaluation_device(asked: str) -> str:

@@ -33,11 +33,13 @@ class PlannedTensor:
     """What floating data is cast to before it is quantized or stored."""
     parts: Mapping[str, StoredTensor]
     """Part name (``qdata``, ``scale``, ...) -> stored tensor; a kept tensor has the one part ``""``.
-    Empty for an alias, which is not stored."""
+    Empty for what is not stored: a tied weight's second name, or what the model has no place for."""
     metadata: str
     """torchao's description of it in the safetensors header."""
     name: str
     """Its parameter's name in the model."""
+    tied: bool = False
+    """A second name of a weight that is stored under its first."""
 
     @property
     def size_bytes(self) -> int:
@@ -48,7 +50,7 @@ class PlannedTensor:
         quantized = isinstance(self.decision, Quantize)
         return TensorRecord(
             quantized=quantized,
-            source_bytes=self.source.size_bytes,
+            source_bytes=0 if self.tied else self.source.size_bytes,
             size_bytes=self.size_bytes,
             group_size=self.decision.group_size if isinstance(self.decision, Quantize) else None,
             relative_error=relative_error,
@@ -146,6 +148,11 @@ class _Planner:
         self.dtype = _base_dtype(layout, dtype)
         self.parameters = {name: architecture.parameter(name) for name in layout.tensors}
         _refuse_mismatch(layout, architecture, self.parameters)
+        self.tied = {
+            name: first
+            for name, first in layout.aliases.items()
+            if architecture.ties(self.parameters[name], self.parameters[first])
+        }
 
     def plan(self, scheme: Scheme, max_shard_size: int) -> VariantPlan:
         decisions = {name: self._decide(name, scheme) for name in self.layout.tensors}
@@ -174,10 +181,10 @@ class _Planner:
 
     def _decide(self, name: str, scheme: Scheme) -> Decision:
         parameter = self.parameters[name]
-        if name in self.layout.aliases:
-            return Keep(f"tied to {self.layout.aliases[name]}")
+        if name in self.tied:
+            return Keep(f"tied to {self.tied[name]}, stored once")
         if parameter is None:
-            return Keep("not used by the model")
+            return Keep("not used by the model, not stored")
         if parameter.keep_reason:
             return Keep(parameter.keep_reason)
         for pattern in self.skip:
@@ -192,9 +199,10 @@ class _Planner:
 
         source = self.layout.tensors[source_name]
         parameter = self.parameters[source_name]
-        name = parameter.name if parameter else source_name
-        if source_name in self.layout.aliases:
-            return PlannedTensor(source, decision, source.dtype, {}, "", name)
+        if source_name in self.tied or parameter is None:
+            tied = source_name in self.tied
+            return PlannedTensor(source, decision, source.dtype, {}, "", source_name, tied)
+        name = parameter.name
         dtype = source.dtype
         if dtype.is_floating_point:
             dtype = self.architecture.stored_dtype(name, self.dtype)
@@ -216,7 +224,7 @@ class _Planner:
         kept, total = Counter[str](), 0
         for name, decision in decisions.items():
             parameter = self.parameters[name]
-            if name in self.layout.aliases or (parameter and parameter.outside_layers):
+            if name in self.tied or parameter is None or parameter.outside_layers:
                 continue
             size = self.layout.tensors[name].size_bytes
             total += size
@@ -267,9 +275,17 @@ def _refuse_mismatch(
                 f"{list(parameter.shape)}.",
                 hint="Make sure that config.json belongs to these weights.",
             )
-    missing = architecture.missing(
-        {parameter.name for parameter in parameters.values() if parameter}
-    )
+    names = [parameter.name for parameter in parameters.values() if parameter]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        both = [
+            name for name, parameter in parameters.items() if parameter and parameter.name == twice
+        ]
+        raise CheckpointError(
+            f"{' and '.join(map(repr, both))} are both the model's {twice!r}.",
+            hint="Remove the one that a broken conversion left behind.",
+        )
+    missing = architecture.missing(set(names))
     if missing:
         raise CheckpointError(
             f"The checkpoint lacks {len(missing)} of the model's weights, {missing[0]!r} among them; "

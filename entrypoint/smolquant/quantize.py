@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,22 +55,25 @@ def quantize_checkpoint(
         CheckpointError: a tensor that cannot be read, is not finite, or does not fit its dtype.
         OSError: a full disk.
     """
-    outputs = [_Output(plan, folders[variant]) for variant, plan in plans.items()]
     workers = len(os.sched_getaffinity(0))
-    with _one_torch_thread_each(workers) as pool, _Window(pool, workers * _TASKS_AHEAD) as window:
+    with ExitStack() as stack:
+        outputs = [_Output(plan, folders[variant], stack) for variant, plan in plans.items()]
+        pool = stack.enter_context(_one_torch_thread_each(workers))
+        window = stack.enter_context(_Window(pool, workers * _TASKS_AHEAD))
         for tensor in checkpoint.layout.tensors.values():
-            if tensor.name in checkpoint.layout.aliases:
+            jobs = [job for output in outputs if (job := output.begin(tensor))]
+            if not jobs:
                 continue
-            jobs = [output.begin(tensor) for output in outputs]
             blocks = list(row_blocks(tensor, BLOCK_BYTES))
             for job in jobs:
                 job.expect(len(blocks))
             for rows in blocks:
                 window.submit(_do_block, checkpoint, tensor, rows, jobs, advance)
-    return {
-        variant: Written(output.files(), output.tensors)
-        for variant, output in zip(plans, outputs, strict=True)
-    }
+        window.finish()
+        return {
+            variant: Written(output.files(), output.tensors)
+            for variant, output in zip(plans, outputs, strict=True)
+        }
 
 
 def _do_block(
@@ -108,19 +111,22 @@ def _is_finite(block: torch.Tensor) -> bool:
 class _Output:
     """One variant being written."""
 
-    def __init__(self, plan: VariantPlan, folder: Path) -> None:
+    def __init__(self, plan: VariantPlan, folder: Path, stack: ExitStack) -> None:
         self.plan = plan
         self.tensors: dict[str, TensorRecord] = {
             tensor.source.name: tensor.record() for tensor in plan.tensors
         }
         self._planned = {tensor.source.name: tensor for tensor in plan.tensors}
-        self._writers = [ShardWriter(folder, shard) for shard in plan.shards]
+        self._writers = [stack.enter_context(ShardWriter(folder, shard)) for shard in plan.shards]
         self._by_part = {
             part.name: writer for writer in self._writers for part in writer.shard.tensors
         }
 
-    def begin(self, tensor: SourceTensor) -> "_Job":
+    def begin(self, tensor: SourceTensor) -> "_Job | None":
+        """A job for ``tensor``; None where the plan does not store it."""
         planned = self._planned[tensor.name]
+        if not planned.parts:
+            return None
         writer = self._by_part[next(iter(planned.parts.values())).name]
         return _Job(self.plan.scheme, planned, writer, self.tensors)
 
@@ -235,12 +241,14 @@ class _Window:
     def __enter__(self) -> "_Window":
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
+    def finish(self) -> None:
+        """Wait for every task."""
+        while self._pending:
+            self._drain(wait(self._pending, return_when=FIRST_EXCEPTION).done)
+
+    def __exit__(self, *_: object) -> None:
+        if self._pending:
             self._pool.shutdown(wait=True, cancel_futures=True)
-            return
-        self._drain(wait(self._pending, return_when=FIRST_EXCEPTION).done)
-        self._drain(wait(self._pending).done)
 
 
 @contextmanager

@@ -178,6 +178,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "machine": (str, type(None)),
     "size": (int,),
 }
+_LARGEST = 2**63
 _METRIC_TYPES: tuple[type, ...] = (int, float, type(None))
 
 
@@ -197,6 +198,10 @@ def _build(cls: type[T], raw: Any) -> T:
         allowed = _FIELD_TYPES.get(key, _METRIC_TYPES)
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise TypeError(f"{key!r} has a value of the wrong type")
+        if isinstance(value, int) and not 0 <= value < _LARGEST and allowed is not _METRIC_TYPES:
+            raise ValueError(f"{key!r} is out of range")
+        if isinstance(value, int | float) and abs(value) > _LARGEST:
+            raise ValueError(f"{key!r} is out of range")
     return cls(**raw)
 
 

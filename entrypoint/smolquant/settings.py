@@ -126,7 +126,7 @@ def make_settings(
         InputError: naming the option, why it is refused, and what would be accepted.
     """
     _refuse_not_built(not_built or {})
-    model, repo = _model_and_repo(model_path, repo_name)
+    model, repo = _model_and_repo(model_path, repo_name, save_only=save_only)
     is_folder = Path(model).is_dir()
     if not is_folder and not _HUB_ID.fullmatch(model):
         raise InputError(
@@ -195,7 +195,9 @@ def make_settings(
     )
 
 
-def _model_and_repo(model_path: str | None, repo_name: str | None) -> tuple[str, str | None]:
+def _model_and_repo(
+    model_path: str | None, repo_name: str | None, *, save_only: bool
+) -> tuple[str, str | None]:
     if model_path is None and repo_name is None:
         raise InputError(
             "No model was named.",
@@ -203,7 +205,9 @@ def _model_and_repo(model_path: str | None, repo_name: str | None) -> tuple[str,
         )
     if model_path is None:
         assert repo_name is not None
-        return repo_name, repo_name
+        return repo_name, None if save_only else repo_name
+    if save_only:
+        return model_path, None
     if repo_name is None and not Path(model_path).is_dir():
         return model_path, model_path
     return model_path, repo_name

@@ -67,10 +67,10 @@ class Story:
     def _tell(self, console: Console, environ: Mapping[str, str]) -> None:
         self.tracker.ended(self.error)
         result = self._result()
-        if self.dry_run and self.error is None:
-            console.info(render_dry_run(self.planned))
-        else:
+        if not self.dry_run:
             self._write_report(result, console)
+        elif self.planned:
+            console.info(render_dry_run(self.planned))
         write_outputs(result, environ, redact=console.redact)
         write_summary(render_summary(result), environ, redact=console.redact)
         self.tracker.finish(self.output_dir / REPORT_NAME)
@@ -109,8 +109,12 @@ def _explained(error: BaseException) -> BaseException:
     if isinstance(error, MemoryError):
         return MachineError("The machine ran out of memory.", hint="Use a runner with more memory.")
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
+        place = error.filename or "A file"
         return MachineError(
-            f"{error.filename or 'The output folder'} cannot be written: {error.strerror}.",
-            hint="Choose another --output-dir, or a machine with more free disk.",
+            f"{place} could not be used: {error.strerror}.",
+            hint="Make room or give access there; variants go to --output-dir, and what is downloaded "
+            "to HF_HOME.",
         )
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+        return MachineError("The machine ran out of memory.", hint="Use a runner with more memory.")
     return error

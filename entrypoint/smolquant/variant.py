@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smolquant import __version__
-from smolquant.checkpoint.files import CONFIG
+from smolquant.checkpoint.files import CONFIG, is_code
 from smolquant.checkpoint.source import Source
 from smolquant.plan import VariantPlan
 from smolquant.quantize import Written
@@ -37,19 +37,22 @@ def finish_variant(
     source: Source,
     config: dict[str, Any],
     options: Options,
+    source_bytes: int,
 ) -> VariantRecord:
     """Complete ``folder``, which holds the weight files, and return its record, not yet written.
 
     Args:
-        config: the source's config.json.
+        config: the source's config.json. Code that it names is found where transformers looks for it,
+            at the root of a repository and never in a subfolder.
         options: those that decide the stored bytes.
+        source_bytes: of the source's tensors, each memory counted once.
     """
     for name in source.companions:
-        if name != CONFIG:
+        if name != CONFIG and not is_code(name):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source.folder / name, target)
-    (folder / CONFIG).write_text(_config_text(config, plan), encoding="utf-8")
+    (folder / CONFIG).write_text(_config_text(config, plan, source.repo), encoding="utf-8")
     if plan.index_text is not None:
         (folder / INDEX).write_text(plan.index_text, encoding="utf-8")
     others = sorted(
@@ -62,7 +65,7 @@ def finish_variant(
         quant_type=plan.scheme.quant_type,
         source=SourceRecord(
             identity=source.identity,
-            size_bytes=sum(tensor.source_bytes for tensor in written.tensors.values()),
+            size_bytes=source_bytes,
             repo=source.repo,
             revision=source.revision,
         ),
@@ -79,17 +82,28 @@ def write_record(folder: Path, record: VariantRecord) -> None:
     (folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
 
 
-def _config_text(config: dict[str, Any], plan: VariantPlan) -> str:
+def _config_text(config: dict[str, Any], plan: VariantPlan, repo: str | None) -> str:
     """The source's config with torchao's entry, in the dtype of what stays unquantized."""
     from transformers import TorchAoConfig
 
     changed = _with_dtype(copy.deepcopy(config), plan.dtype_name)
+    if repo is not None and "auto_map" in changed:
+        changed["auto_map"] = {
+            auto: _in_repo(repo, code) for auto, code in changed["auto_map"].items()
+        }
     changed["dtype"] = plan.dtype_name
     changed["quantization_config"] = TorchAoConfig(
         plan.scheme.torchao_config(plan.group_size),
         modules_to_not_convert=list(plan.kept_modules),
     ).to_dict()
     return json.dumps(changed, indent=2, sort_keys=True) + "\n"
+
+
+def _in_repo(repo: str, code: Any) -> Any:
+    """``module.Class`` as a reference that holds from another repository too."""
+    if isinstance(code, list):
+        return [_in_repo(repo, item) for item in code]
+    return code if not isinstance(code, str) or "--" in code else f"{repo}--{code}"
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:

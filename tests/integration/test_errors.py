@@ -157,9 +157,15 @@ def test_a_folder_of_the_users_is_not_overwritten(
     (tmp_path / "quantized/int8/thesis.txt").write_text("years of work")
     assert "something other than a variant" in failing(checkpoint, "--save-only", code=2)
     assert (tmp_path / "quantized/int8/thesis.txt").read_text() == "years of work"
+    (tmp_path / "quantized/int4").symlink_to(tmp_path / "quantized/int8")
+    assert "something other than a variant" in failing(
+        checkpoint, "--save-only", "--quant-type", "int4_weight_only", code=2
+    )
 
 
-def test_models_of_the_hub_that_cannot_be_read(failing: Callable[..., str], hub: LocalHub) -> None:
+def test_models_of_the_hub_that_cannot_be_read(
+    failing: Callable[..., str], hub: LocalHub, checkpoint: Path
+) -> None:
     token = {"hub": hub, "token": WRITE.value}
     assert "does not exist" in failing("alice/missing", code=5, **token)
     hub.create_repo("bob/secret", owner="bob", private=True)
@@ -169,6 +175,9 @@ def test_models_of_the_hub_that_cannot_be_read(failing: Callable[..., str], hub:
     assert "gated" in failing("bob/gated", "alice/x", code=5, **token)
     hub.create_repo("alice/empty")
     assert "There are no weights" in failing("alice/empty", code=3, **token)
+    hub.create_repo("alice/broken")
+    hub.commit("alice/broken", {"config.json": checkpoint / "config.json", "model.safetensors": b"\xff" * 99})
+    assert "truncated or corrupt" in failing("alice/broken", code=3, **token)
 
 
 def test_a_hub_that_is_not_there(failing: Callable[..., str]) -> None:

@@ -23,9 +23,7 @@ def text(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def evaluated(
-    smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, text: Path
-) -> RunSmolquant:
+def evaluated(smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, text: Path) -> RunSmolquant:
     def run(*options: str) -> Run:
         measured = ("--evaluate", "always", "--eval-text", str(text), "--eval-tokens", "200")
         return smolquant(
@@ -109,7 +107,13 @@ def test_a_gate_without_measurements_fails_rather_than_passes(
     ("options", "said"),
     [
         (("--evaluate", "never", "--max-kl", "1"), "needs measurements"),
-        (("--max-perplexity-increase", "int5=1",), "not a variant"),
+        (
+            (
+                "--max-perplexity-increase",
+                "int5=1",
+            ),
+            "not a variant",
+        ),
         (("--max-perplexity-increase=-1",), "not a number"),
         (("--eval-text", "missing.txt"), "cannot be read"),
         (("--eval-tokens", "1"), "too few"),

@@ -162,9 +162,9 @@ def test_force_makes_it_again_with_the_same_bytes(publish: RunSmolquant, hub: Lo
 
 
 def test_stale_files_go_and_other_variants_stay(publish: RunSmolquant, hub: LocalHub) -> None:
-    publish("--quant-type", "int8_weight_only")
+    publish("--quant-type", "both")
     hub.commit(REPO, {"int4/old.bin": b"x", "int8/keep.txt": b"y"})
-    run = publish("--quant-type", "int4_weight_only")
+    run = publish("--quant-type", "int4_weight_only", "--group-size", "32")
     assert run.exit_code == 0, run.log
     assert "int4/old.bin" not in files(hub)
     assert "int8/keep.txt" in files(hub)
@@ -185,6 +185,49 @@ def test_sharded_variants_load_from_the_hub_with_stock_transformers(
     local = AutoModelForCausalLM.from_pretrained(tmp_path / "quantized", subfolder="int8")
     assert loaded["chat_template"]
     assert torch.equal(loaded["logits"], models.logits(local))
+
+
+def test_what_the_owner_keeps_in_a_variants_folder_is_not_deleted(
+    publish: RunSmolquant, hub: LocalHub
+) -> None:
+    hub.create_repo(REPO)
+    hub.commit(REPO, {"int8/thesis.txt": b"years of work"})
+    refused = publish()
+    assert refused.exit_code == 2
+    assert "int8/ in alice/model holds something other" in refused.annotations[0]
+    assert "int8/thesis.txt" in files(hub)
+    assert publish("--force").exit_code == 0
+    assert "int8/thesis.txt" not in files(hub)
+
+
+def test_a_variant_that_lost_a_file_is_made_again(publish: RunSmolquant, hub: LocalHub) -> None:
+    publish()
+    hub.commit(REPO, {}, delete=["int8/model.safetensors"])
+    run = publish()
+    assert run.exit_code == 0, run.log
+    assert run.outputs["changed"] == "true"
+    assert "int8/model.safetensors" in files(hub)
+    assert "int8/ is left out of the card" in run.log, "said, before it was mended"
+
+
+def test_main_weights_that_change_while_variants_are_made_stop_the_publication(
+    publish: RunSmolquant, smolquant: RunSmolquant, hub: LocalHub
+) -> None:
+    publish()
+
+    def push_other_weights(repo: Repo) -> None:
+        hub.commit(REPO, {"model.safetensors": b"retrained"})
+
+    hub.before_commit = push_other_weights
+    run = smolquant(
+        *("quantize", REPO, "--quant-type", "int4_weight_only"),
+        hub=hub,
+        token=WRITE.value,
+        actions=True,
+    )
+    assert run.exit_code == 2
+    assert "not the one that was read" in run.annotations[0]
+    assert "int4/model.safetensors" not in files(hub)
 
 
 def test_a_tag_names_the_published_commit(publish: RunSmolquant, hub: LocalHub) -> None:

@@ -16,7 +16,7 @@ RunSmolquant = Callable[..., Run]
 CONFIG = models.FAMILIES["smollm3"]
 
 
-def with_state(folder: Path, change: Callable[[dict[str, torch.Tensor], Path], None]) -> Path:
+def with_state(folder: Path, change: Callable[[dict[str, torch.Tensor], Path], object]) -> Path:
     """A checkpoint whose single weight file is taken away and handed to ``change`` to be put back."""
     models.save(folder, CONFIG())
     state = load_file(folder / "model.safetensors")
@@ -76,9 +76,7 @@ def expected(tmp_path: Path, smolquant: RunSmolquant) -> dict[str, torch.Tensor]
 def test_the_form_of_the_checkpoint_does_not_matter(
     tmp_path: Path, smolquant: RunSmolquant, expected: dict[str, torch.Tensor], form: str
 ) -> None:
-    folder = with_state(
-        tmp_path / "source", lambda state, to: None if FORMS[form](state, to) else None
-    )
+    folder = with_state(tmp_path / "source", lambda state, to: FORMS[form](state, to))
     run = smolquant("quantize", folder, "--save-only", "--quant-type", "int4_weight_only")
     assert run.exit_code == 0, run.log
     stored = load_file(tmp_path / "quantized/int4/model.safetensors")
@@ -87,7 +85,9 @@ def test_the_form_of_the_checkpoint_does_not_matter(
         assert torch.equal(stored[name], tensor), name
     record = VariantRecord.from_json((tmp_path / "quantized/int4/quantization.json").read_text())
     if form == "one bin":
-        assert record.tensors["lm_head.weight"].reason == "tied to model.embed_tokens.weight"
+        assert record.tensors["lm_head.weight"].reason == (
+            "tied to model.embed_tokens.weight, stored once"
+        )
         assert record.tensors["lm_head.weight"].size_bytes == 0
 
 
@@ -112,3 +112,102 @@ def test_dtypes_load_and_compute_as_the_source_does(
     source = models.logits(AutoModelForCausalLM.from_pretrained(folder))
     distance = (models.logits(variant) - source).norm() / source.norm()
     assert distance < 0.06
+
+
+OWN_MODEL = """
+from transformers import LlamaConfig, LlamaForCausalLM
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+class OwnModel(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_model_with_code_of_its_own_loads_again_where_that_is_allowed(
+    tmp_path: Path, smolquant: RunSmolquant
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = models.save(tmp_path / "source", models.llama(layers=2))
+    config = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "own"
+    config["auto_map"] = {
+        "AutoConfig": "own_model.OwnConfig",
+        "AutoModelForCausalLM": "own_model.OwnModel",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own_model.py").write_text(OWN_MODEL)
+
+    run = smolquant("quantize", folder, "--save-only", "--trust-remote-code")
+    assert run.exit_code == 0, run.log
+    where = {"subfolder": "int8", "trust_remote_code": True}
+    variant = AutoModelForCausalLM.from_pretrained(tmp_path / "quantized", **where)
+    source = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    expected = models.logits(source)
+    assert (models.logits(variant) - expected).norm() / expected.norm() < 0.06
+
+
+def test_weights_that_share_memory_without_being_tied_are_both_stored(
+    tmp_path: Path, smolquant: RunSmolquant
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    folder = models.save(tmp_path / "source", models.llama(layers=2))
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    torch.save(state, folder / "pytorch_model.bin")
+
+    run = smolquant("quantize", folder, "--save-only")
+    assert run.exit_code == 0, run.log
+    variant = AutoModelForCausalLM.from_pretrained(tmp_path / "quantized", subfolder="int8")
+    assert torch.equal(variant.lm_head.weight, variant.model.embed_tokens.weight)
+    expected = models.logits(AutoModelForCausalLM.from_pretrained(folder))
+    assert (models.logits(variant) - expected).norm() / expected.norm() < 0.06
+
+
+def test_old_checkpoints_masks_are_no_weights(tmp_path: Path, smolquant: RunSmolquant) -> None:
+    """GPT-NeoX used to save -1e9 as ``masked_bias``, an infinity in float16, which nothing reads."""
+    folder = models.save(tmp_path / "source", models.FAMILIES["gpt_neox"]())
+    state = load_file(folder / "model.safetensors")
+    name = "gpt_neox.layers.0.attention.masked_bias"
+    state[name] = torch.tensor(float("-inf"), dtype=torch.float16)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    run = smolquant("quantize", folder, "--save-only")
+    assert run.exit_code == 0, run.log
+    assert name not in load_file(tmp_path / "quantized/int8/model.safetensors")
+
+
+def test_two_names_of_one_parameter_are_refused(tmp_path: Path, smolquant: RunSmolquant) -> None:
+    folder = models.save(tmp_path / "source", CONFIG())
+    state = load_file(folder / "model.safetensors")
+    state["layers.0.mlp.up_proj.weight"] = state["model.layers.0.mlp.up_proj.weight"].clone()
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    run = smolquant("quantize", folder, "--save-only")
+    assert run.exit_code == 3
+    assert "are both the model's 'model.layers.0.mlp.up_proj.weight'" in run.log
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
+def test_a_bin_of_dtypes_that_weights_never_have(
+    tmp_path: Path, smolquant: RunSmolquant, dtype: torch.dtype
+) -> None:
+    folder = with_state(
+        tmp_path / "source",
+        lambda state, to: torch.save(
+            {name: value.to(dtype) for name, value in state.items()}, to / "pytorch_model.bin"
+        ),
+    )
+    run = smolquant("quantize", folder, "--save-only")
+    assert run.exit_code == 3
+    assert "which unquantized weights never have" in run.log
+
+
+def test_the_source_counts_tied_memory_once(tmp_path: Path, smolquant: RunSmolquant) -> None:
+    folder = with_state(tmp_path / "source", FORMS["one bin"])
+    run = smolquant("quantize", folder, "--save-only")
+    record = VariantRecord.from_json((tmp_path / "quantized/int8/quantization.json").read_text())
+    physical = sum(tensor.source_bytes for tensor in record.tensors.values())
+    assert record.source.size_bytes == physical == run.report["source"]["size_bytes"]

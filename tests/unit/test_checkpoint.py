@@ -104,7 +104,7 @@ def test_the_same_tensor_in_two_files_is_refused(
 
 def test_weights_of_a_quantized_dtype_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(4, 4).to(torch.float8_e4m3fn)}, tmp_path / "m.safetensors")
-    with pytest.raises(CheckpointError, match="quantized already"):
+    with pytest.raises(CheckpointError, match="which unquantized weights never have"):
         Checkpoint([tmp_path / "m.safetensors"])
 
 
@@ -176,8 +176,18 @@ def test_weights_are_found_in_the_order_of_transformers() -> None:
         weight_layout(["config.json", "model.gguf"])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 3}', '{"weight_map": {"a": "../b"}}'])
-def test_an_index_that_is_none_or_leaves_its_folder_is_refused(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b'{"weight_map": 3}',
+        b'{"weight_map": {}}',
+        b'{"weight_map": {"a": "../b"}}',
+    ],
+)
+def test_an_index_that_is_none_or_leaves_its_folder_is_refused(text: bytes) -> None:
     with pytest.raises(CheckpointError):
         shard_names("model.safetensors.index.json", text)
 

@@ -130,7 +130,7 @@ def test_a_tensor_that_the_model_does_not_use_is_kept_and_said(tmp_path: Path) -
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
     change_weights(folder, lambda state: state.update({"mtp.weight": torch.ones(8)}))
     (plan,) = plan_of(folder, "int8_weight_only").values()
-    assert reasons(plan)["mtp.weight"] == "not used by the model"
+    assert reasons(plan)["mtp.weight"] == "not used by the model, not stored"
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ CONFIG = "config.json"
 
 _COMPANIONS = re.compile(
     r"config\.json|generation_config\.json|tokenizer[\w.-]*|vocab[\w.-]*|merges\.txt"
-    r"|special_tokens_map\.json|added_tokens\.json|chat_template[\w.-]*|[\w-]*spiece\.model"
-    r"|sentencepiece[\w.-]*\.model|spm\.model|source\.spm|target\.spm|preprocessor_config\.json"
+    r"|special_tokens_map\.json|added_tokens\.json|chat_template[\w.-]*"
+    r"|[\w.-]+\.model|[\w.-]+\.spm|[\w.-]+\.tiktoken|tekken\.json|bpe\.codes|dict\.txt"
+    r"|preprocessor_config\.json"
     r"|processor_config\.json|normalizer\.json|additional_chat_templates/[\w.-]+\.jinja"
 )
 _CODE = re.compile(r"[\w-]+\.py")
@@ -59,15 +60,17 @@ def weight_layout(names: Iterable[str]) -> str:
     )
 
 
-def shard_names(index_name: str, index_text: str) -> list[str]:
+def shard_names(index_name: str, index: bytes) -> list[str]:
     """The shards that an index names, sorted.
 
     Raises:
         CheckpointError: when the index is not one, or names something outside its folder.
     """
     try:
-        weight_map = json.loads(index_text)["weight_map"]
+        weight_map = json.loads(index)["weight_map"]
         shards = sorted({str(shard) for shard in weight_map.values()})
+        if not shards:
+            raise ValueError("it names no shard")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{index_name} is not a readable index of shards: {error!r}.",

@@ -7,6 +7,7 @@ knows file formats and nothing of quantization.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -30,6 +31,8 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
 }
 """safetensors' names of the dtypes that an unquantized checkpoint has."""
+
+_SAVE_AGAIN = "Save the model again with `save_pretrained`."
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -63,11 +66,15 @@ def source_tensor(file: str, name: str, dtype: str, shape: Sequence[int]) -> Sou
         CheckpointError: the dtype is one that only quantized weights have.
     """
     if dtype not in DTYPES:
-        raise CheckpointError(
-            f"{file} stores {name!r} as {dtype}, so it is quantized already.",
-            hint="Start from the unquantized checkpoint.",
-        )
+        raise _not_plain(file, name, dtype)
     return SourceTensor(name, DTYPES[dtype], tuple(shape))
+
+
+def _not_plain(file: str, name: str, dtype: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file} stores {name!r} as {dtype}, which unquantized weights never have.",
+        hint="Start from the unquantized checkpoint.",
+    )
 
 
 @dataclass(frozen=True)
@@ -168,6 +175,9 @@ class PickleFile:
                 f"{path.name} holds something other than a mapping of names to tensors.",
                 hint="Save the model's own state with `save_pretrained`.",
             )
+        for name, value in state.items():
+            if value.dtype not in DTYPE_NAMES:
+                raise _not_plain(path.name, name, str(value.dtype))
         self.path = path
         self._state: dict[str, torch.Tensor] = state
         self.tensors: Sequence[SourceTensor] = [
@@ -209,23 +219,26 @@ class Checkpoint:
         Raises:
             CheckpointError: when one cannot be read, or two hold the same tensor.
         """
-        self._files: list[SafetensorsFile | PickleFile] = []
         self._home: dict[str, SafetensorsFile | PickleFile] = {}
         tensors: dict[str, SourceTensor] = {}
         aliases: dict[str, str] = {}
-        for path in paths:
-            file = SafetensorsFile(path) if path.suffix == ".safetensors" else PickleFile(path)
-            self._files.append(file)
-            for tensor in file.tensors:
-                if tensor.name in tensors:
-                    raise CheckpointError(
-                        f"{tensor.name!r} stands in {self._home[tensor.name].path.name} and again in "
-                        f"{path.name}.",
-                        hint="Remove the shards of an older save and try again.",
-                    )
-                tensors[tensor.name] = tensor
-                self._home[tensor.name] = file
-            aliases |= file.aliases
+        with ExitStack() as stack:
+            for path in paths:
+                file = SafetensorsFile(path) if path.suffix == ".safetensors" else PickleFile(path)
+                stack.callback(file.close)
+                for tensor in file.tensors:
+                    if tensor.name in tensors:
+                        raise CheckpointError(
+                            f"{tensor.name!r} stands in {self._home[tensor.name].path.name} and again in "
+                            f"{path.name}.",
+                            hint="Remove the shards of an older save and try again.",
+                        )
+                    tensors[tensor.name] = tensor
+                    self._home[tensor.name] = file
+                aliases |= file.aliases
+            self._stack = stack.pop_all()
+        if not tensors:
+            raise CheckpointError("The weight files hold no tensors.", hint=_SAVE_AGAIN)
         self.layout = Layout(tensors, aliases)
 
     def read_rows(self, tensor: SourceTensor, start: int, stop: int) -> torch.Tensor:
@@ -234,8 +247,7 @@ class Checkpoint:
 
     def close(self) -> None:
         """Close every file."""
-        for file in self._files:
-            file.close()
+        self._stack.close()
 
     def __enter__(self) -> "Checkpoint":
         return self

@@ -63,6 +63,15 @@ class Source(ABC):
         return identity(self.digests)
 
     @property
+    def weight_digests(self) -> Mapping[str, str]:
+        """sha256 of the files that hold tensors, by name."""
+        return {
+            n: digest
+            for n, digest in self.digests.items()
+            if n in self.weights and not n.endswith(".json")
+        }
+
+    @property
     def companions(self) -> list[str]:
         """Names of the files that travel into every variant."""
         return sorted(name for name in self.digests if name not in set(self.weights))
@@ -178,7 +187,6 @@ class HubSource(Source):
                     hint="Upload the missing shard.",
                 )
         self._lfs = {name: file.lfs.sha256 for name, file in files.items() if file.lfs}
-        self.weight_bytes = sum(files[shard].size or 0 for shard in self._shards)
 
     @property
     def folder(self) -> Path:
@@ -204,18 +212,29 @@ class HubSource(Source):
     def layout(self) -> "Layout":
         if not self._layout.startswith("model.safetensors"):
             return _layout_of(self.fetch_weights())  # only unpickling tells what a pickle holds
+        from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
         from smolquant.checkpoint.reader import Layout, source_tensor
 
         assert self.repo is not None
         tensors = {}
         for shard in self._shards:
             with hub_errors(self.repo, f"reading the header of {shard}"):
-                header = self._hub.api.parse_safetensors_file_metadata(
-                    self.repo, shard, revision=self.revision
-                )
+                try:
+                    header = self._hub.api.parse_safetensors_file_metadata(
+                        self.repo, shard, revision=self.revision
+                    )
+                except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+                    raise CheckpointError(
+                        f"{shard} is truncated or corrupt: {error}", hint="Upload the file again."
+                    ) from error
             in_order = sorted(header.tensors.items(), key=lambda item: item[1].data_offsets)
             for name, entry in in_order:
                 tensors[name] = source_tensor(shard, name, entry.dtype, entry.shape)
+        if not tensors:
+            raise CheckpointError(
+                "The weight files hold no tensors.", hint="Upload the weights again."
+            )
         return Layout(tensors)
 
     def _download(self, names: Iterable[str]) -> Path:
@@ -260,7 +279,7 @@ def _file_names(folder: Path) -> list[str]:
 def _shards(folder: Path, layout: str) -> list[str]:
     if not layout.endswith(".json"):
         return [layout]
-    return shard_names(layout, (folder / layout).read_text(encoding="utf-8"))
+    return shard_names(layout, (folder / layout).read_bytes())
 
 
 def _sha256(path: Path) -> str:

@@ -127,8 +127,12 @@ class ShardWriter:
         self.shard = shard
         self.path = folder / shard.name
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        os.posix_fallocate(self._file, 0, shard.size_bytes)
-        _write_all(self._file, memoryview(shard.header), 0)
+        try:
+            os.posix_fallocate(self._file, 0, shard.size_bytes)
+            _write_all(self._file, memoryview(shard.header), 0)
+        except OSError as error:
+            os.close(self._file)
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def write(self, name: str, data: torch.Tensor, skip_bytes: int = 0) -> None:
         """Store contiguous ``data`` at ``skip_bytes`` from the beginning of tensor ``name``."""
@@ -137,11 +141,16 @@ class ShardWriter:
         _write_all(self._file, bytes_of(data.contiguous()), self.shard.offset(name) + skip_bytes)
 
     def finish(self) -> str:
-        """Flush to disk, close, and return the sha256 of the file."""
+        """Flush to disk and return the sha256 of the file."""
         os.fsync(self._file)
-        os.lseek(self._file, 0, os.SEEK_SET)
-        with os.fdopen(self._file, "rb", closefd=True) as file:
+        with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._file)
 
 
 def _write_all(file: int, view: memoryview, offset: int) -> None:

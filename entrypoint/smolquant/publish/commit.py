@@ -16,7 +16,13 @@ from smolquant.errors import HubError, InputError
 from smolquant.hub import WITHOUT_XET, Hub, hub_errors
 from smolquant.publish.cards import root_card, variant_card
 from smolquant.publish.front_matter import declared_license, readme_text
-from smolquant.publish.main_model import MainModel, MainModelChange, main_model_change, main_weights
+from smolquant.publish.main_model import (
+    MainModel,
+    MainModelChange,
+    check_same_weights,
+    main_model_change,
+    main_weights,
+)
 from smolquant.publish.target import README, Target, find_tag, inspect_target
 from smolquant.record import InvalidRecord, VariantRecord
 from smolquant.text import one_line
@@ -43,6 +49,8 @@ class Publication:
     """Of the checkpoint that this run worked on; other variants made from another are shown so."""
     base_model: str | None = None
     """Hub id of that checkpoint; None for a folder, which is the main model where there is one."""
+    source_weights: Mapping[str, str] = field(default_factory=dict)
+    """Name -> sha256 of its weights; held against the root's where that is the source itself."""
     main_model: MainModel | None = None
     """Only for a local checkpoint; a Hub repository's weights are never pushed into another."""
     terms: Mapping[str, str] | None = None
@@ -226,6 +234,8 @@ def _operations(target: Target, publication: Publication) -> "list[CommitOperati
     """All that the commit does, for the repository as it is in ``target``."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+    if publication.base_model == target.repo_id:
+        check_same_weights(publication.source_weights, target.root_files)
     change = MainModelChange()
     if publication.main_model is not None:
         change = main_model_change(publication.main_model, target.root_files)

@@ -65,6 +65,27 @@ def main_model_change(main: MainModel, root_files: Mapping[str, RemoteFile]) -> 
     return MainModelChange(add=push, delete=tuple(sorted(set(old) - set(push))))
 
 
+def check_same_weights(
+    source_weights: Mapping[str, str], root_files: Mapping[str, RemoteFile]
+) -> None:
+    """Make sure that variants of a repository's own model belong to the weights at its root now.
+
+    Args:
+        source_weights: name -> sha256 of the weights that the variants are made from.
+
+    Raises:
+        InputError: the root has other weights by now.
+    """
+    for name, digest in source_weights.items():
+        there = root_files.get(name)
+        if there is None or (there.sha256 is not None and there.sha256 != digest):
+            raise InputError(
+                f"The repository's main model is not the one that was read: {name} differs.",
+                hint="Run again on what is there now, or publish another revision's variants into "
+                "another repository.",
+            )
+
+
 def main_weights(names: Iterable[str]) -> list[str]:
     """Those of a root's files that are the weights transformers loads, indexes left out, sorted."""
     return sorted(name for name in names if _WEIGHTS.fullmatch(name))

@@ -46,7 +46,7 @@ class Target:
     records: Mapping[str, VariantRecord] = field(default_factory=dict)
     """By subfolder: every readable ``*/quantization.json``."""
     unreadable: tuple[str, ...] = ()
-    """Subfolders with a quantization.json that this version cannot read."""
+    """Subfolders with a quantization.json that this version cannot read, or whose files are missing."""
     root_files: Mapping[str, RemoteFile] = field(default_factory=dict)
     folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By subfolder: the files in it and below, by their paths in the subfolder."""
@@ -119,6 +119,20 @@ def check_write_access(hub: Hub, target: Target) -> None:
         )
 
 
+def check_folder_is_ours(target: Target, variant: str) -> None:
+    """Make sure that a variant's subfolder is free, or holds a variant.
+
+    Raises:
+        InputError: the owner keeps something else there, which publishing would delete.
+    """
+    names = target.folders.get(variant, ())
+    if names and record.FILE_NAME not in names:
+        raise InputError(
+            f"{variant}/ in {target.repo_id} holds something other than a variant ({names[0]}).",
+            hint="Move it away, or add --force to replace all that is in it.",
+        )
+
+
 def check_tag(hub: Hub, target: Target, tag: str, expected: str | None = None) -> None:
     """Make sure that a tag is free, or already where it belongs.
 
@@ -168,6 +182,8 @@ def _read_records(
             found = VariantRecord.from_json(_download(hub, repo_id, path, sha).decode())
             if found.variant != folder:
                 raise InvalidRecord("it is another variant's")
+            if missing := set(found.files) - set(names):
+                raise InvalidRecord(f"{len(missing)} of its files are missing")
             records[folder] = found
         except (InvalidRecord, UnicodeDecodeError):
             unreadable.append(folder)

@@ -76,5 +76,13 @@ class Scheme(ABC):
         """
 
     @abstractmethod
+    def max_relative_error(self, columns: int, group_size: int | None) -> float:
+        """The largest relative error (Frobenius) that rounding to nearest can cause; more is a fault.
+
+        Args:
+            columns: K, of a row that shares one scale where ``group_size`` is None.
+        """
+
+    @abstractmethod
     def dequantize(self, quantized: "torch.Tensor") -> "torch.Tensor":
         """The float32 (n, K) weight that ``quantized`` stands for."""

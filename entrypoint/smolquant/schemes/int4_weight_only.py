@@ -4,6 +4,7 @@ The plain layout is the one that means the same on every machine. Packing for a 
 CPU (AVX2 and AVX512 differ) and is left to the moment of loading, see :mod:`smolquant.int4_kernels`.
 """
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smolquant.schemes.base import GROUP_SIZES, Decision, Keep, Quantize, Scheme
@@ -69,6 +70,12 @@ class Int4WeightOnly(Scheme):
             shape=torch.Size((rows, columns)),
         )
         return quantized
+
+    def max_relative_error(self, columns: int, group_size: int | None) -> float:
+        # At most half a step of (high - low)/15 in each column, of a group whose norm is at least that
+        # of its two ends, (high - low)/sqrt(2).
+        assert group_size is not None
+        return 1.02 * math.sqrt(2 * group_size) / 30
 
     def dequantize(self, quantized: "torch.Tensor") -> "torch.Tensor":
         from smolquant.int4_kernels import unpack_int4
