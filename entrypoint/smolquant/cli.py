@@ -15,8 +15,14 @@ from typing import Any
 
 import click
 
-from smolquant import __version__, tracking
-from smolquant.errors import Cancelled, CheckpointError, InputError
+from smolquant import __version__, gpu, tracking
+from smolquant.errors import (
+    Cancelled,
+    CheckpointError,
+    InputError,
+    MachineError,
+    SmolquantError,
+)
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
 from smolquant.schemes import SCHEMES
@@ -30,6 +36,7 @@ from smolquant.settings import (
     shard_size,
 )
 from smolquant.story import Story
+from smolquant.supervise import run_in_child
 
 
 def input_variable(name: str) -> str:
@@ -159,12 +166,17 @@ def quantize(context: click.Context, /, **options: Any) -> int:
         if options["token"]:
             console.mask(options["token"])
         _refuse_token_in_argv(context)
-        settings = _settings(options)
+        settings = make_settings(
+            **options, trackio_write_token=os.environ.get("TRACKIO_WRITE_TOKEN")
+        )
         story.repo_id = settings.repo
         story.command = reproduce(settings)
 
         from smolquant import pipeline  # brings torch's users in; a refusal above answers at once
 
+        story.passed_on = gpu.run_in_sibling(settings, sys.argv[1:], console, os.environ)
+        if story.passed_on is not None:
+            return story.passed_on
         if not settings.dry_run:
             story.tracker = tracking.start(
                 settings.trackio,
@@ -246,15 +258,6 @@ def _refuse_token_in_argv(context: click.Context) -> None:
         )
 
 
-def _settings(options: dict[str, Any]) -> Settings:
-    not_built = {f"--{name.replace('_', '-')}": options.pop(name) for name in ("cuda_image",)}
-    return make_settings(
-        **options,
-        trackio_write_token=os.environ.get("TRACKIO_WRITE_TOKEN"),
-        not_built=not_built,
-    )
-
-
 def reproduce(settings: Settings) -> str:
     """The shell command that makes this run again; the token stays in the environment."""
     words = ["smolquant", "quantize", settings.model]
@@ -274,6 +277,7 @@ def reproduce(settings: Settings) -> str:
         "--eval-tokens": (settings.eval_tokens, None),
         "--max-perplexity-increase": (_limits(settings.gate.perplexity_increase), ""),
         "--max-kl": (_limits(settings.gate.kl), ""),
+        "--cuda-image": (settings.cuda_image, None),
         "--trackio-url": (settings.trackio and settings.trackio.address, None),
         "--experiment-name": (settings.experiment_name, None),
         "--dataset-repo": (settings.trackio and settings.trackio.bucket, None),
@@ -306,16 +310,35 @@ def run(arguments: list[str], console: Console) -> int:
 
 def _refuse(refusal: click.ClickException, console: Console) -> int:
     """click's own refusals, told like ours."""
-    error = InputError(
-        refusal.format_message(), hint="`smolquant quantize --help` lists what is possible."
+    return _fail(
+        InputError(
+            refusal.format_message(), hint="`smolquant quantize --help` lists what is possible."
+        ),
+        console,
     )
+
+
+def _tell_killed(cancelled_by: int | None) -> int:
+    """The end of a run that could not tell it itself; its exit code."""
+    error: SmolquantError | Cancelled
+    if cancelled_by is not None:
+        error = Cancelled(cancelled_by)
+    else:
+        error = MachineError(
+            "The run was killed (SIGKILL, 137): it took more memory than the container or the machine "
+            "has.",
+            hint="Use a runner with more memory, raise the container's limit, or set --evaluate never.",
+        )
+    return _fail(error, Console(os.environ, sys.stdout))
+
+
+def _fail(error: SmolquantError | Cancelled, console: Console) -> int:
+    """Tell of a failure outside of a run's own story; its exit code."""
     if not console.in_actions:
         console.error(error)
         return error.exit_code
-    story = Story(
-        model="",
-        output_dir=Path(os.environ.get(input_variable("output-dir")) or DEFAULT_OUTPUT_DIR),
-    )
+    output_dir = os.environ.get(input_variable("output-dir")) or DEFAULT_OUTPUT_DIR
+    story = Story(model="", output_dir=Path(output_dir))
     with story.told(console, os.environ):
         raise error
     return story.exit_code
@@ -323,6 +346,8 @@ def _refuse(refusal: click.ClickException, console: Console) -> int:
 
 def main() -> None:
     """Entry point of the command, the image and ``python -m smolquant``."""
+    if os.getpid() == 1:
+        run_in_child(_tell_killed)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _cancel)
     _quiet_libraries()

@@ -4,6 +4,7 @@ It knows nothing of variants. The client library is imported when it is first us
 """
 
 import functools
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,9 @@ class Hub:
         from huggingface_hub import HfApi
 
         _prepare_client()
+        if self.token:
+            # The client's large-file transfers look for a token of their own, keyless first.
+            os.environ.pop("HF_OIDC_RESOURCE", None)
         return HfApi(
             endpoint=self.endpoint,
             token=self.token or None,

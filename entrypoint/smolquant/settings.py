@@ -1,7 +1,7 @@
 """What was asked for: one frozen, validated value. It knows neither argv nor torch nor the Hub."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast
@@ -64,6 +64,8 @@ class Settings:
     """None: by the model's size."""
     gate: Gate
     """How much worse a published variant may be."""
+    cuda_image: str | None
+    """The image that a GPU sibling runs; None: the one of this version."""
     skip: tuple[str, ...]
     """Regular expressions, searched for in module names."""
     trust_remote_code: bool
@@ -111,21 +113,17 @@ def make_settings(
     trackio_write_token: str | None = None,
     experiment_name: str | None = None,
     dataset_repo: str | None = None,
+    cuda_image: str | None = None,
     skip: Iterable[str] = (),
     trust_remote_code: bool = False,
     force: bool = False,
     dry_run: bool = False,
-    not_built: Mapping[str, object] | None = None,
 ) -> Settings:
     """Validate what was asked for.
-
-    Args:
-        not_built: options of the contract whose part does not exist yet, with the values given.
 
     Raises:
         InputError: naming the option, why it is refused, and what would be accepted.
     """
-    _refuse_not_built(not_built or {})
     model, repo = _model_and_repo(model_path, repo_name, save_only=save_only)
     is_folder = Path(model).is_dir()
     if not is_folder and not _HUB_ID.fullmatch(model):
@@ -188,6 +186,7 @@ def make_settings(
         eval_text=_eval_text(eval_text),
         eval_tokens=_eval_tokens(eval_tokens),
         gate=_gate(evaluate, max_perplexity_increase, max_kl),
+        cuda_image=cuda_image,
         skip=_skip_patterns(skip),
         trust_remote_code=trust_remote_code,
         force=force,
@@ -294,12 +293,3 @@ def _skip_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
                 hint=r"Write it as part of a module name, such as `layers\.0\.` or `down_proj$`.",
             ) from error
     return tuple(dict.fromkeys(patterns))
-
-
-def _refuse_not_built(options: Mapping[str, object]) -> None:
-    for name, value in options.items():
-        if value:
-            raise InputError(
-                f"{name} is part of the plan, but this version cannot do it yet.",
-                hint=f"Leave {name} out.",
-            )

@@ -48,11 +48,15 @@ class Story:
     pull_request_url: str | None = None
     changed: bool = False
     error: BaseException | None = None
+    passed_on: int | None = None
+    """Exit code of another process that did the run and has told its story."""
     tracker: Tracker = field(default_factory=Tracker)
 
     @property
     def exit_code(self) -> int:
-        return 0 if self.error is None else Failure.of(self.error).exit_code
+        if self.error is not None:
+            return Failure.of(self.error).exit_code
+        return self.passed_on or 0
 
     @contextmanager
     def told(self, console: Console, environ: Mapping[str, str]) -> Iterator[None]:
@@ -62,7 +66,8 @@ class Story:
         except BaseException as error:
             self.error = _explained(error)
             console.error(self.error)
-        self._tell(console, environ)
+        if self.passed_on is None:
+            self._tell(console, environ)
 
     def _tell(self, console: Console, environ: Mapping[str, str]) -> None:
         self.tracker.ended(self.error)

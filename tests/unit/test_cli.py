@@ -96,19 +96,6 @@ def test_the_shortest_command_is_reproduced_as_such(asked: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "option",
-    ["--cuda-image=x"],
-)
-def test_an_option_whose_part_is_not_built_is_refused(
-    option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    log = StringIO()
-    assert cli.run(["quantize", "user/model", option], Console({}, log)) == 2
-    assert "cannot do it yet" in log.getvalue()
-
-
-@pytest.mark.parametrize(
     ("arguments", "code"),
     [
         (["--help"], 0),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from smolquant import gpu
+from smolquant.errors import MachineError
 from smolquant.report.console import Console
 from smolquant.settings import Settings, make_settings
 
@@ -34,6 +35,12 @@ PARENT: dict[str, Any] = {
         "PortBindings": {"80/tcp": [{"HostPort": "80"}]},
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the machine under the tests has."""
+    monkeypatch.setattr(gpu, "_gpu_is_here", lambda: False)
 
 
 def settings(**options: Any) -> Settings:
@@ -75,7 +82,7 @@ def test_a_container_without_a_socket(monkeypatch: pytest.MonkeyPatch, tmp_path:
     out = io.StringIO()
     assert gpu.run_in_sibling(settings(), [], console(out), {}) is None
     assert out.getvalue() == ""
-    with pytest.raises(gpu.MachineError, match="neither a GPU nor a Docker socket") as refusal:
+    with pytest.raises(MachineError, match="neither a GPU nor a Docker socket") as refusal:
         gpu.run_in_sibling(settings(device="cuda"), [], console(out), {})
     assert "--gpus all" in refusal.value.hint
 
@@ -139,5 +146,5 @@ def test_the_siblings_own_end_is_ours(code: int) -> None:
     [(137, True, "out of memory"), (137, False, "exit code 137"), (139, False, "exit code 139")],
 )
 def test_an_end_that_nobody_told_is_told(code: int, out_of_memory: bool, words: str) -> None:
-    with pytest.raises(gpu.MachineError, match=words):
+    with pytest.raises(MachineError, match=words):
         gpu._exit_code(gpu._End(code, out_of_memory))

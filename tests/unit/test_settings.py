@@ -80,7 +80,6 @@ def test_shard_sizes_are_decimal(text: str, size: int) -> None:
         ({"tag": "v1", "save_only": True}, "publishes nothing"),
         ({"create_pr": True, "save_only": True}, "publishes nothing"),
         ({"replace_main": True, "save_only": True}, "publishes nothing"),
-        ({"not_built": {"--cuda-image": "x"}}, "--cuda-image is part of the plan"),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str | None) -> None:

@@ -1,0 +1,1 @@
+"""The real parts: a Docker engine, the image, and GitHub's runner."""

@@ -1,0 +1,31 @@
+"""Reads the generated lock files in requirements/."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A lock's packages: their versions, and the sha256 digests that are allowed."""
+
+    versions: dict[str, str]
+    hashes: dict[str, list[str]]
+
+
+def read_lock(path: Path) -> Lock:
+    """Read one lock file; a line that is neither package nor hash is a ValueError."""
+    versions: dict[str, str] = {}
+    hashes: dict[str, list[str]] = {}
+    name = ""
+    for line in path.read_text().splitlines():
+        if line.startswith("#"):
+            continue
+        if found := re.fullmatch(r"([a-z0-9.-]+)==([\w.+-]+) \\", line):
+            name = found[1]
+            versions[name], hashes[name] = found[2], []
+        elif found := re.fullmatch(r"    --hash=sha256:([0-9a-f]{64})( \\)?", line):
+            hashes[name].append(found[1])
+        else:
+            raise ValueError(f"{path.name}: {line!r} is neither a package nor a hash")
+    return Lock(versions, hashes)

@@ -1,0 +1,41 @@
+"""The two locks answer pyproject.toml and differ in nothing but torch's build. No engine needed."""
+
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+
+from container.engine import REPOSITORY
+from container.locks import Lock, read_lock
+
+CPU = read_lock(REPOSITORY / "requirements" / "cpu.txt")
+CUDA = read_lock(REPOSITORY / "requirements" / "cuda.txt")
+
+
+def requirements() -> list[Requirement]:
+    """What the image installs by name: smolquant[action]'s own requirements."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    return [
+        Requirement(text)
+        for text in (*project["dependencies"], *project["optional-dependencies"]["action"])
+    ]
+
+
+@pytest.mark.parametrize("lock", [CPU, CUDA], ids=["cpu", "cuda"])
+def test_a_lock_holds_what_pyproject_asks_for(lock: Lock) -> None:
+    for requirement in requirements():
+        version = lock.versions[requirement.name.replace("_", "-")]
+        assert requirement.specifier.contains(version), f"{requirement}: locked to {version}"
+
+
+@pytest.mark.parametrize("lock", [CPU, CUDA], ids=["cpu", "cuda"])
+def test_every_package_has_hashes(lock: Lock) -> None:
+    assert [name for name, hashes in lock.hashes.items() if not hashes] == []
+
+
+def test_the_locks_differ_in_torchs_build_alone() -> None:
+    cuda_only = CUDA.versions.keys() - CPU.versions.keys()
+    assert all(name == "triton" or name.startswith(("cuda-", "nvidia-")) for name in cuda_only)
+    shared = {name: CUDA.versions.get(name) for name in CPU.versions}
+    assert shared == CPU.versions | {"torch": CPU.versions["torch"].removesuffix("+cpu")}
+    assert CPU.versions["torch"].endswith("+cpu")
