@@ -31,6 +31,11 @@ check: $(INSTALLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy entrypoint tools tests
+	$(VENV)/bin/hadolint Dockerfile
+	$(VENV)/bin/shellcheck .ci/run tools/*.sh requirements/*.sh
+	$(VENV)/bin/zizmor --offline --quiet .github/workflows examples action.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml examples/*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-actions action.yml
 
 $(CHECKPOINT): | $(INSTALLED)
 	mkdir -p .demo

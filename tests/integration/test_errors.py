@@ -135,21 +135,6 @@ def test_a_gpu_that_is_not_there(failing: Callable[..., str], checkpoint: Path) 
     assert "no CUDA device" in failing(checkpoint, "--save-only", "--device", "cuda", code=4)
 
 
-def test_a_disk_that_is_too_small(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
-    from smolquant import pipeline
-    from smolquant.errors import MachineError
-
-    class Plan:
-        size_bytes = 10**9
-
-    usage = shutil.disk_usage(checkpoint)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**6))
-    with pytest.raises(MachineError, match=r"1\.00 GB, and .* has 1\.00 MB free"):
-        pipeline._check_disk(checkpoint, {"int8": Plan()})  # type: ignore[dict-item]
-
-
 def test_a_folder_of_the_users_is_not_overwritten(
     failing: Callable[..., str], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -176,7 +161,10 @@ def test_models_of_the_hub_that_cannot_be_read(
     hub.create_repo("alice/empty")
     assert "There are no weights" in failing("alice/empty", code=3, **token)
     hub.create_repo("alice/broken")
-    hub.commit("alice/broken", {"config.json": checkpoint / "config.json", "model.safetensors": b"\xff" * 99})
+    hub.commit(
+        "alice/broken",
+        {"config.json": checkpoint / "config.json", "model.safetensors": b"\xff" * 99},
+    )
     assert "truncated or corrupt" in failing("alice/broken", code=3, **token)
 
 

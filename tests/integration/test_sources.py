@@ -31,13 +31,13 @@ def tied(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def as_shards(state: dict[str, torch.Tensor], folder: Path, suffix: str) -> dict[str, str]:
-    stem, save = {
-        "safetensors": ("model", save_file),
-        "bin": ("pytorch_model", torch.save),
-    }[suffix]
+    stem = {"safetensors": "model", "bin": "pytorch_model"}[suffix]
+    save: Callable[[dict[str, torch.Tensor], Path], object] = (
+        save_file if suffix == "safetensors" else torch.save
+    )
     names = sorted(state)
     halves = names[::2], names[1::2]
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, half in enumerate(halves, start=1):
         shard = f"{stem}-{number:05d}-of-00002.{suffix}"
         save({name: state[name] for name in half}, folder / shard)
@@ -76,7 +76,7 @@ def expected(tmp_path: Path, smolquant: RunSmolquant) -> dict[str, torch.Tensor]
 def test_the_form_of_the_checkpoint_does_not_matter(
     tmp_path: Path, smolquant: RunSmolquant, expected: dict[str, torch.Tensor], form: str
 ) -> None:
-    folder = with_state(tmp_path / "source", lambda state, to: FORMS[form](state, to))
+    folder = with_state(tmp_path / "source", FORMS[form])
     run = smolquant("quantize", folder, "--save-only", "--quant-type", "int4_weight_only")
     assert run.exit_code == 0, run.log
     stored = load_file(tmp_path / "quantized/int4/model.safetensors")
