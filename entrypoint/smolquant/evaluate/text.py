@@ -24,11 +24,8 @@ WINDOW = 512
 _BUNDLED = Path(__file__).parent / "text"
 _LANGUAGES = ("en", "fr", "de", "es", "it", "pt")
 _LADDER = (
-    (300_000_000, 12_288),
-    (1_000_000_000, 8_192),
-    (2_000_000_000, 6_144),
-    (8_000_000_000, 4_096),
-    (20_000_000_000, 2_048),
+    (1_000_000_000, 4_096),
+    (8_000_000_000, 2_048),
 )
 """Parameters up to which so many tokens are taken."""
 _FEWEST = 1_024
