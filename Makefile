@@ -2,6 +2,8 @@
 # make test          every test that needs no Docker engine
 # make test-container  the image, run as GitHub's runner does
 # make check         lint and types
+# make bench         speed and memory against stock transformers, at 3 B parameters (SIZE= for others)
+# make bench-quality what each scheme and method costs in quality
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -18,7 +20,7 @@ PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
 
-.PHONY: demo test test-container check docs clean
+.PHONY: demo test test-container bench bench-quality check docs clean
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
@@ -29,10 +31,16 @@ test: $(INSTALLED) $(CHECKPOINT)
 test-container: $(INSTALLED)
 	$(PYTHON) -m pytest -m container
 
+bench: $(INSTALLED)
+	$(PYTHON) bench/perf.py
+
+bench-quality: $(INSTALLED)
+	PYTHONPATH=tools $(PYTHON) bench/quality.py
+
 check: $(INSTALLED)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy entrypoint tools tests
+	$(PYTHON) -m mypy entrypoint tools tests bench
 	$(VENV)/bin/hadolint Dockerfile tests/container/sibling/Dockerfile
 	$(VENV)/bin/shellcheck .ci/run tools/*.sh requirements/*.sh
 	$(VENV)/bin/zizmor --offline --quiet . $(WORKFLOWS_ELSEWHERE)

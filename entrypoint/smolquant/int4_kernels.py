@@ -18,6 +18,10 @@ _ROW_MULTIPLE = 16
 _LEVEL_OFFSET = 8
 """``Int4Tensor`` stores -8..7, the kernels count 0..15."""
 
+_PACKED_ROWS = 256
+"""Rows packed at a time, since unpacked levels take eight times the memory. A multiple of the rows that
+any CPU's layout interleaves (64 at most), so that the packed blocks join to the packed whole."""
+
 
 def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
     """The inverse of :func:`smolquant.schemes.int4_weight_only.pack_int4`.
@@ -42,17 +46,23 @@ def pack_for_this_cpu(weight: Int4Tensor) -> Int4OpaqueTensor:
     """
     rows, _ = weight.shape
     padding = -rows % _ROW_MULTIPLE
-    levels = unpack_int4(weight.qdata).to(torch.int32) + _LEVEL_OFFSET
-    levels = functional.pad(levels, (0, 0, 0, padding))
     scale = functional.pad(weight.scale.t(), (0, 0, 0, padding))
     zero_point = functional.pad(weight.zero_point.t(), (0, 0, 0, padding))
     return Int4OpaqueTensor(
-        qdata=torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1),
+        qdata=torch.cat([_pack_rows(block) for block in weight.qdata.split(_PACKED_ROWS)]),
         scale_and_zero=pack_tinygemm_scales_and_zeros(scale, zero_point, scale.dtype),
         block_size=list(weight.block_size),
         shape=weight.shape,
         act_pre_scale=weight.act_pre_scale,
     )
+
+
+def _pack_rows(packed: torch.Tensor) -> torch.Tensor:
+    """(n, K / 2) as stored -> (n rounded up, K / 2) uint8 in this CPU's layout."""
+    levels = unpack_int4(packed).to(torch.int32) + _LEVEL_OFFSET
+    levels = functional.pad(levels, (0, 0, 0, -len(levels) % _ROW_MULTIPLE))
+    interleaved: torch.Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+    return interleaved
 
 
 def pack_for_cuda(weight: Int4Tensor) -> torch.Tensor:

@@ -5,10 +5,9 @@ the end; what is told of the run is collected in a :class:`Story` as it becomes 
 """
 
 import shutil
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from smolquant.evaluate import measurement
 from smolquant.evaluate.gate import judge, refuse_garbage, refuse_wild_errors
 from smolquant.evaluate.memory import peak_bytes
 from smolquant.hub import Hub
+from smolquant.machine import require_disk, require_memory
 from smolquant.publish.commit import (
     Publication,
     local_records,
@@ -48,6 +48,7 @@ from smolquant.schemes import SCHEMES
 from smolquant.settings import Settings
 from smolquant.story import Story
 from smolquant.text import human_size
+from smolquant.workfolder import WorkFolder, work_folder
 
 if TYPE_CHECKING:
     from smolquant.architecture import Architecture
@@ -116,7 +117,6 @@ class _Run:
                 with_code=settings.trust_remote_code,
                 notify=self.console.info,
             )
-        self.console.info(f"{settings.model}: {source.identity}")
         return source
 
     def inspect_target(self) -> Target | None:
@@ -195,12 +195,21 @@ class _Run:
         architecture = self._architecture(source)
         plans = self._plan(source, architecture, wanted)
         output_dir = self.settings.output_dir
-        _check_disk(output_dir, plans)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        self.console.info(f"{self.settings.model}: {source.identity}")
         with ExitStack() as cleanup:
-            folders = {variant: _unfinished(output_dir, variant, cleanup) for variant in plans}
+            works = {
+                variant: cleanup.enter_context(self._work_folder(source, plan))
+                for variant, plan in plans.items()
+            }
+            unfinished = sum(plan.size_bytes for plan in plans.values())
+            unfinished -= sum(work.finished_bytes for work in works.values())
+            require_disk(output_dir, unfinished, source.to_fetch())
+            require_memory()
+            folders = {variant: work.folder for variant, work in works.items()}
             checkpoint = cleanup.enter_context(Checkpoint(source.fetch_weights()))
             with self.console.group("Quantize"):
-                records = self._quantize(source, architecture, checkpoint, plans, folders)
+                records = self._quantize(source, architecture, checkpoint, plans, works)
             records = self._measured(source, architecture, checkpoint, records, folders)
             self._judge(records)
             for variant, record in records.items():
@@ -208,13 +217,37 @@ class _Run:
                 _put_in_place(folders[variant], output_dir / variant)
         return records
 
+    @contextmanager
+    def _work_folder(self, source: Source, plan: "VariantPlan") -> Iterator[WorkFolder]:
+        """Where a variant is made, with what a run that was killed has finished of it."""
+        from smolquant.variant import work_key
+
+        variant = plan.scheme.variant
+        _check_place(self.settings.output_dir / variant)
+        options = self.settings.options_of(plan.scheme.quant_type)
+        key = work_key(plan, source.identity, options)
+        root = None
+        try:
+            with work_folder(self.settings.output_dir, variant, key) as work:
+                root = work.root
+                if work.finished_bytes:
+                    size = human_size(work.finished_bytes)
+                    self.console.info(
+                        f"{variant}: going on from {size} that an earlier run finished"
+                    )
+                yield work
+        except BaseException:
+            if root is not None and root.is_dir():
+                self.console.info(f"{variant}: {root} keeps what is finished for the same command")
+            raise
+
     def _quantize(
         self,
         source: Source,
         architecture: "Architecture",
         checkpoint: "Checkpoint",
         plans: "Mapping[str, VariantPlan]",
-        folders: Mapping[str, Path],
+        works: Mapping[str, WorkFolder],
     ) -> dict[str, VariantRecord]:
         from smolquant.quantize import quantize_checkpoint
         from smolquant.variant import finish_variant
@@ -235,12 +268,18 @@ class _Run:
                 progress.advance(n_bytes)
                 tracker.advance(n_bytes)
 
-            written = quantize_checkpoint(checkpoint, plans, folders, advance=advance)
+            written = quantize_checkpoint(
+                checkpoint,
+                plans,
+                {variant: work.folder for variant, work in works.items()},
+                advance=advance,
+                journals={variant: work.journal for variant, work in works.items()},
+            )
         seconds = time.monotonic() - started
         records = {}
         for variant, plan in plans.items():
             record = records[variant] = finish_variant(
-                folders[variant],
+                works[variant].folder,
                 plan,
                 written[variant],
                 source=source,
@@ -387,31 +426,14 @@ def _require_cuda() -> None:
         )
 
 
-def _check_disk(output_dir: Path, plans: "Mapping[str, VariantPlan]") -> None:
-    needed = sum(plan.size_bytes for plan in plans.values())
-    output_dir.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(output_dir).free
-    if needed > free:
-        raise MachineError(
-            f"The variants take {human_size(needed)}, and {output_dir} has {human_size(free)} free.",
-            hint="Choose another --output-dir, fewer quantization types, or a machine with more disk.",
-        )
-
-
-def _unfinished(output_dir: Path, variant: str, cleanup: ExitStack) -> Path:
-    """An empty folder to work in; what lies in the variant's place must be ours to replace."""
-    place = output_dir / variant
+def _check_place(place: Path) -> None:
+    """What lies in the variant's place must be ours to replace."""
     ours = not place.is_symlink() and (place / FILE_NAME).is_file()
     if place.is_symlink() or (place.exists() and not ours and not _is_empty_folder(place)):
         raise InputError(
             f"{place} exists and is something other than a variant.",
             hint="Move it away, or choose another --output-dir.",
         )
-    # A name of its own: two runs may share an output folder.
-    folder = Path(tempfile.mkdtemp(prefix=f".{variant}.", dir=output_dir))
-    folder.chmod(0o755)
-    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
-    return folder
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -1,15 +1,16 @@
 """Runs a plan: reads rows, quantizes them for every variant, writes them where they belong.
 
 Each block of rows is one task, done by one worker from reading to writing, so that reading,
-arithmetic and writing overlap and every core is busy. The stored bytes depend neither on the block
-size nor on the number of workers, because in every scheme a row depends on itself only.
+arithmetic and writing overlap and every core is busy. A shard is hashed as soon as its last block is
+written, beside the rest of the work. The stored bytes depend neither on the block size nor on the
+number of workers, because in every scheme a row depends on itself only.
 """
 
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,14 +18,17 @@ from pathlib import Path
 import torch
 
 from smolquant.checkpoint.reader import Checkpoint, SourceTensor, row_blocks
-from smolquant.checkpoint.writer import ShardWriter
+from smolquant.checkpoint.writer import Shard, ShardWriter
 from smolquant.errors import CheckpointError
 from smolquant.plan import PlannedTensor, VariantPlan
 from smolquant.record import FileRecord, TensorRecord
 from smolquant.schemes import Quantize, Scheme
+from smolquant.schemes.base import QuantizedRows
+from smolquant.workfolder import FinishedShard, Journal
 
 BLOCK_BYTES = 1 << 20
-"""Source bytes a task: about 256 rows of a 2048-wide bfloat16 weight, which stay in the cache."""
+"""Source bytes a task: 256 rows of a 2048-wide bfloat16 weight. Its float32 copies stay in the cache that
+the cores share, and the interpreter's part in each task is small."""
 
 _TASKS_AHEAD = 4
 """Queued tasks per worker: enough to keep the workers busy, few enough to bound memory."""
@@ -44,12 +48,15 @@ def quantize_checkpoint(
     folders: Mapping[str, Path],
     *,
     advance: Callable[[int], None],
+    journals: Mapping[str, Journal] | None = None,
 ) -> dict[str, Written]:
     """Read the checkpoint once and write every planned variant.
 
     Args:
         folders: variant -> existing folder that receives its weight files.
         advance: told the source bytes of each finished block; called from any thread.
+        journals: variant -> the shards that are finished already, which are not touched again, and
+            where to note those that this call finishes.
 
     Raises:
         CheckpointError: a tensor that cannot be read, is not finite, or does not fit its dtype.
@@ -57,47 +64,68 @@ def quantize_checkpoint(
     """
     workers = len(os.sched_getaffinity(0))
     with ExitStack() as stack:
-        outputs = [_Output(plan, folders[variant], stack) for variant, plan in plans.items()]
+        hashers = stack.enter_context(ThreadPoolExecutor(workers, "hash"))
+        outputs = [
+            _Output(
+                plan, folders[variant], (journals or {}).get(variant, Journal()), hashers, stack
+            )
+            for variant, plan in plans.items()
+        ]
         pool = stack.enter_context(_one_torch_thread_each(workers))
         window = stack.enter_context(_Window(pool, workers * _TASKS_AHEAD))
         for tensor in checkpoint.layout.tensors.values():
             jobs = [job for output in outputs if (job := output.begin(tensor))]
             if not jobs:
+                if tensor.name not in checkpoint.layout.aliases:
+                    advance(tensor.size_bytes)
                 continue
             blocks = list(row_blocks(tensor, BLOCK_BYTES))
+            shares = _shared(jobs)
             for job in jobs:
                 job.expect(len(blocks))
             for rows in blocks:
-                window.submit(_do_block, checkpoint, tensor, rows, jobs, advance)
+                window.submit(_do_block, checkpoint, tensor, rows, shares, advance)
         window.finish()
-        return {
-            variant: Written(output.files(), output.tensors)
-            for variant, output in zip(plans, outputs, strict=True)
-        }
+        return {variant: output.written() for variant, output in zip(plans, outputs, strict=True)}
 
 
 def _do_block(
     checkpoint: Checkpoint,
     tensor: SourceTensor,
     rows: tuple[int, int],
-    jobs: "list[_Job]",
+    shares: "Sequence[Sequence[_Job]]",
     advance: Callable[[int], None],
 ) -> None:
     block = checkpoint.read_rows(tensor, *rows)
-    _refuse_non_finite(tensor.name, block)
-    for job in jobs:
-        job.do(block, rows[0])
+    for jobs in shares:
+        planned, scheme = jobs[0].planned, jobs[0].scheme
+        cast = block.to(planned.dtype)
+        if isinstance(planned.decision, Quantize):
+            quantized = scheme.quantize_rows(cast, planned.decision.group_size)
+            if not math.isfinite(quantized.squared_norm + quantized.squared_error):
+                raise _unusable(tensor.name, block, cast)
+            for job in jobs:
+                job.store(quantized, rows[0])
+        else:
+            if not _is_finite(cast):
+                raise _unusable(tensor.name, block, cast)
+            for job in jobs:
+                job.keep(cast, rows[0])
     advance(block.numel() * block.element_size())
 
 
-def _refuse_non_finite(name: str, block: torch.Tensor) -> None:
-    if _is_finite(block):
-        return
-    kind = "NaN" if bool(torch.isnan(block).any()) else "infinity"
-    raise CheckpointError(
-        f"The weight {name!r} holds {kind}.",
-        hint="The training run went wrong there; take an earlier checkpoint.",
-    )
+def _unusable(name: str, block: torch.Tensor, cast: torch.Tensor) -> CheckpointError:
+    """Why the values of ``block`` cannot be stored."""
+    wrong_run = "The training run went wrong there; take an earlier checkpoint."
+    if not _is_finite(block):
+        kind = "NaN" if bool(torch.isnan(block).any()) else "infinity"
+        return CheckpointError(f"The weight {name!r} holds {kind}.", hint=wrong_run)
+    if not _is_finite(cast):
+        return CheckpointError(
+            f"The weight {name!r} has values too large for {cast.dtype}.",
+            hint="Use --dtype bfloat16, or an earlier checkpoint.",
+        )
+    return CheckpointError(f"The weight {name!r} has values too large to quantize.", hint=wrong_run)
 
 
 def _is_finite(block: torch.Tensor) -> bool:
@@ -111,33 +139,85 @@ def _is_finite(block: torch.Tensor) -> bool:
 class _Output:
     """One variant being written."""
 
-    def __init__(self, plan: VariantPlan, folder: Path, stack: ExitStack) -> None:
-        self.plan = plan
-        self.tensors: dict[str, TensorRecord] = {
-            tensor.source.name: tensor.record() for tensor in plan.tensors
-        }
+    def __init__(
+        self,
+        plan: VariantPlan,
+        folder: Path,
+        journal: Journal,
+        hashers: ThreadPoolExecutor,
+        stack: ExitStack,
+    ) -> None:
+        self._plan = plan
         self._planned = {tensor.source.name: tensor for tensor in plan.tensors}
-        self._writers = [stack.enter_context(ShardWriter(folder, shard)) for shard in plan.shards]
-        self._by_part = {
-            part.name: writer for writer in self._writers for part in writer.shard.tensors
-        }
+        self._shards: dict[str, _ShardInWork | None] = {}
+        """Stored tensor -> the shard that receives it; None where that is finished already."""
+        self._in_work: list[_ShardInWork] = []
+        self._journal = journal
+        for shard in plan.shards:
+            in_work = None
+            if shard.name not in journal.shards:
+                in_work = _ShardInWork(folder, shard, journal, hashers, stack)
+                self._in_work.append(in_work)
+            self._shards |= {part.name: in_work for part in shard.tensors}
+        for tensor in self._planned.values():
+            if tensor.parts and (in_work := self._shard_of(tensor)):
+                in_work.left += 1
 
     def begin(self, tensor: SourceTensor) -> "_Job | None":
-        """A job for ``tensor``; None where the plan does not store it."""
+        """A job for ``tensor``; None where the plan does not store it, or it is stored already."""
         planned = self._planned[tensor.name]
-        if not planned.parts:
-            return None
-        writer = self._by_part[next(iter(planned.parts.values())).name]
-        return _Job(self.plan.scheme, planned, writer, self.tensors)
+        shard = self._shard_of(planned) if planned.parts else None
+        return None if shard is None else _Job(self._plan.scheme, planned, shard)
 
-    def files(self) -> dict[str, FileRecord]:
-        """Finish every shard; name -> sha256 and size."""
-        with ThreadPoolExecutor() as pool:
-            digests = list(pool.map(ShardWriter.finish, self._writers))
-        return {
-            writer.shard.name: FileRecord(digest, writer.shard.size_bytes)
-            for writer, digest in zip(self._writers, digests, strict=True)
-        }
+    def written(self) -> Written:
+        """Wait until every shard is hashed."""
+        for shard in self._in_work:
+            shard.digest.result()
+        shards = [self._journal.shards[shard.name] for shard in self._plan.shards]
+        errors = {name: error for shard in shards for name, error in shard.errors.items()}
+        return Written(
+            {shard.name: FileRecord(shard.sha256, shard.size) for shard in shards},
+            {name: tensor.record(errors.get(name)) for name, tensor in self._planned.items()},
+        )
+
+    def _shard_of(self, planned: PlannedTensor) -> "_ShardInWork | None":
+        # All parts of a weight are in one shard.
+        return self._shards[next(iter(planned.parts.values())).name]
+
+
+class _ShardInWork:
+    """A shard that receives tensors from any thread, and is hashed and noted after the last."""
+
+    def __init__(
+        self,
+        folder: Path,
+        shard: Shard,
+        journal: Journal,
+        hashers: ThreadPoolExecutor,
+        stack: ExitStack,
+    ) -> None:
+        self.writer = stack.enter_context(ShardWriter(folder, shard))
+        self.left = 0
+        """Tensors still to come."""
+        self.digest: Future[None] = Future()
+        self._journal, self._hashers = journal, hashers
+        self._errors: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def done(self, name: str, relative_error: float | None) -> None:
+        """Source tensor ``name`` is written."""
+        with self._lock:
+            if relative_error is not None:
+                self._errors[name] = relative_error
+            self.left -= 1
+            last = self.left == 0
+        if last:
+            self.digest = self._hashers.submit(self._finish)
+
+    def _finish(self) -> None:
+        shard = self.writer.shard
+        errors = dict(sorted(self._errors.items()))
+        self._journal.add(FinishedShard(shard.name, shard.size_bytes, self.writer.digest(), errors))
 
 
 @dataclass
@@ -146,8 +226,7 @@ class _Job:
 
     scheme: Scheme
     planned: PlannedTensor
-    writer: ShardWriter
-    tensors: dict[str, TensorRecord]
+    shard: _ShardInWork
     _small: dict[str, torch.Tensor] = field(default_factory=dict)
     """Parts whose rows do not lie one after the other; held whole (a scale a group), written last."""
     _errors: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -155,70 +234,72 @@ class _Job:
     _left: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def expect(self, blocks: int) -> None:
-        self._left = blocks
+    @property
+    def arithmetic(self) -> Hashable:
+        """What the stored bytes depend on beside the weight."""
+        decision = self.planned.decision
+        if isinstance(decision, Quantize):
+            return self.planned.dtype, self.scheme.arithmetic, decision.group_size
+        return self.planned.dtype, None
 
-    def do(self, block: torch.Tensor, start: int) -> None:
-        cast = block.to(self.planned.dtype)
-        if cast.dtype is not block.dtype and not _is_finite(cast):
-            raise CheckpointError(
-                f"The weight {self.planned.source.name!r} has values too large for {cast.dtype}.",
-                hint="Use --dtype bfloat16, or an earlier checkpoint.",
-            )
-        if isinstance(self.planned.decision, Quantize):
-            self._quantize(cast, start, self.planned.decision)
-        else:
-            self._keep(cast, start)
+    def expect(self, blocks: int) -> None:
+        """``blocks`` blocks of rows will come; none for an empty tensor."""
+        self._left = blocks
+        if not blocks:
+            self._finish()
+
+    def keep(self, rows: torch.Tensor, start: int) -> None:
+        """Store ``rows``, from row ``start`` on, as they are."""
+        row_bytes = rows[0].numel() * rows.element_size() if rows.ndim else 0
+        self.shard.writer.write(self.planned.parts[""].name, rows, start * row_bytes)
+        self._one_less()
+
+    def store(self, quantized: QuantizedRows, start: int) -> None:
+        """Store the parts of rows from row ``start`` on."""
+        for part, stored in self.planned.parts.items():
+            data = quantized.parts[part]
+            if self.scheme.row_axes[part] == 0:
+                row_bytes = data[0].numel() * data.element_size()
+                self.shard.writer.write(stored.name, data, start * row_bytes)
+            else:
+                with self._lock:
+                    whole = self._small.setdefault(
+                        part, torch.empty(stored.shape, dtype=stored.dtype)
+                    )
+                whole[:, start : start + data.shape[1]] = data
+        with self._lock:
+            self._errors[start] = (quantized.squared_error, quantized.squared_norm)
+        self._one_less()
+
+    def _one_less(self) -> None:
         with self._lock:
             self._left -= 1
             last = self._left == 0
         if last:
             self._finish()
 
-    def _keep(self, cast: torch.Tensor, start: int) -> None:
-        row_bytes = cast[0].numel() * cast.element_size() if cast.ndim else 0
-        self.writer.write(self.planned.parts[""].name, cast, start * row_bytes)
-
-    def _quantize(self, weight: torch.Tensor, start: int, decision: Quantize) -> None:
-        quantized = self.scheme.quantize(weight, decision.group_size)
-        for part, stored in self.planned.parts.items():
-            data: torch.Tensor = getattr(quantized, part)
-            if self.scheme.row_axes[part] == 0:
-                row_bytes = data[0].numel() * data.element_size()
-                self.writer.write(stored.name, data, start * row_bytes)
-            else:
-                with self._lock:
-                    whole = self._small.setdefault(
-                        part, torch.empty(stored.shape, dtype=stored.dtype)
-                    )
-                whole[:, start : start + weight.shape[0]] = data
-        exact = weight.float()
-        error = self.scheme.dequantize(quantized).sub_(exact)
-        norms = (_squared_norm(error), _squared_norm(exact))
-        with self._lock:
-            self._errors[start] = norms
-
     def _finish(self) -> None:
         for part, whole in self._small.items():
-            self.writer.write(self.planned.parts[part].name, whole)
+            self.shard.writer.write(self.planned.parts[part].name, whole)
         self._small.clear()
-        if self._errors:
-            # Summed in row order, so that the record does not depend on which worker was faster.
-            norms = [self._errors[row] for row in sorted(self._errors)]
-            error, exact = (sum(squares) for squares in zip(*norms, strict=True))
-            relative = math.sqrt(error / exact) if exact else 0.0
-            if not math.isfinite(relative):
-                raise CheckpointError(
-                    f"The weight {self.planned.source.name!r} has values too large to quantize.",
-                    hint="The training run went wrong there; take an earlier checkpoint.",
-                )
-            record = self.planned.record(float(f"{relative:.4g}"))
-            self.tensors[self.planned.source.name] = record
+        self.shard.done(self.planned.source.name, self._relative_error())
+
+    def _relative_error(self) -> float | None:
+        """To four digits; None for what is kept."""
+        if not self._errors:
+            return None
+        # Summed in row order, so that the record does not depend on which worker was faster.
+        norms = [self._errors[row] for row in sorted(self._errors)]
+        error, exact = (sum(squares) for squares in zip(*norms, strict=True))
+        return float(f"{math.sqrt(error / exact) if exact else 0.0:.4g}")
 
 
-def _squared_norm(values: torch.Tensor) -> float:
-    flat = values.view(-1)
-    return float(torch.dot(flat, flat))
+def _shared(jobs: Sequence[_Job]) -> list[list[_Job]]:
+    """``jobs`` of one tensor, those together that store the same bytes of it."""
+    shares: dict[Hashable, list[_Job]] = {}
+    for job in jobs:
+        shares.setdefault(job.arithmetic, []).append(job)
+    return list(shares.values())
 
 
 class _Window:
@@ -230,11 +311,11 @@ class _Window:
 
     def submit(self, task: Callable[..., None], *arguments: object) -> None:
         while len(self._pending) >= self._size:
-            self._drain(wait(self._pending, return_when="FIRST_COMPLETED").done)
+            self._drain()
         self._pending.add(self._pool.submit(task, *arguments))
 
-    def _drain(self, done: set[Future[None]]) -> None:
-        self._pending -= done
+    def _drain(self) -> None:
+        done, self._pending = wait(self._pending, return_when=FIRST_COMPLETED)
         for future in done:
             future.result()
 
@@ -244,7 +325,7 @@ class _Window:
     def finish(self) -> None:
         """Wait for every task."""
         while self._pending:
-            self._drain(wait(self._pending, return_when=FIRST_EXCEPTION).done)
+            self._drain()
 
     def __exit__(self, *_: object) -> None:
         if self._pending:

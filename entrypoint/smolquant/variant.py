@@ -29,6 +29,19 @@ def stack_versions() -> dict[str, str]:
     return {"smolquant": __version__, **stack}
 
 
+def work_key(plan: VariantPlan, identity: str, options: Options) -> str:
+    """A digest of all that decides the variant's stored bytes, short enough for a folder's name.
+
+    Args:
+        identity: of the source.
+    """
+    decides = json.dumps([identity, plan.scheme.quant_type, options, stack_versions()])
+    digest = hashlib.sha256(decides.encode())
+    for shard in plan.shards:
+        digest.update(shard.header)
+    return digest.hexdigest()[:12]
+
+
 def finish_variant(
     folder: Path,
     plan: VariantPlan,

@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from smolquant.checkpoint import reader
 from smolquant.checkpoint.files import identity, is_companion, shard_names, weight_layout
 from smolquant.checkpoint.reader import Checkpoint, SourceTensor, row_blocks
 from smolquant.checkpoint.source import FolderSource
 from smolquant.checkpoint.writer import ShardWriter, StoredTensor, index_text, lay_out
-from smolquant.errors import CheckpointError
+from smolquant.errors import CheckpointError, MachineError
 
 
 @pytest.fixture
@@ -61,6 +62,62 @@ def test_a_pickles_tied_weights_are_known_as_such(tmp_path: Path) -> None:
     with Checkpoint([tmp_path / "m.bin"]) as checkpoint:
         assert checkpoint.layout.aliases == {"head": "embed"}
         assert checkpoint.layout.size_bytes == 4 * 4 * 4 + 4 * 4
+
+
+def test_legacy_pickles_are_in_memory_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / "1.bin", tmp_path / "2.bin"]
+    for number, path in enumerate(paths):
+        state = {f"{path.stem}.{i}": torch.full((4, 4), float(number)) for i in "ab"}
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+    loaded = []
+    load = torch.load
+
+    def noted(path: Path, **how: Any) -> Any:
+        loaded.append(path)
+        return load(path, **how)
+
+    monkeypatch.setattr(torch, "load", noted)
+    with Checkpoint(paths) as checkpoint:
+        loaded.clear()
+        for tensor in checkpoint.layout.tensors.values():
+            value = float(tensor.name.startswith("2"))
+            assert torch.equal(checkpoint.read_rows(tensor, 0, 4), torch.full((4, 4), value))
+    assert loaded == paths, "each once, in file order"
+
+
+def test_a_legacy_pickle_that_does_not_fit_is_refused_with_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "m.bin"
+    torch.save({"a": torch.zeros(10**6)}, path, _use_new_zipfile_serialization=False)
+    monkeypatch.setattr(reader, "available_bytes", lambda: 10**6)
+    with pytest.raises(
+        MachineError, match=r"m\.bin .* 4\.00 MB of memory, and 1\.00 MB can be had"
+    ):
+        Checkpoint([path])
+
+
+def test_a_mapped_pickle_leaves_no_pages_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "m.bin"
+    weight = torch.arange(32 * 2**20, dtype=torch.int32).view(1024, -1)
+    torch.save({"a": weight, "turned": weight.t(), "scalar": torch.tensor(1.0)}, path)
+    with Checkpoint([path]) as checkpoint:
+        tensors = checkpoint.layout.tensors
+        before = _file_pages()
+        for rows in row_blocks(tensors["a"], 1 << 20):
+            assert torch.equal(checkpoint.read_rows(tensors["a"], *rows), weight[slice(*rows)])
+        turned = checkpoint.read_rows(tensors["turned"], 5, 9)
+        assert torch.equal(turned, weight.t()[5:9])
+        assert checkpoint.read_rows(tensors["scalar"], 0, 1) == 1.0
+        assert _file_pages() - before < 16 << 20
+
+
+def _file_pages() -> int:
+    """Bytes of mapped files that are resident in this process."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssFile"))
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
@@ -134,7 +191,7 @@ def test_shards_written_out_of_order_read_back_through_safetensors(
             writer.write(name, tensor[:half], 0)
         else:
             writer.write(name, tensor)
-    writer.finish()
+    writer.digest()
 
     path = tmp_path / "model.safetensors"
     assert path.stat().st_size == shard.size_bytes

@@ -1,5 +1,7 @@
 """Each scheme against torchao's own arithmetic."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -12,10 +14,13 @@ from torchao.quantization.quant_primitives import (
 )
 
 from smolquant.int4_kernels import pack_for_this_cpu, unpack_int4
-from smolquant.schemes import BOTH, SCHEMES, Keep, Quantize
-from smolquant.schemes.int4_weight_only import pack_int4
+from smolquant.schemes import BOTH, SCHEMES, Keep, Quantize, Scheme
+from smolquant.schemes.int4_weight_only import Int4WeightOnly, pack_int4
 
 INT4 = SCHEMES["int4_weight_only"]
+RTN = Int4WeightOnly("rtn")
+EVERY_WAY = [*SCHEMES.values(), RTN]
+each_way = pytest.mark.parametrize("scheme", EVERY_WAY, ids=lambda scheme: scheme.arithmetic)
 
 
 def random_weight(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
@@ -53,17 +58,21 @@ def test_int4_stands_for_the_values_of_torchaos_tinygemm_rounding() -> None:
         levels, block, scale, zero, torch.int32, 0, 15, output_dtype=torch.float32
     )
 
-    ours = INT4.dequantize(INT4.quantize(weight, 64))
+    ours = RTN.dequantize(RTN.quantize(weight, 64))
 
     # Theirs computes in bfloat16 before the last cast; ours in float32.
     assert torch.allclose(ours, expected, atol=2**-8 * weight.abs().max().item())
 
 
-def test_int4_blocks_of_rows_join_to_the_whole() -> None:
-    weight = random_weight(48, 128)
-    whole = INT4.quantize(weight, 32)
-    parts = [INT4.quantize(weight[i : i + 20], 32) for i in range(0, 48, 20)]
-    for part, axis in INT4.row_axes.items():
+@pytest.mark.parametrize("scheme", [INT4, RTN])
+@pytest.mark.parametrize("block_rows", [1, 20, 47])
+def test_int4_blocks_of_rows_join_to_the_whole(scheme: Scheme, block_rows: int) -> None:
+    weight = random_weight(300, 512)
+    whole = scheme.quantize(weight, 32)
+    parts = [
+        scheme.quantize(weight[i : i + block_rows], 32) for i in range(0, len(weight), block_rows)
+    ]
+    for part, axis in scheme.row_axes.items():
         joined = torch.cat([getattr(block, part) for block in parts], dim=axis)
         assert torch.equal(joined, getattr(whole, part)), part
 
@@ -114,3 +123,50 @@ def test_columns_that_no_group_divides_are_kept_with_the_reason() -> None:
 
 def test_both_means_the_two_weight_only_schemes() -> None:
     assert [SCHEMES[name].variant for name in BOTH] == ["int8", "int4"]
+
+
+@each_way
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("spread", [1e-7, 0.02, 300.0])
+def test_the_fast_way_stores_what_torchaos_own_does(
+    scheme: Scheme, dtype: torch.dtype, spread: float
+) -> None:
+    weight = (random_weight(40, 512, torch.float32) * spread).to(dtype)
+    weight[3] = 0
+    weight[4] = weight[4, 0]
+    weight[5].abs_()
+    before = weight.clone()
+
+    rows = scheme.quantize_rows(weight, 128)
+
+    expected = scheme.quantize(weight, 128)
+    assert torch.equal(weight, before), "the weight is the caller's, and other variants need it"
+    assert set(rows.parts) == set(scheme.row_axes)
+    for part, data in rows.parts.items():
+        assert data.dtype is getattr(expected, part).dtype
+        assert torch.equal(data, getattr(expected, part)), part
+    error = (scheme.dequantize(expected).double() - weight.double()).square().sum().item()
+    assert rows.squared_error == pytest.approx(error, rel=1e-3)
+    assert rows.squared_norm == pytest.approx(weight.double().square().sum().item(), rel=1e-3)
+
+
+@each_way
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_norm_that_is_not_finite_tells_of_a_value_that_is_not(
+    scheme: Scheme, value: float
+) -> None:
+    weight = random_weight(4, 256)
+    weight[2, 77] = value
+    assert not math.isfinite(scheme.quantize_rows(weight, 128).squared_norm)
+
+
+def test_types_that_share_their_arithmetic_store_the_same_parts() -> None:
+    weight = random_weight(16, 256)
+    for one in EVERY_WAY:
+        for other in EVERY_WAY:
+            same = all(
+                part in other.quantize_rows(weight, 64).parts
+                and torch.equal(data, other.quantize_rows(weight, 64).parts[part])
+                for part, data in one.quantize_rows(weight, 64).parts.items()
+            )
+            assert same == (one.arithmetic == other.arithmetic), (one.variant, other.variant)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from smolquant.errors import CheckpointError
 
@@ -89,3 +90,9 @@ def identity(digests: Mapping[str, str]) -> str:
     """``sha256:<hex>`` over the sha256 of each file, by name."""
     lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal, of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,12 +4,13 @@ A source tells its identity before a weight is fetched, so that a run with nothi
 and hands out local paths when there is work.
 """
 
-import hashlib
 import os
 import re
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from smolquant.checkpoint.files import (
     identity,
     is_code,
     is_companion,
+    sha256_of,
     shard_names,
     weight_layout,
 )
@@ -36,6 +38,14 @@ class LocalFile:
     path: Path
     sha256: str
     size: int
+
+
+@dataclass(frozen=True)
+class Download:
+    """Bytes that are still to come, and a folder on the disk that will hold them."""
+
+    size: int
+    folder: Path
 
 
 class Source(ABC):
@@ -82,6 +92,10 @@ class Source(ABC):
         """Names of the weight files and, where there are shards, of their index."""
 
     @abstractmethod
+    def to_fetch(self) -> "Download":
+        """What :meth:`fetch_weights` still has to bring here."""
+
+    @abstractmethod
     def fetch_weights(self) -> list[Path]:
         """Local paths of the files that hold tensors, in order."""
 
@@ -116,6 +130,8 @@ class FolderSource(Source):
                     f"{self._layout} names {shard}, which is not there.",
                     hint="Fetch or save the missing shard.",
                 )
+        names = sorted({*self._companions, *self.weights})
+        self._hashing = dict(zip(names, _hash_beside([folder / n for n in names]), strict=True))
 
     @property
     def folder(self) -> Path:
@@ -131,14 +147,16 @@ class FolderSource(Source):
 
     @cached_property
     def files(self) -> Mapping[str, LocalFile]:
-        """Every file of the model, hashed; reads each byte once."""
-        names = sorted({*self._companions, *self.weights})
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            digests = pool.map(lambda name: _sha256(self._folder / name), names)
-            return {
-                name: LocalFile(self._folder / name, digest, (self._folder / name).stat().st_size)
-                for name, digest in zip(names, digests, strict=True)
-            }
+        """Every file of the model, hashed."""
+        return {
+            name: LocalFile(
+                self._folder / name, digest.result(), (self._folder / name).stat().st_size
+            )
+            for name, digest in self._hashing.items()
+        }
+
+    def to_fetch(self) -> Download:
+        return Download(0, self._folder)
 
     def fetch_weights(self) -> list[Path]:
         return [self._folder / shard for shard in self._shards]
@@ -187,6 +205,7 @@ class HubSource(Source):
                     hint="Upload the missing shard.",
                 )
         self._lfs = {name: file.lfs.sha256 for name, file in files.items() if file.lfs}
+        self._sizes = {name: file.size or 0 for name, file in files.items()}
 
     @property
     def folder(self) -> Path:
@@ -202,7 +221,19 @@ class HubSource(Source):
         unknown = [name for name in names if name not in self._lfs and name in self._shards]
         if unknown:  # small weights need not be in LFS; only their content tells their sha256
             self._download(unknown)
-        return {name: self._lfs.get(name) or _sha256(self._folder / name) for name in names}
+        return {name: self._lfs.get(name) or sha256_of(self._folder / name) for name in names}
+
+    def to_fetch(self) -> Download:
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        assert self.repo is not None
+        missing = [
+            shard
+            for shard in self._shards
+            if not isinstance(try_to_load_from_cache(self.repo, shard, revision=self.revision), str)
+        ]
+        return Download(sum(self._sizes[shard] for shard in missing), Path(HF_HUB_CACHE))
 
     def fetch_weights(self) -> list[Path]:
         self._notify(f"Fetching {len(self._shards)} weight file(s) of {self.repo}")
@@ -282,6 +313,25 @@ def _shards(folder: Path, layout: str) -> list[str]:
     return shard_names(layout, (folder / layout).read_bytes())
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _hash_beside(paths: Sequence[Path]) -> list[Future[str]]:
+    """sha256 of each file, computed beside whatever comes next, which is the import of torch.
+
+    In threads that do not keep a refused run from ending.
+    """
+    digests: list[Future[str]] = [Future() for _ in paths]
+    waiting = deque(zip(paths, digests, strict=True))
+
+    def work() -> None:
+        while waiting:
+            try:
+                path, digest = waiting.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            try:
+                digest.set_result(sha256_of(path))
+            except OSError as error:
+                digest.set_exception(error)
+
+    for _ in os.sched_getaffinity(0):
+        threading.Thread(target=work, name="hash source", daemon=True).start()
+    return digests

@@ -4,7 +4,6 @@ The writer is handed names, dtypes and shapes, lays out the files, writes the he
 the data in any order from any thread. It knows nothing of quantization.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from smolquant.checkpoint.files import sha256_of
 from smolquant.checkpoint.reader import DTYPE_NAMES, bytes_of
 
 
@@ -140,11 +140,14 @@ class ShardWriter:
             return
         _write_all(self._file, bytes_of(data.contiguous()), self.shard.offset(name) + skip_bytes)
 
-    def finish(self) -> str:
-        """Flush to disk and return the sha256 of the file."""
-        os.fsync(self._file)
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    def digest(self) -> str:
+        """sha256 of the finished file.
+
+        Not flushed to the disk first, as little as any copy of a checkpoint is: waiting for the disk
+        would cost more than the rest of the work, and whoever goes on from here after a crash of the
+        machine compares this digest.
+        """
+        return sha256_of(self.path)
 
     def __enter__(self) -> "ShardWriter":
         return self

@@ -1,7 +1,12 @@
 """The quantization types. One file each: its torchao config, its tensor function, its card text."""
 
 from smolquant.schemes.base import Decision, Keep, Quantize, Scheme
-from smolquant.schemes.int4_weight_only import Int4WeightOnly
+from smolquant.schemes.int4_weight_only import (
+    DEFAULT_INT4_METHOD,
+    INT4_METHODS,
+    Int4Method,
+    Int4WeightOnly,
+)
 from smolquant.schemes.int8_dynamic import Int8Dynamic
 from smolquant.schemes.int8_weight_only import Int8WeightOnly
 
@@ -13,4 +18,24 @@ BY_VARIANT: dict[str, Scheme] = {scheme.variant: scheme for scheme in SCHEMES.va
 BOTH = ("int8_weight_only", "int4_weight_only")
 """What ``--quant-type both`` means."""
 
-__all__ = ["BOTH", "BY_VARIANT", "SCHEMES", "Decision", "Keep", "Quantize", "Scheme"]
+
+def scheme_of(quant_type: str, *, int4_method: Int4Method = DEFAULT_INT4_METHOD) -> Scheme:
+    """The scheme as a run asks for it."""
+    if quant_type == Int4WeightOnly.quant_type:
+        return Int4WeightOnly(int4_method)
+    return SCHEMES[quant_type]
+
+
+__all__ = [
+    "BOTH",
+    "BY_VARIANT",
+    "DEFAULT_INT4_METHOD",
+    "INT4_METHODS",
+    "SCHEMES",
+    "Decision",
+    "Int4Method",
+    "Keep",
+    "Quantize",
+    "Scheme",
+    "scheme_of",
+]

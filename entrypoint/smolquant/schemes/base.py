@@ -34,6 +34,18 @@ class Keep:
 Decision = Quantize | Keep
 
 
+@dataclass(frozen=True)
+class QuantizedRows:
+    """Rows of a weight as they are stored, and what rounding them cost."""
+
+    parts: Mapping[str, "torch.Tensor"]
+    """Stored part -> its rows, along :attr:`Scheme.row_axes`."""
+    squared_error: float
+    """Squared norm of (dequantized - weight)."""
+    squared_norm: float
+    """Of the weight; not finite where a value of it is not, or where its square overflows float32."""
+
+
 class Scheme(ABC):
     """One quantization type of linear weights, shape (N output features, K input features)."""
 
@@ -49,9 +61,11 @@ class Scheme(ABC):
     """What is needed to load and run it."""
     row_axes: ClassVar[Mapping[str, int]]
     """Stored part -> the axis along which the weight's rows lie in it."""
+    arithmetic: str
+    """Schemes that share it store the same parts of the same weight, so they are computed once."""
 
     @abstractmethod
-    def options(self, group_size: int) -> dict[str, int]:
+    def options(self, group_size: int) -> dict[str, int | str]:
         """Those of the run's options that decide this scheme's bytes."""
 
     @abstractmethod
@@ -75,6 +89,21 @@ class Scheme(ABC):
             quantized in blocks of rows and the parts joined along :attr:`row_axes`.
         """
 
+    def quantize_rows(self, weight: "torch.Tensor", group_size: int | None) -> QuantizedRows:
+        """The parts of :meth:`quantize`, and their error; a scheme with a faster way overrides it.
+
+        Args:
+            weight: (n, K) on the CPU, not changed.
+        """
+        quantized = self.quantize(weight, group_size)
+        exact = weight.float()
+        error = self.dequantize(quantized).sub_(exact)
+        return QuantizedRows(
+            {part: getattr(quantized, part) for part in self.row_axes},
+            squared_norm(error),
+            squared_norm(exact),
+        )
+
     @abstractmethod
     def max_relative_error(self, columns: int, group_size: int | None) -> float:
         """The largest relative error (Frobenius) that rounding to nearest can cause; more is a fault.
@@ -86,3 +115,9 @@ class Scheme(ABC):
     @abstractmethod
     def dequantize(self, quantized: "torch.Tensor") -> "torch.Tensor":
         """The float32 (n, K) weight that ``quantized`` stands for."""
+
+
+def squared_norm(values: "torch.Tensor") -> float:
+    """Of contiguous float32 values."""
+    flat = values.view(-1)
+    return float(flat.dot(flat))

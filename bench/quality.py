@@ -1,0 +1,259 @@
+"""What each scheme costs in quality: prints the table of docs/quality.md and writes it there.
+
+    make bench-quality
+
+Every linear weight is quantized by the product's own scheme, and the model then computes in float32 with
+the weights that it stands for, so that the numbers are those of the weights and of nothing else
+(int8_dynamic computes with torchao's tensors, as its activations are quantized too). torchao's HQQ is
+there for comparison; the product does not offer it.
+"""
+
+import argparse
+import contextlib
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from quality_model import held_out_windows, make_trained_model
+from smollm2 import make_checkpoint
+from smolquant.evaluate.text import bundled_text, token_windows
+from smolquant.schemes import INT4_METHODS, SCHEMES, Keep, Scheme, scheme_of
+
+GROUP_SIZES = (32, 64, 128)
+BLOCK_ROWS = 512
+"""Rows quantized at a time, about as many as the product takes."""
+
+INTRODUCTION = """\
+# What quantization costs
+
+Measured by `make bench-quality`, which trains the second model and rewrites this page. Lower is better in
+every column.
+
+* **bits per weight**: of the quantized weights, scales and zero points included. Where the columns of a
+  weight are not a multiple of the group size, the largest smaller group that divides them is used (most
+  weights of SmolLM2-135M have 576 columns: 64 instead of 128).
+* **KL**: mean Kullback-Leibler divergence of the next-token distribution from the source's, in nats.
+* **perplexity**: against the source's, in per cent.
+* **seconds**: CPU time to quantize, on one core.
+
+`rtn` rounds to nearest with torchao's tinygemm parameters, `search` is smolquant's default, and `hqq` is
+torchao's, which smolquant does not offer.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    scheme: str
+    group: str
+    method: str
+    bits: float
+    kl: float
+    perplexity_percent: float
+    seconds: float
+
+    def cells(self) -> str:
+        return (
+            f"| {self.scheme} | {self.group} | {self.method} | {self.bits:.2f} | {self.kl:.5f} "
+            f"| {self.perplexity_percent:+.2f} % | {self.seconds:.1f} |"
+        )
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A weight for float32 arithmetic, and what it takes to store it."""
+
+    weight: torch.Tensor
+    bits: int
+
+
+Quantizer = Callable[[torch.Tensor], Quantized]
+"""From a bfloat16 weight (N, K)."""
+
+
+class Bench:
+    """A model, the text it is measured on, and what it predicts before anything is quantized."""
+
+    def __init__(self, folder: Path, windows: torch.Tensor) -> None:
+        self._windows = windows
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self._model = model.eval()
+        head = model.get_output_embeddings()
+        self._linears = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.Linear) and module is not head
+        ]
+        self._weights = [module.weight.detach().bfloat16() for module in self._linears]
+        self._source = list(self._predictions())
+        self._source_loss = fmean(self._loss(p, i) for i, p in enumerate(self._source))
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self._source_loss)
+
+    def measure(self, scheme: str, group: str, method: str, quantize: Quantizer) -> Row:
+        with _one_thread():
+            began = time.process_time()
+            quantized = [quantize(weight) for weight in self._weights]
+            seconds = time.process_time() - began
+        for module, found in zip(self._linears, quantized, strict=True):
+            module.weight = nn.Parameter(found.weight, requires_grad=False)
+        divergences: list[float] = []
+        losses: list[float] = []
+        pairs = zip(self._source, self._predictions(), strict=True)
+        for window, (source, predicted) in enumerate(pairs):
+            divergences.append((source.exp() * (source - predicted)).sum(-1).mean().item())
+            losses.append(self._loss(predicted, window))
+        return Row(
+            scheme,
+            group,
+            method,
+            bits=sum(found.bits for found in quantized) / sum(w.numel() for w in self._weights),
+            kl=fmean(divergences),
+            perplexity_percent=100 * math.expm1(fmean(losses) - self._source_loss),
+            seconds=seconds,
+        )
+
+    def _predictions(self) -> Iterator[torch.Tensor]:
+        """Log probabilities, (length - 1, vocabulary) a window."""
+        with torch.inference_mode():
+            for window in self._windows:
+                logits = self._model(window.unsqueeze(0), use_cache=False).logits[0, :-1]
+                yield torch.log_softmax(logits.float(), -1)
+
+    def _loss(self, predictions: torch.Tensor, window: int) -> float:
+        """Mean negative log probability of what comes next in the text."""
+        return -predictions.gather(1, self._windows[window, 1:, None]).mean().item()
+
+
+def by_scheme(scheme: Scheme, group_size: int) -> Quantizer:
+    """The product's own arithmetic, a block of rows at a time."""
+
+    def quantize(weight: torch.Tensor) -> Quantized:
+        decision = scheme.decide(weight.shape[0], weight.shape[1], group_size)
+        assert not isinstance(decision, Keep), decision.reason
+        bits, blocks = 0, []
+        for block in torch.split(weight, BLOCK_ROWS):
+            stored = scheme.quantize(block, decision.group_size)
+            parts = [getattr(stored, part) for part in scheme.row_axes]
+            bits += 8 * sum(part.numel() * part.element_size() for part in parts)
+            blocks.append(scheme.dequantize(stored))
+        return Quantized(torch.cat(blocks), bits)
+
+    return quantize
+
+
+def with_quantized_activations(weight: torch.Tensor) -> Quantized:
+    """int8_dynamic: torchao's tensor itself, which quantizes activations as it computes."""
+    scheme = SCHEMES["int8_dynamic"]
+    bits = by_scheme(scheme, 0)(weight).bits
+    return Quantized(scheme.quantize(weight.float(), None), bits)
+
+
+def by_hqq(group_size: int) -> Quantizer:
+    """torchao's HQQ, as its int4 workflows call it."""
+    from torchao.quantization.quant_primitives import _choose_qparams_and_quantize_affine_hqq
+
+    int4 = SCHEMES["int4_weight_only"]
+
+    def quantize(weight: torch.Tensor) -> Quantized:
+        decision = int4.decide(weight.shape[0], weight.shape[1], group_size)
+        assert not isinstance(decision, Keep) and decision.group_size is not None
+        levels, scale, zero, _ = _choose_qparams_and_quantize_affine_hqq(
+            weight, 4, decision.group_size, compute_dtype=weight.dtype, device="cpu"
+        )
+        grouped = levels.view(-1, decision.group_size).float() - 8
+        found = grouped * scale.view(-1, 1).float() + zero.view(-1, 1).float()
+        bits = weight.numel() * 4 + 16 * (scale.numel() + zero.numel())
+        return Quantized(found.view(weight.shape), bits)
+
+    return quantize
+
+
+def rows(bench: Bench) -> Iterator[Row]:
+    """Every line of one model's table, as it is measured."""
+    yield bench.measure("int8", "row", "", by_scheme(SCHEMES["int8_weight_only"], 0))
+    yield bench.measure("int8_dynamic", "row", "", with_quantized_activations)
+    for group in GROUP_SIZES:
+        for method in sorted(INT4_METHODS):
+            scheme = scheme_of("int4_weight_only", int4_method=method)
+            yield bench.measure("int4", str(group), method, by_scheme(scheme, group))
+        yield bench.measure("int4", str(group), "hqq", by_hqq(group))
+
+
+def section(title: str, note: str, bench: Bench) -> str:
+    """One model's heading and table; every row is printed as soon as it is known."""
+    head = (
+        "| scheme | group | method | bits per weight | KL | perplexity | seconds |\n"
+        "|---|---|---|---|---|---|---|"
+    )
+    print(f"\n{title}\n{head}", flush=True)
+    lines = []
+    for row in rows(bench):
+        print(row.cells(), flush=True)
+        lines.append(row.cells())
+    note = f"{note} Perplexity of the source: {bench.perplexity:.2f}."
+    return "\n".join([f"## {title}", "", note, "", head, *lines, ""])
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """So that CPU time is time spent computing, not waiting for another thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=4_096, help="to measure each model on")
+    parser.add_argument("--models", type=Path, default=Path(".bench"), help="kept between runs")
+    parser.add_argument("--output", type=Path, default=Path("docs/quality.md"))
+    options = parser.parse_args()
+    options.models.mkdir(exist_ok=True)
+    smollm2 = make_checkpoint(options.models / "smollm2")
+    trained = make_trained_model(options.models / "trained")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    windows = token_windows(bundled_text(), tokenizer, options.tokens)
+    held_out = held_out_windows(trained)
+    stride = max(1, len(held_out) * held_out.shape[1] // options.tokens)
+    sections = [
+        section(
+            "SmolLM2-135M-Instruct",
+            f"On {windows.numel()} tokens of smolquant's evaluation text. This copy's weights lie on a "
+            "4-bit grid with groups of 32 already, which rounding in groups of 32 can find again.",
+            Bench(smollm2, windows),
+        ),
+        section(
+            "A Qwen3 of 3.9 million parameters, trained by bench/quality_model.py",
+            f"On {held_out[::stride].numel()} tokens of Python that it was not trained on.",
+            Bench(trained, held_out[::stride]),
+        ),
+    ]
+    libraries = ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "torchao", "transformers")
+    )
+    setting = (
+        f"Python {platform.python_version()}, {libraries}; CPU capability "
+        f"{torch.backends.cpu.get_cpu_capability()}."
+    )
+    options.output.parent.mkdir(exist_ok=True)
+    options.output.write_text("\n".join([INTRODUCTION, setting, "", *sections]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

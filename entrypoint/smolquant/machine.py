@@ -1,0 +1,66 @@
+"""What a run needs of the machine, refused with the numbers before the first byte is moved."""
+
+import shutil
+from pathlib import Path
+
+from smolquant.checkpoint.source import Download
+from smolquant.errors import MachineError
+from smolquant.evaluate.memory import available_bytes
+from smolquant.text import human_size
+
+WORKING_MEMORY = 128 << 20
+"""Bytes: the blocks in work, and the group scales of the largest weight."""
+
+
+def require_disk(output_dir: Path, variants: int, download: Download) -> None:
+    """Refuse what would fill a disk hours later.
+
+    Args:
+        variants: bytes that are still to be written below ``output_dir``.
+
+    Raises:
+        MachineError: they do not fit, or the download does not, or both together on one disk.
+    """
+    if not download.size:
+        _require(output_dir, variants, f"The variants take {human_size(variants)}")
+    elif _existing(download.folder).stat().st_dev == _existing(output_dir).stat().st_dev:
+        _require(
+            output_dir,
+            variants + download.size,
+            f"The variants take {human_size(variants)}, and the model, which is fetched to the same "
+            f"disk, {human_size(download.size)}",
+        )
+    else:
+        _require(output_dir, variants, f"The variants take {human_size(variants)}")
+        size = human_size(download.size)
+        _require(download.folder, download.size, f"Fetching the model takes {size}")
+
+
+def require_memory() -> None:
+    """Refuse to start where even a constant little does not fit.
+
+    Raises:
+        MachineError: with the numbers.
+    """
+    available = available_bytes()
+    if available < WORKING_MEMORY:
+        raise MachineError(
+            f"Quantizing takes {human_size(WORKING_MEMORY)} of memory beside what is loaded already, "
+            f"whatever the model's size, and {human_size(available)} can be had.",
+            hint="End other programs, or use a machine with more memory.",
+        )
+
+
+def _require(folder: Path, needed: int, need: str) -> None:
+    free = shutil.disk_usage(_existing(folder)).free
+    if needed > free:
+        raise MachineError(
+            f"{need}, and {folder} has {human_size(free)} free.",
+            hint="Variants go to --output-dir, and what is fetched to HF_HOME: choose a disk with more "
+            "room, or fewer quantization types.",
+        )
+
+
+def _existing(folder: Path) -> Path:
+    """``folder``, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -1,0 +1,39 @@
+"""Packing for the CPU at hand, in blocks of rows."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+PROGRAM = """
+import torch
+from torch.nn import functional
+from smolquant.int4_kernels import pack_for_this_cpu, unpack_int4
+from smolquant.schemes import SCHEMES
+
+print(torch.backends.cpu.get_cpu_capability().lower())
+for rows in (1, 255, 256, 272, 600):
+    weight = SCHEMES["int4_weight_only"].quantize(torch.randn(rows, 64).bfloat16(), 32)
+    levels = unpack_int4(weight.qdata).to(torch.int32) + 8
+    levels = functional.pad(levels, (0, 0, 0, -rows % 16))
+    whole = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+    assert torch.equal(pack_for_this_cpu(weight).qdata, whole), rows
+"""
+
+
+@pytest.mark.parametrize("capability", ["default", "avx2", "avx512"])
+def test_blocks_of_packed_rows_join_to_the_packed_whole(capability: str) -> None:
+    """On every layout: each interleaves another number of rows."""
+    strongest = torch.backends.cpu.get_cpu_capability().lower()
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "ATEN_CPU_CAPABILITY": capability,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in {capability, strongest}

@@ -1,0 +1,137 @@
+"""The search for int4 grids: better than rounding to nearest, and sane where there is nothing to find."""
+
+import itertools
+
+import pytest
+import torch
+
+from smolquant.schemes import INT4_METHODS, SCHEMES, Scheme, scheme_of
+from smolquant.schemes.int4_search import search_grids
+from smolquant.schemes.int4_weight_only import Int4WeightOnly
+
+SEARCH, RTN = Int4WeightOnly("search"), Int4WeightOnly("rtn")
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def gaussian(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rows + columns)
+    return (torch.randn(rows, columns, generator=generator) * 0.02).to(dtype)
+
+
+def heavy_tailed(rows: int, columns: int) -> torch.Tensor:
+    """A normal distribution with a few weights ten times as large, as trained models have them."""
+    weight = gaussian(rows, columns)
+    outliers = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) < 0.002
+    return torch.where(outliers, weight * 10, weight)
+
+
+def relative_error(scheme: Scheme, weight: torch.Tensor, group: int) -> float:
+    rows = scheme.quantize_rows(weight, group)
+    return float((rows.squared_error / rows.squared_norm) ** 0.5)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+@pytest.mark.parametrize("make", [gaussian, heavy_tailed])
+def test_the_search_leaves_less_error_than_rounding_to_nearest(make, group: int) -> None:  # type: ignore[no-untyped-def]
+    weight = make(128, 1024).bfloat16()
+    assert relative_error(SEARCH, weight, group) < 0.96 * relative_error(RTN, weight, group)
+
+
+def test_the_result_is_near_the_best_of_a_fine_search_of_both_ends() -> None:
+    """A hundred ranges, each fitted by least squares: squared error within five per cent of it."""
+    weight = gaussian(64, 512)
+    grouped = weight.view(-1, 64)
+    low, high = grouped.amin(1, keepdim=True), grouped.amax(1, keepdim=True)
+    best = torch.full((len(grouped),), torch.inf)
+    for above, below in itertools.product([0.4 * i for i in range(10)], repeat=2):
+        step = (high - low) / 15
+        begin, scale = low + above * step, step * (15 - above - below) / 15
+        levels = ((grouped - begin) / scale).round().clamp(0, 15)
+        centred, values = (x - x.mean(1, keepdim=True) for x in (levels, grouped))
+        slope = (centred * values).sum(1) / centred.square().sum(1)
+        best = torch.minimum(best, (values - slope[:, None] * centred).square().sum(1))
+
+    ours = SEARCH.quantize_rows(weight, 64).squared_error
+
+    assert ours < 1.05 * float(best.sum())
+
+
+def test_weights_are_not_shrunk() -> None:
+    """Least squares alone would, in every layer, by the share of its error."""
+    weight = gaussian(256, 1024)
+    found = SEARCH.dequantize(SEARCH.quantize(weight, 128))
+    error_share = float((found - weight).square().sum() / weight.square().sum())
+    kept = float((found * weight).sum() / weight.square().sum())
+    assert error_share > 0.005, "the bound below is a fraction of this"
+    assert abs(kept - 1) < 0.1 * error_share
+
+
+def test_groups_keep_their_means_as_far_as_a_stored_zero_point_can() -> None:
+    weight = gaussian(64, 512) + 0.01
+    error = (SEARCH.dequantize(SEARCH.quantize(weight, 64)) - weight).view(-1, 64)
+    assert error.mean(1).abs().mean() < 0.15 * error.std() / 64**0.5
+
+
+def test_weights_that_lie_on_a_grid_are_found_exactly() -> None:
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(-8, 8, (16, 128), generator=generator).float()
+    levels[:, ::32], levels[:, 1::32] = -8, 7
+    weight = levels * 0.25 + 0.5
+    assert torch.equal(SEARCH.dequantize(SEARCH.quantize(weight.bfloat16(), 32)), weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [0.0, 0.37, -1e-7, 3e4])
+def test_equal_weights_are_kept_exactly(dtype: torch.dtype, value: float) -> None:
+    weight = torch.full((3, 128), value).to(dtype)
+    assert torch.equal(SEARCH.dequantize(SEARCH.quantize(weight, 64)), weight.float())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+def test_no_weights_are_further_off_than_the_bound_that_a_release_is_held_to(
+    dtype: torch.dtype, group: int
+) -> None:
+    half_steps = torch.arange(256).remainder(15).sub(7).div(15).expand(8, -1).clone()
+    half_steps[:, ::32], half_steps[:, 1::32] = -0.5, 0.5
+    one = torch.zeros(8, 256)
+    one[:, 5] = 1
+    two = one - one.roll(1, 1)
+    weights = {
+        "normal": gaussian(8, 256),
+        "tiny": gaussian(8, 256) * 1e-5,
+        "heavy": heavy_tailed(8, 256),
+        "between the levels": half_steps,
+        "one": one,
+        "two": two,
+        "two and noise": two + gaussian(8, 256),
+        "far from zero": 1 + gaussian(8, 256),
+        "positive": gaussian(8, 256).abs(),
+        "a sign each": gaussian(8, 256).sign(),
+    }
+    bound = SEARCH.max_relative_error(256, group)
+    for name, weight in weights.items():
+        assert relative_error(SEARCH, weight.to(dtype), group) <= bound, name
+
+
+def test_the_arithmetic_is_the_same_with_any_number_of_threads() -> None:
+    weight = gaussian(512, 512, torch.bfloat16)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(search_grids(weight, 64))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_the_method_is_one_of_the_options_that_decide_the_bytes() -> None:
+    options = [
+        scheme_of("int4_weight_only", int4_method=method).options(64) for method in INT4_METHODS
+    ]
+    assert options[0] != options[1]
+    assert SCHEMES["int4_weight_only"].options(64) == SEARCH.options(64), "search is the default"
+    assert scheme_of("int8_weight_only", int4_method="rtn") is SCHEMES["int8_weight_only"]

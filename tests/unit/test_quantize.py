@@ -1,0 +1,130 @@
+"""Running a plan on weights that are wrong, shared between variants, or stored already."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import llama, save
+from smolquant.architecture import Architecture
+from smolquant.checkpoint.reader import Checkpoint
+from smolquant.errors import CheckpointError
+from smolquant.plan import make_plan
+from smolquant.quantize import Written, quantize_checkpoint
+from smolquant.schemes import SCHEMES
+from smolquant.schemes.int8_weight_only import Int8WeightOnly
+from smolquant.workfolder import Journal
+
+LINEAR = "model.layers.0.mlp.up_proj.weight"
+KEPT = "model.layers.0.input_layernorm.weight"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return save(tmp_path / "source", llama(2))
+
+
+@pytest.fixture
+def run(source: Path, tmp_path: Path) -> Callable[..., dict[str, Written]]:
+    def quantized(
+        *quant_types: str,
+        dtype: str = "auto",
+        journals: dict[str, Journal] | None = None,
+        output: str = "output",
+        read: list[int] | None = None,
+    ) -> dict[str, Written]:
+        with Checkpoint([source / "model.safetensors"]) as checkpoint:
+            plans = make_plan(
+                checkpoint.layout,
+                Architecture(source, trust_remote_code=False),
+                quant_types,
+                group_size=32,
+                dtype=dtype,
+                max_shard_size=200_000,
+                skip=(),
+            )
+            folders = {variant: tmp_path / output / variant for variant in plans}
+            for folder in folders.values():
+                folder.mkdir(parents=True, exist_ok=True)
+            advanced = [] if read is None else read
+            return quantize_checkpoint(
+                checkpoint, plans, folders, advance=advanced.append, journals=journals
+            )
+
+    return quantized
+
+
+def change(source: Path, name: str, value: float, dtype: torch.dtype = torch.bfloat16) -> None:
+    state = {
+        key: tensor.to(dtype) for key, tensor in load_file(source / "model.safetensors").items()
+    }
+    state[name].view(-1)[7] = value
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("quant_type", SCHEMES)
+@pytest.mark.parametrize("name", [LINEAR, KEPT])
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    run: Callable[..., object], source: Path, quant_type: str, name: str, value: float
+) -> None:
+    change(source, name, value)
+    kind = "infinity" if math.isinf(value) else "NaN"
+    with pytest.raises(CheckpointError, match=f"{name}' holds {kind}"):
+        run(quant_type)
+
+
+@pytest.mark.parametrize("name", [LINEAR, KEPT])
+def test_values_that_the_dtype_cannot_hold_are_refused(
+    run: Callable[..., object], source: Path, name: str
+) -> None:
+    change(source, name, 1e6, torch.float32)
+    with pytest.raises(CheckpointError, match=f"{name}' has values too large for torch.float16"):
+        run("int8_weight_only", dtype="float16")
+
+
+def test_finite_values_whose_squares_overflow_are_refused(
+    run: Callable[..., object], source: Path
+) -> None:
+    change(source, LINEAR, 1e30)
+    with pytest.raises(CheckpointError, match="too large to quantize"):
+        run("int8_weight_only")
+
+
+def test_types_with_the_same_arithmetic_are_computed_once(
+    run: Callable[..., dict[str, Written]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[torch.Size] = []
+    quantize_rows = Int8WeightOnly.quantize_rows
+
+    def counted(scheme: Int8WeightOnly, weight: torch.Tensor, group: int | None) -> object:
+        calls.append(weight.shape)
+        return quantize_rows(scheme, weight, group)
+
+    monkeypatch.setattr(Int8WeightOnly, "quantize_rows", counted)
+    alone = run("int8_dynamic", output="alone")
+    times = len(calls)
+    both = run("int8_weight_only", "int8_dynamic")
+    assert times == 2 * 7, "one call a linear weight, each smaller than a block"
+    assert len(calls) == 2 * times
+    assert both["int8_dynamic"].files == alone["int8_dynamic"].files
+
+
+def test_finished_shards_are_not_touched_and_the_record_is_the_same(
+    run: Callable[..., dict[str, Written]], tmp_path: Path
+) -> None:
+    whole = run("int8_weight_only", journals={"int8": (journal := Journal())}, output="whole")
+    names = sorted(journal.shards)
+    assert len(names) > 2
+    kept = Journal(shards={name: journal.shards[name] for name in names[1:]})
+
+    read: list[int] = []
+    again = run("int8_weight_only", journals={"int8": kept}, read=read)
+
+    assert {path.name for path in (tmp_path / "output/int8").iterdir()} == {names[0]}
+    assert again == whole
+    size = (tmp_path / "source/model.safetensors").stat().st_size
+    assert size * 0.9 < sum(read) <= size, "progress counts what need not be read again"
