@@ -229,7 +229,8 @@ def compare(size: str, rounds: int) -> str:
     limit = found[read.name].seconds + found[write.name].seconds
     rows = [
         f"| {name} | {sample.seconds:.1f} s | {sample.cpu_seconds:.1f} s "
-        f"| {found[stock.name].seconds / sample.seconds:.1f} x | {sample.seconds / limit:.1f} x | {sample.peak_bytes / 1e9:.2f} GB "
+        f"| {found[stock.name].seconds / sample.seconds:.1f} x | {sample.seconds / limit:.1f} x "
+        f"| {sample.peak_bytes / 1e9:.2f} GB "
         f"| {sample.written_bytes / 1e9:.2f} GB |"
         for name, sample in found.items()
     ]
