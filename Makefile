@@ -26,7 +26,9 @@ demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
 
 test: $(INSTALLED) $(CHECKPOINT)
-	SMOLQUANT_TEST_CHECKPOINT=$(CHECKPOINT) $(PYTHON) -m pytest -m "not container" -n auto --dist loadfile
+	$(PYTHON) -m pytest tests/unit
+	SMOLQUANT_TEST_CHECKPOINT=$(CHECKPOINT) $(PYTHON) -m pytest -m "not container" -n auto --dist loadfile \
+		tests/integration tests/container
 
 test-container: $(INSTALLED)
 	$(PYTHON) -m pytest -m container

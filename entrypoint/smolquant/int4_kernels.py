@@ -44,12 +44,17 @@ def pack_for_this_cpu(weight: Int4Tensor) -> Int4OpaqueTensor:
         weight: (N, K) on the CPU, in groups of 32, 64, 128 or 256. Any N: the kernel wants multiples
             of 16, so rows of zeros are added, and ``Int4OpaqueTensor`` cuts their outputs off.
     """
-    rows, _ = weight.shape
+    rows, columns = weight.shape
     padding = -rows % _ROW_MULTIPLE
     scale = functional.pad(weight.scale.t(), (0, 0, 0, padding))
     zero_point = functional.pad(weight.zero_point.t(), (0, 0, 0, padding))
+    # One allocation to copy blocks into: kept one by one, they would pin the heap between temporaries.
+    qdata = torch.empty((rows + padding, columns // 2), dtype=torch.uint8)
+    for start in range(0, rows, _PACKED_ROWS):
+        block = _pack_rows(weight.qdata[start : start + _PACKED_ROWS])
+        qdata[start : start + len(block)] = block
     return Int4OpaqueTensor(
-        qdata=torch.cat([_pack_rows(block) for block in weight.qdata.split(_PACKED_ROWS)]),
+        qdata=qdata,
         scale_and_zero=pack_tinygemm_scales_and_zeros(scale, zero_point, scale.dtype),
         block_size=list(weight.block_size),
         shape=weight.shape,
