@@ -26,7 +26,7 @@ BOS = 1
 
 def tokenizer(*, opening: bool = False) -> PreTrainedTokenizerFast:
     """``w7`` is token 7."""
-    vocabulary = {f"w{i}": i for i in range(5000)} | {"<s>": BOS}
+    vocabulary = {f"w{i}": i for i in range(5000) if i != BOS} | {"<s>": BOS}
     backend = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
     backend.pre_tokenizer = WhitespaceSplit()
     if opening:
