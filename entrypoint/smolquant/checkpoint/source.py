@@ -51,6 +51,10 @@ class Download:
 class Source(ABC):
     """One checkpoint. ``companions`` is everything of it that is not weights."""
 
+    _layout: str
+    """The single weight file, or the index of shards."""
+    _shards: list[str]
+    """The files that hold tensors."""
     repo: str | None = None
     revision: str | None = None
     """Commit sha on the Hub; None for a folder."""
@@ -87,9 +91,9 @@ class Source(ABC):
         return sorted(name for name in self.digests if name not in set(self.weights))
 
     @property
-    @abstractmethod
     def weights(self) -> list[str]:
         """Names of the weight files and, where there are shards, of their index."""
+        return self._shards + ([self._layout] if self._layout not in self._shards else [])
 
     @abstractmethod
     def to_fetch(self) -> "Download":
@@ -136,10 +140,6 @@ class FolderSource(Source):
     @property
     def folder(self) -> Path:
         return self._folder
-
-    @property
-    def weights(self) -> list[str]:
-        return self._shards + ([self._layout] if self._layout not in self._shards else [])
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
@@ -210,10 +210,6 @@ class HubSource(Source):
     @property
     def folder(self) -> Path:
         return self._folder
-
-    @property
-    def weights(self) -> list[str]:
-        return self._shards + ([self._layout] if self._layout not in self._shards else [])
 
     @cached_property
     def digests(self) -> Mapping[str, str]:

@@ -287,7 +287,7 @@ def _snippets(variant: str, location: str) -> list[tuple[str, Markdown]]:
     where = f"{_literal(location)}, variant={_literal(variant)}"
     return [
         (
-            "With smolquant, which picks the fastest kernel that this machine has:",
+            "With smolquant, which packs the weights for this machine:",
             _program(["import smolquant", "", f"model, tokenizer = smolquant.load({where})"]),
         ),
         (
