@@ -5,7 +5,7 @@ from pathlib import Path
 
 from smolquant.checkpoint.source import Download
 from smolquant.errors import MachineError
-from smolquant.evaluate.memory import available_bytes
+from smolquant.memory import available_bytes
 from smolquant.text import human_size
 
 WORKING_MEMORY = 128 << 20

@@ -18,9 +18,9 @@ from smolquant.checkpoint.source import FolderSource, HubSource, Source
 from smolquant.errors import CheckpointError, InputError, MachineError
 from smolquant.evaluate import measurement
 from smolquant.evaluate.gate import judge, refuse_garbage, refuse_wild_errors
-from smolquant.evaluate.memory import peak_bytes
 from smolquant.hub import Hub
 from smolquant.machine import require_disk, require_memory
+from smolquant.memory import peak_bytes
 from smolquant.publish.commit import (
     Publication,
     local_records,

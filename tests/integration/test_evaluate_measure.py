@@ -199,7 +199,7 @@ import torch
 from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.evaluate.measure import Evaluation
-from smolquant.evaluate.memory import peak_bytes
+from smolquant.memory import peak_bytes
 
 def run(root, *names):
     source = root / "source"

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from smolquant.errors import CheckpointError, MachineError
-from smolquant.evaluate.memory import available_bytes
+from smolquant.memory import available_bytes
 from smolquant.text import human_size
 
 DTYPES: Mapping[str, torch.dtype] = {

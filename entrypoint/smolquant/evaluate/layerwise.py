@@ -15,7 +15,6 @@ import torch
 from torch import nn
 
 from smolquant.architecture import Architecture
-from smolquant.evaluate.memory import give_back
 from smolquant.evaluate.weights import Weights
 from smolquant.int4_kernels import pack_model
 
@@ -179,7 +178,6 @@ class StreamedModel:
             finally:
                 for name, (owner, attribute) in places.items():
                     owner._parameters[attribute] = empty[name]
-                give_back()
                 self._advance(self._bytes_on_disk(parameters))
 
         return forward

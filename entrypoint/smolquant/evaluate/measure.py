@@ -16,8 +16,8 @@ from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CheckpointError, GateError, MachineError
 from smolquant.evaluate.layerwise import StreamedModel
-from smolquant.evaluate.memory import available_bytes
 from smolquant.evaluate.weights import SourceWeights, VariantWeights
+from smolquant.memory import available_bytes, return_freed_blocks
 from smolquant.record import Metrics
 from smolquant.text import human_size
 
@@ -129,6 +129,7 @@ class Evaluation:
             GateError: a variant does.
         """
         self._advance = advance or self._advance
+        return_freed_blocks()
         source = self._source.hidden_states(self._windows)[:, :-1].flatten(0, 1)
         variants = {
             variant: model.hidden_states(self._windows)[:, :-1].flatten(0, 1)

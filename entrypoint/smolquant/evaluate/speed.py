@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from smolquant.evaluate.memory import available_bytes, peak_bytes
+from smolquant.memory import available_bytes, peak_bytes
 
 PROMPT_TOKENS = 256
 NEW_TOKENS = 32

@@ -1,10 +1,12 @@
 """Available memory is the machine's, or less where a control group says so."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from smolquant.evaluate import memory
+from smolquant import memory
 
 MEMINFO = "MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n"
 
@@ -68,5 +70,37 @@ def test_the_peak_is_this_process_s_own_and_stays_when_memory_is_given_back() ->
     ballast[::4096] = b"x" * len(ballast[::4096])
     assert memory.peak_bytes() > before + 40_000_000
     del ballast
-    memory.give_back()
     assert memory.peak_bytes() > before + 40_000_000
+
+
+_FREE_BLOCKS_BENEATH_ANOTHER = """
+import sys
+from smolquant import memory
+
+def resident():
+    return memory._kilobytes(memory._STATUS, "VmRSS:") * 1024
+
+if sys.argv[1] == "returned":
+    memory.return_freed_blocks()
+del (largest := [bytearray(30_000_000)])[0]  # raises glibc's own threshold
+before = resident()
+blocks = [bytearray(b"x") * 20_000_000 for _ in range(10)]
+kept = blocks[-1]
+blocks.clear()
+print(resident() - before)
+"""
+
+
+def test_freed_blocks_leave_the_process() -> None:
+    left = {
+        mode: int(
+            subprocess.run(
+                [sys.executable, "-c", _FREE_BLOCKS_BENEATH_ANOTHER, mode],
+                check=True,
+                capture_output=True,
+            ).stdout
+        )
+        for mode in ("kept", "returned")
+    }
+    assert left["returned"] < 25_000_000
+    assert left["kept"] > 150_000_000

@@ -7,6 +7,8 @@ _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
+_M_MMAP_THRESHOLD = -3
+"""A parameter of glibc's malloc.h."""
 
 
 def available_bytes(root: Path = _CGROUP_ROOT) -> int:
@@ -29,14 +31,15 @@ def peak_bytes() -> int:
     return _kilobytes(_STATUS, "VmHWM:") * 1024
 
 
-def give_back() -> None:
-    """Hand freed memory back to the system.
+def return_freed_blocks() -> None:
+    """From now on, have blocks of a megabyte and more leave the process as soon as they are freed.
 
-    glibc keeps what it could reuse, and after a few layers of differently sized tensors those pieces add
-    up to another layer or two. Other C libraries have no such call.
+    glibc raises its threshold for that to the largest block freed so far, up to 32 MB (mallopt(3)), and
+    keeps those below it for reuse: after a few layers of differently sized tensors, the pieces add up to
+    another layer or two. A threshold that was set stays. Other C libraries have no such call.
     """
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _kilobytes(file: Path, field: str) -> int:
