@@ -57,12 +57,15 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 }
 """Billions of parameters -> shape: SmolLM2-135M, SmolLM2-360M, ten layers of SmolLM3-3B, SmolLM3-3B."""
 
-OURS: Mapping[str, str] = {
-    "int8_weight_only": "smolquant, int8_weight_only",
-    "int8_dynamic": "smolquant, int8_dynamic",
-    "int4_weight_only": "smolquant, int4_weight_only",
-    "both": "smolquant, both",
-}
+OURS: Sequence[Sequence[str]] = (
+    ("int8_weight_only",),
+    ("int8_dynamic",),
+    ("int4_weight_only", "--int4-method", "rtn"),
+    ("both", "--int4-method", "rtn"),
+    ("int4_weight_only",),
+    ("both",),
+)
+"""A quantization type, and options."""
 
 BUILD = """
 import sys
@@ -187,11 +190,11 @@ def build(size: str) -> Path:
     return folder
 
 
-def ours(source: Path, quant_type: str) -> Case:
-    """The command as a user runs it."""
-    options = ["--save-only", "--evaluate", "never", "--quant-type", quant_type, "--output-dir"]
+def ours(source: Path, *asked: str) -> Case:
+    """The command as a user runs it, with a quantization type and options."""
+    options = ["--save-only", "--evaluate", "never", "--quant-type", *asked, "--output-dir"]
     command = ["-m", "smolquant", "quantize", str(source), *options]
-    return Case(OURS[quant_type], lambda output: [*command, str(output)])
+    return Case(f"smolquant, {' '.join(asked)}", lambda output: [*command, str(output)])
 
 
 def medians(cases: Sequence[Case], rounds: int) -> dict[str, Sample]:
@@ -225,7 +228,7 @@ def compare(size: str, rounds: int) -> str:
         "limit: writing the int8 output once, with fsync",
         lambda output: ["-c", WRITE, str(first.written_bytes), str(output)],
     )
-    found = medians([stock, *(ours(source, name) for name in OURS), read, write], rounds)
+    found = medians([stock, *(ours(source, *asked) for asked in OURS), read, write], rounds)
     limit = found[read.name].seconds + found[write.name].seconds
     rows = [
         f"| {name} | {sample.seconds:.1f} s | {sample.cpu_seconds:.1f} s "

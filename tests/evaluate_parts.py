@@ -20,7 +20,7 @@ def quantize_folder(
     plans = make_plan(
         origin.layout(),
         architecture,
-        list(SCHEMES),
+        list(SCHEMES.values()),
         group_size=group_size,
         dtype="auto",
         max_shard_size=max_shard_size,

@@ -25,7 +25,7 @@ from smolquant.errors import (
 )
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
-from smolquant.schemes import SCHEMES
+from smolquant.schemes import DEFAULT_INT4_METHOD, INT4_METHODS, SCHEMES
 from smolquant.settings import (
     DEFAULT_GROUP_SIZE,
     DEFAULT_OUTPUT_DIR,
@@ -93,6 +93,12 @@ def cli() -> None:
     type=int,
     default=DEFAULT_GROUP_SIZE,
     help="int4: columns that share a scale; 32, 64, 128 or 256.",
+)
+@_option(
+    "int4-method",
+    type=click.Choice(INT4_METHODS),
+    default=DEFAULT_INT4_METHOD,
+    help="int4: search each group's grid for the least error, or round to nearest (rtn).",
 )
 @_option(
     "token",
@@ -267,6 +273,7 @@ def reproduce(settings: Settings) -> str:
         "--quant-type": (",".join(settings.quant_types), DEFAULT_QUANT_TYPE),
         "--device": (settings.device, "auto"),
         "--group-size": (settings.group_size, DEFAULT_GROUP_SIZE),
+        "--int4-method": (settings.int4_method, DEFAULT_INT4_METHOD),
         "--revision": (settings.revision, None),
         "--tag": (settings.tag, None),
         "--dtype": (settings.dtype, "auto"),

@@ -384,7 +384,7 @@ class _Run:
         return make_plan(
             source.layout(),
             architecture,
-            wanted,
+            [self.settings.scheme(quant_type) for quant_type in wanted],
             group_size=self.settings.group_size,
             dtype=self.settings.dtype,
             max_shard_size=self.settings.max_shard_size,

@@ -18,7 +18,7 @@ from smolquant.checkpoint.reader import Layout, SourceTensor
 from smolquant.checkpoint.writer import Shard, StoredTensor, index_text, lay_out
 from smolquant.errors import CheckpointError
 from smolquant.record import TensorRecord
-from smolquant.schemes import SCHEMES, Decision, Keep, Quantize, Scheme
+from smolquant.schemes import Decision, Keep, Quantize, Scheme
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -101,7 +101,7 @@ class VariantPlan:
 def make_plan(
     layout: Layout,
     architecture: Architecture,
-    quant_types: Sequence[str],
+    schemes: Sequence[Scheme],
     *,
     group_size: int,
     dtype: str,
@@ -124,10 +124,7 @@ def make_plan(
             as large as it is.
     """
     planner = _Planner(layout, architecture, group_size, dtype, tuple(skip))
-    return {
-        SCHEMES[quant_type].variant: planner.plan(SCHEMES[quant_type], max_shard_size)
-        for quant_type in quant_types
-    }
+    return {scheme.variant: planner.plan(scheme, max_shard_size) for scheme in schemes}
 
 
 class _Planner:

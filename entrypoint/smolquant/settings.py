@@ -9,7 +9,15 @@ from typing import Literal, cast
 from smolquant.errors import InputError
 from smolquant.evaluate.gate import Gate, parse_limits
 from smolquant.evaluate.text import read_text
-from smolquant.schemes import BOTH, BY_VARIANT, SCHEMES
+from smolquant.schemes import (
+    BOTH,
+    BY_VARIANT,
+    DEFAULT_INT4_METHOD,
+    SCHEMES,
+    Int4Method,
+    Scheme,
+    scheme_of,
+)
 from smolquant.schemes.base import GROUP_SIZES
 from smolquant.tracking.destination import Destination, make_destination
 
@@ -42,6 +50,7 @@ class Settings:
     quant_types: tuple[str, ...]
     device: Device
     group_size: int
+    int4_method: Int4Method
     token: str | None = field(repr=False)
     """None leaves the choice to the Hub client: HF_TOKEN, a login, or keyless OIDC."""
     private: bool
@@ -77,10 +86,14 @@ class Settings:
         """Whether this run may change the Hub."""
         return not (self.save_only or self.dry_run)
 
+    def scheme(self, quant_type: str) -> Scheme:
+        """The scheme with what was asked of it."""
+        return scheme_of(quant_type, int4_method=self.int4_method)
+
     def options_of(self, quant_type: str) -> dict[str, str | int | float | bool | list[str] | None]:
         """The options that decide the stored bytes of one variant; what "unchanged" means."""
         return {
-            **SCHEMES[quant_type].options(self.group_size),
+            **self.scheme(quant_type).options(self.group_size),
             "dtype": self.dtype,
             "max_shard_size": self.max_shard_size,
             "skip": sorted(self.skip),
@@ -94,6 +107,7 @@ def make_settings(
     quant_type: str = DEFAULT_QUANT_TYPE,
     device: str = "auto",
     group_size: int = DEFAULT_GROUP_SIZE,
+    int4_method: str = DEFAULT_INT4_METHOD,
     token: str | None = None,
     private: bool = False,
     revision: str | None = None,
@@ -170,6 +184,7 @@ def make_settings(
         quant_types=_quant_types(quant_type),
         device=cast("Device", device),
         group_size=_group_size(group_size),
+        int4_method=cast("Int4Method", int4_method),
         token=token or None,
         private=private,
         revision=revision,

@@ -25,7 +25,8 @@ def plan_of(folder: Path, *quant_types: str, **options: Any) -> dict[str, Varian
             **options,
         }
         architecture = Architecture(folder, trust_remote_code=False)
-        return make_plan(checkpoint.layout, architecture, quant_types or tuple(SCHEMES), **asked)
+        schemes = [SCHEMES[quant_type] for quant_type in quant_types or SCHEMES]
+        return make_plan(checkpoint.layout, architecture, schemes, **asked)
 
 
 def reasons(plan: VariantPlan) -> dict[str, str]:

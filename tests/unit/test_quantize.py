@@ -40,7 +40,7 @@ def run(source: Path, tmp_path: Path) -> Callable[..., dict[str, Written]]:
             plans = make_plan(
                 checkpoint.layout,
                 Architecture(source, trust_remote_code=False),
-                quant_types,
+                [SCHEMES[quant_type] for quant_type in quant_types],
                 group_size=32,
                 dtype=dtype,
                 max_shard_size=200_000,

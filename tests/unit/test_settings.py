@@ -110,6 +110,9 @@ def test_only_options_that_change_a_variants_bytes_make_it_stale() -> None:
     assert asked(group_size=64).options_of("int4_weight_only") != asked().options_of(
         "int4_weight_only"
     )
+    assert asked(int4_method="rtn").options_of("int8_dynamic") == asked().options_of("int8_dynamic")
+    assert asked(int4_method="rtn").options_of("int4_weight_only")["int4_method"] == "rtn"
+    assert asked().options_of("int4_weight_only")["int4_method"] == "search"
     assert asked(skip=["a", "b"]).options_of("int8_dynamic") == asked(skip=["b", "a"]).options_of(
         "int8_dynamic"
     )
