@@ -4,6 +4,7 @@ An action's inputs arrive as ``INPUT_<NAME>`` with the hyphens kept; an empty on
 imported when work starts, so that help and refusals answer at once.
 """
 
+import gc
 import logging
 import os
 import shlex
@@ -358,6 +359,8 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _cancel)
     _quiet_libraries()
+    # Libraries make a million objects that stay; looking for garbage among them takes a second.
+    gc.set_threshold(100_000)
     arguments = sys.argv[1:]
     if not arguments and os.environ.get("GITHUB_ACTIONS") == "true":
         arguments = ["quantize"]  # an action passes its inputs in the environment and no argument

@@ -1,14 +1,15 @@
 """How much memory this process may still take here, and how much it took at most."""
 
 import ctypes
+from collections.abc import Mapping
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
-_M_MMAP_THRESHOLD = -3
-"""A parameter of glibc's malloc.h."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Parameters of glibc's malloc.h."""
 
 
 def available_bytes(root: Path = _CGROUP_ROOT) -> int:
@@ -31,15 +32,29 @@ def peak_bytes() -> int:
     return _kilobytes(_STATUS, "VmHWM:") * 1024
 
 
+def keep_freed_blocks() -> None:
+    """From now on, reuse the memory of freed blocks of up to 32 MB instead of asking for new.
+
+    For work in many blocks of a few sizes, which would otherwise have the system clear most of them.
+    """
+    _set_malloc({_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1 << 30})
+
+
 def return_freed_blocks() -> None:
     """From now on, have blocks of a megabyte and more leave the process as soon as they are freed.
 
-    glibc raises its threshold for that to the largest block freed so far, up to 32 MB (mallopt(3)), and
-    keeps those below it for reuse: after a few layers of differently sized tensors, the pieces add up to
-    another layer or two. A threshold that was set stays. Other C libraries have no such call.
+    glibc raises its threshold for that to the largest block freed so far, up to 32 MB, and keeps those
+    below it for reuse: after a few layers of differently sized tensors, the pieces add up to another
+    layer or two. A threshold that was set stays.
     """
+    _set_malloc({_M_MMAP_THRESHOLD: 1 << 20, _M_TRIM_THRESHOLD: 1 << 20})
+
+
+def _set_malloc(parameters: Mapping[int, int]) -> None:
+    """mallopt(3) of glibc; other C libraries have no such call."""
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        for parameter, value in parameters.items():
+            mallopt(parameter, value)
 
 
 def _kilobytes(file: Path, field: str) -> int:

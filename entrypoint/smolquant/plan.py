@@ -145,6 +145,7 @@ class _Planner:
         self.dtype = _base_dtype(layout, dtype)
         self.parameters = {name: architecture.parameter(name) for name in layout.tensors}
         _refuse_mismatch(layout, architecture, self.parameters)
+        self._quantized: dict[object, torch.Tensor] = {}
         self.tied = {
             name: first
             for name, first in layout.aliases.items()
@@ -206,7 +207,7 @@ class _Planner:
         weight = torch.empty(source.shape, dtype=dtype, device="meta")
         prefix = name
         if isinstance(decision, Quantize):
-            weight = scheme.quantize(weight, decision.group_size)
+            weight = self._as_quantized(scheme, weight, decision.group_size)
             module, _, attribute = name.rpartition(".")
             prefix = f"{module}._{attribute}_"
         flat, metadata = flatten_tensor_state_dict({name: weight})
@@ -215,6 +216,15 @@ class _Planner:
             for stored, part in flat.items()
         }
         return PlannedTensor(source, decision, dtype, parts, metadata[name], name)
+
+    def _as_quantized(
+        self, scheme: Scheme, weight: torch.Tensor, group_size: int | None
+    ) -> torch.Tensor:
+        """What a weight of this shape becomes; asked once, as layers are alike."""
+        alike = (scheme, weight.shape, weight.dtype, group_size)
+        if alike not in self._quantized:
+            self._quantized[alike] = scheme.quantize(weight, group_size)
+        return self._quantized[alike]
 
     def _refuse_unquantizable(self, decisions: Mapping[str, Decision], quant_type: str) -> None:
         """A variant that would stay nearly full-size is not published under its scheme's name."""

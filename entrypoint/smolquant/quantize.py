@@ -20,6 +20,7 @@ import torch
 from smolquant.checkpoint.reader import Checkpoint, SourceTensor, row_blocks
 from smolquant.checkpoint.writer import Shard, ShardWriter
 from smolquant.errors import CheckpointError
+from smolquant.memory import keep_freed_blocks
 from smolquant.plan import PlannedTensor, VariantPlan
 from smolquant.record import FileRecord, TensorRecord
 from smolquant.schemes import Quantize, Scheme
@@ -63,6 +64,7 @@ def quantize_checkpoint(
         OSError: a full disk.
     """
     workers = len(os.sched_getaffinity(0))
+    keep_freed_blocks()
     with ExitStack() as stack:
         hashers = stack.enter_context(ThreadPoolExecutor(workers, "hash"))
         outputs = [

@@ -5,7 +5,6 @@ the data in any order from any thread. It knows nothing of quantization.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from smolquant.checkpoint.files import sha256_of
+from smolquant.checkpoint.disk import DiskFile
 from smolquant.checkpoint.reader import DTYPE_NAMES, bytes_of
 
 
@@ -125,38 +124,21 @@ class ShardWriter:
             OSError: ENOSPC when the disk is too small, before any work was spent.
         """
         self.shard = shard
-        self.path = folder / shard.name
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        try:
-            os.posix_fallocate(self._file, 0, shard.size_bytes)
-            _write_all(self._file, memoryview(shard.header), 0)
-        except OSError as error:
-            os.close(self._file)
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self._file = DiskFile(folder / shard.name, shard.size_bytes)
+        self._file.write(memoryview(shard.header), 0)
 
     def write(self, name: str, data: torch.Tensor, skip_bytes: int = 0) -> None:
         """Store contiguous ``data`` at ``skip_bytes`` from the beginning of tensor ``name``."""
         if data.numel() == 0:
             return
-        _write_all(self._file, bytes_of(data.contiguous()), self.shard.offset(name) + skip_bytes)
+        self._file.write(bytes_of(data.contiguous()), self.shard.offset(name) + skip_bytes)
 
     def digest(self) -> str:
-        """sha256 of the finished file.
-
-        Not flushed to the disk first, as little as any copy of a checkpoint is: waiting for the disk
-        would cost more than the rest of the work, and whoever goes on from here after a crash of the
-        machine compares this digest.
-        """
-        return sha256_of(self.path)
+        """sha256 of the finished file."""
+        return self._file.sha256()
 
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._file)
-
-
-def _write_all(file: int, view: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(view):
-        done += os.pwrite(file, view[done:], offset + done)
+        self._file.close()

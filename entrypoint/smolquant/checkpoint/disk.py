@@ -1,0 +1,115 @@
+"""A large file that is written, and read back once, past the page cache.
+
+Caching costs more than the disk does: a page is found, cleared, filled and written back, and pushes out
+one of the source's, which will be read again. So whole pages go straight from memory to the disk, and
+only the edges between writes are cached. Where a file system cannot do that (tmpfs, some network ones),
+everything is.
+"""
+
+import hashlib
+import mmap
+import os
+import threading
+from pathlib import Path
+
+_PAGE = 4096
+"""Bytes; memory, offsets and lengths of direct transfers are multiples of it (open(2), O_DIRECT)."""
+
+_BUFFER_BYTES = 1 << 20
+
+
+class DiskFile:
+    """A file of known size; :meth:`write` may be called from any thread, each byte once."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Create the file and reserve its space.
+
+        Args:
+            size: bytes.
+
+        Raises:
+            OSError: ENOSPC when the disk is too small.
+        """
+        self.size = size
+        self._cached = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+        self._direct: int | None = None
+        try:
+            os.posix_fallocate(self._cached, 0, size)
+            self._direct = _open_direct(path) if size >= _PAGE else None
+        except OSError as error:
+            self.close()
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Write ``data`` at ``offset``, both in bytes."""
+        first = min(-offset % _PAGE, len(data))
+        whole = (len(data) - first) // _PAGE * _PAGE if self._direct is not None else 0
+        for start in range(first, first + whole, _BUFFER_BYTES):
+            self._write_pages(
+                data[start : min(start + _BUFFER_BYTES, first + whole)], offset + start
+            )
+        _write_all(self._cached, data[:first], offset)
+        _write_all(self._cached, data[first + whole :], offset + first + whole)
+
+    def sha256(self) -> str:
+        """Hexadecimal, of the whole file.
+
+        Not flushed to the disk first, as little as any copy of a checkpoint is: waiting for the edges
+        would cost more than the rest of the work, and whoever goes on from here after a crash of the
+        machine compares this digest.
+        """
+        digest = hashlib.sha256()
+        file = self._cached if self._direct is None else self._direct
+        buffer = _buffer()
+        position = 0
+        while position < self.size:
+            count = os.preadv(file, [buffer], position)
+            if not count:
+                raise OSError(f"The file ends at {position} bytes instead of {self.size}.")
+            digest.update(memoryview(buffer)[:count])
+            position += count
+        return digest.hexdigest()
+
+    def close(self) -> None:
+        """Close the file; what is in it stays."""
+        for file in (self._cached, self._direct):
+            if file is not None:
+                os.close(file)
+
+    def _write_pages(self, pages: memoryview, offset: int) -> None:
+        assert self._direct is not None
+        buffer = memoryview(_buffer())[: len(pages)]
+        buffer[:] = pages
+        _write_all(self._direct, buffer, offset)
+
+
+_buffers = threading.local()
+
+
+def _buffer() -> mmap.mmap:
+    """This thread's page-aligned memory."""
+    if not hasattr(_buffers, "memory"):
+        _buffers.memory = mmap.mmap(-1, _BUFFER_BYTES)
+    memory: mmap.mmap = _buffers.memory
+    return memory
+
+
+def _open_direct(path: Path) -> int | None:
+    """``path``, a file with a page of zeros or more, open for direct transfers where they work."""
+    try:
+        file = os.open(path, os.O_RDWR | os.O_DIRECT)
+    except OSError:
+        return None
+    try:
+        with mmap.mmap(-1, _PAGE) as zeros:
+            os.pwrite(file, zeros, 0)  # some file systems refuse only now
+    except OSError:
+        os.close(file)
+        return None
+    return file
+
+
+def _write_all(file: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(file, data[done:], offset + done)

@@ -1,0 +1,96 @@
+"""Files written past the page cache hold what was written, wherever they lie."""
+
+import errno
+import hashlib
+import itertools
+import os
+import random
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from smolquant.checkpoint.disk import DiskFile
+
+
+@pytest.fixture(params=["disk", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """One on a disk, and one on a file system that has no direct transfers to offer."""
+    if request.param == "disk":
+        return tmp_path
+    return Path(request.getfixturevalue("in_memory"))
+
+
+@pytest.fixture
+def in_memory() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield folder
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 3_333_333])
+def test_pieces_of_any_size_in_any_order_from_many_threads_make_the_file(
+    folder: Path, size: int
+) -> None:
+    content = random.Random(size).randbytes(size)
+    cuts = sorted({0, size, *(random.Random(1).randrange(size + 1) for _ in range(40))})
+    pieces = list(itertools.pairwise(cuts))
+    random.Random(2).shuffle(pieces)
+    file = DiskFile(folder / "file", size)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for start, stop in pieces:
+                pool.submit(file.write, memoryview(content)[start:stop], start)
+        assert (folder / "file").read_bytes() == content
+        assert file.sha256() == hashlib.sha256(content).hexdigest()
+    finally:
+        file.close()
+
+
+def test_whole_pages_do_not_stay_in_the_page_cache(tmp_path: Path) -> None:
+    size = 8 << 20
+    file = DiskFile(tmp_path / "file", size)
+    file.write(memoryview(os.urandom(size)), 0)
+    file.sha256()
+    file.close()
+    try:
+        os.close(os.open(tmp_path / "file", os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        cached = size  # a temporary folder in memory
+    else:
+        cached = 0
+    assert abs(_cached_bytes(tmp_path / "file") - cached) < size // 10
+
+
+def test_a_file_system_that_refuses_only_the_transfer_gets_ordinary_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: int, data: object, offset: int) -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", refuse)
+        file = DiskFile(tmp_path / "file", 10_000)
+    file.write(memoryview(b"x" * 10_000), 0)
+    assert file.sha256() == hashlib.sha256(b"x" * 10_000).hexdigest()
+    file.close()
+
+
+def test_a_disk_that_is_too_small_is_found_out_at_once(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="file") as caught:
+        DiskFile(tmp_path / "file", 1 << 55)
+    assert caught.value.errno in {errno.ENOSPC, errno.EFBIG}
+    assert caught.value.filename == str(tmp_path / "file")
+
+
+def _cached_bytes(path: Path) -> int:
+    """How much of a file the page cache holds, by fincore(1)."""
+    found = subprocess.run(
+        ["fincore", "--bytes", "--noheadings", "--output", "RES", path],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return int(found.stdout)
