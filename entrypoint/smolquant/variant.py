@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from smolquant import __version__
+from smolquant import __version__, plot
 from smolquant.checkpoint.files import CONFIG, is_code
 from smolquant.checkpoint.source import Source
 from smolquant.plan import VariantPlan
@@ -68,6 +68,9 @@ def finish_variant(
     (folder / CONFIG).write_text(_config_text(config, plan, source.repo), encoding="utf-8")
     if plan.index_text is not None:
         (folder / INDEX).write_text(plan.index_text, encoding="utf-8")
+    picture = plot.relative_error_plot(plan.scheme.variant, written.tensors)
+    if picture is not None:
+        (folder / plot.FILE_NAME).write_text(picture, encoding="utf-8")
     others = sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")

@@ -84,6 +84,7 @@ def test_one_commit_holds_main_model_variants_and_cards(
                 "generation_config.json",
                 "model.safetensors",
                 "quantization.json",
+                "relative_error.svg",
                 "tokenizer.json",
                 "tokenizer_config.json",
                 "chat_template.jinja",

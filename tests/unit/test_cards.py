@@ -3,12 +3,15 @@
 import ast
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, metadata_save
 
 from smolquant.errors import InputError
+from smolquant.plot import FILE_NAME as PLOT
 from smolquant.publish.cards import BEGIN, END, root_card, variant_card
 from smolquant.publish.front_matter import Readme, declared_license
 from smolquant.record import FileRecord, Metrics, SourceRecord, TensorRecord, VariantRecord
@@ -327,6 +330,67 @@ def test_a_variants_card_tells_the_hub_what_it_is() -> None:
     assert front(card(record(metrics=METRICS)))["metrics"] == ["perplexity"]
     assert "base_model" not in front(card(record(), base_model=None))
     assert "base_model_relation" not in front(card(record(), base_model=None))
+
+
+def results(text: str) -> list[EvalResult]:
+    """What the Hub's own client reads from a card."""
+    data = ModelCard(text).data
+    assert isinstance(data, ModelCardData)
+    return data.eval_results or []
+
+
+def test_a_variants_card_gives_its_metrics_in_the_hubs_format() -> None:
+    text = card(record("int4", metrics=replace(METRICS, text="My text.txt", tokens=4096)))
+    (index,) = front(text)["model-index"]
+    assert index["name"] == "tiny, int4"
+    assert {(r.task_type, r.dataset_type, r.dataset_name) for r in results(text)} == {
+        ("text-generation", "text", "My text.txt")
+    }
+    assert [(r.metric_type, r.metric_value) for r in results(text)] == [
+        ("perplexity", 12.3456),
+        ("kl_divergence", 0.0123),
+        ("top1_agreement", 0.95),
+    ]
+
+
+def test_the_hubs_client_keeps_a_cards_metrics_when_it_saves_the_card(tmp_path: Path) -> None:
+    text = card(record(metrics=replace(METRICS, text='a: "b"\n- c')))
+    path = tmp_path / "README.md"
+    ModelCard(text).save(path)
+    assert metadata_load(path) == front(text)
+    metadata_save(path, front(text))
+    assert ModelCard.load(path).data.to_dict() == front(text)
+    assert results(path.read_text(encoding="utf-8")) == results(text)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "types"),
+    [
+        (None, []),
+        (Metrics(tokens_per_second=3.0), []),
+        (Metrics(mean_kl=0.1), ["kl_divergence"]),
+        (Metrics(perplexity=float("inf"), top1_agreement=0.5), ["top1_agreement"]),
+    ],
+)
+def test_only_what_was_measured_is_in_the_front_matter(
+    metrics: Metrics | None, types: list[str]
+) -> None:
+    text = card(record(metrics=metrics))
+    assert [result.metric_type for result in results(text)] == types
+    assert ("model-index" in front(text)) == bool(types)
+
+
+def test_a_variants_metrics_never_reach_the_root_card() -> None:
+    for changes in ({}, {"has_main_model": False, "location": "bob/tiny-quantized"}):
+        assert "model-index" not in front(root(None, record(metrics=METRICS), **changes))
+
+
+def test_a_variants_card_shows_its_picture() -> None:
+    with_plot = record(files={**record().files, PLOT: FileRecord("e" * 64, 9000)})
+    text = card(with_plot)
+    assert re.search(rf"^!\[Relative error [^\]]+\]\({PLOT}\)$", text, re.MULTILINE)
+    assert "1.00%, in `model.layers.0.mlp.up_proj.weight`" in text
+    assert PLOT not in card(record())
 
 
 def test_a_variants_card_gives_sizes_coverage_and_reasons() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from smolquant.errors import CheckpointError, HubError
+from smolquant.errors import CheckpointError, GateError, HubError
 from smolquant.record import Metrics, TensorRecord
 from smolquant.report.plan_text import render_dry_run
+from smolquant.report.result import VariantResult
 from smolquant.report.summary import render_summary
 from unit.report_samples import (
     REPO_URL,
@@ -134,6 +135,88 @@ def test_every_metric_has_its_column() -> None:
     assert int8[7:] == ["0.0123", "97.5%", "10.0 → 20.0"]
 
 
+def charts(summary: str) -> list[dict[str, float]]:
+    """Of each chart: label -> value."""
+    found = []
+    for block in re.findall(r"^```mermaid\n(.*?)\n```$", summary, flags=re.S | re.M):
+        labels = re.findall(r'"([^"]*)"', re.findall(r"x-axis \[(.*)\]", block)[0])
+        values = re.findall(r" bar \[(.*)\]", block)[0].split(", ")
+        found.append(dict(zip(labels, map(float, values), strict=True)))
+    return found
+
+
+def measured(**kl: float | None) -> dict[str, VariantResult]:
+    return {
+        name: variant_result(name, metrics=Metrics(mean_kl=value)) for name, value in kl.items()
+    }
+
+
+def test_sizes_are_charted_beside_the_original() -> None:
+    assert charts(render_summary(run_result("int8", "int4"))) == [
+        {
+            "original, 2.00 MB": 2_000_000,
+            "int8, 1.30 MB (65.0%)": 1_300_123,
+            "int4, 1.30 MB (65.0%)": 1_300_123,
+        }
+    ]
+    planned = {"int4": Planned("int4_weight_only", tensors("int4"), 1_234_567)}
+    (chart,) = charts(render_summary(run_result(planned=planned, dry_run=True, commit_sha=None)))
+    assert chart == {"original, 2.00 MB": 2_000_000, "int4, 1.23 MB (61.7%)": 1_234_567}
+
+
+def test_divergences_are_charted_where_there_are_two_to_compare() -> None:
+    two = run_result(variants=measured(int8=0.0004, int4=0.11))
+    assert charts(render_summary(two))[1:] == [{"int8, 0.0004": 0.0004, "int4, 0.1100": 0.11}]
+    for alone in ({"int8": 0.1}, {"int8": 0.1, "int4": None}, {"int8": 0.1, "int4": float("nan")}):
+        assert len(charts(render_summary(run_result(variants=measured(**alone))))) == 1
+    assert len(charts(render_summary(run_result(variants=measured(int8=0.0, int4=0.0))))) == 1
+
+
+def test_a_failed_gate_shows_what_it_judged() -> None:
+    summary = render_summary(
+        run_result(
+            variants=measured(int8=0.0004, int4=0.5),
+            error=GateError("int4: mean KL divergence is 0.5, above --max-kl 0.1."),
+            commit_sha=None,
+        )
+    )
+    assert "above" in summary
+    assert charts(summary)[1]["int4, 0.5000"] == 0.5
+
+
+def test_without_a_variant_there_is_no_chart() -> None:
+    assert "mermaid" not in render_summary(run_result(error=HubError("no"), commit_sha=None))
+
+
+def test_a_label_cannot_leave_its_chart() -> None:
+    evil = 'x"]\n```\n%%{init: {}}%% # `b` ;'
+    plan = Planned("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
+    (chart,) = charts(render_summary(run_result(planned={evil: plan}, dry_run=True)))
+    assert chart == {"original, 10 B": 10, "x________%_init_ ____% _ _b_ _, 5 B (50.0%)": 5}
+
+
+def test_the_share_of_embeddings_is_told() -> None:
+    summary = render_summary(run_result("int8", "int4"))
+    share = "38.5% of `int8` and 38.5% of `int4`"
+    assert f"\n\nOf the bytes, {share} are embeddings, which are kept as they are.\n" in summary
+    plan = Planned("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
+    assert "embeddings" not in render_summary(run_result(planned={"int8": plan}, dry_run=True))
+    assert "embeddings" not in render_dry_run({"int8": plan})
+
+
+def test_an_output_head_counts_as_embedding_once() -> None:
+    kept = {
+        "embed.weight": TensorRecord(False, 300, 300, reason="embedding"),
+        "lm_head.weight": TensorRecord(False, 100, 100, reason="output head"),
+        "norm.weight": TensorRecord(False, 50, 50, reason="norm"),
+    }
+    untied = Planned("int8_weight_only", kept, 800)
+    assert "of that  400 B (50.0%) embeddings" in render_dry_run({"int8": untied})
+    head = TensorRecord(False, 0, 0, reason="tied to embed.weight, stored once")
+    tied = Planned("int8_weight_only", kept | {"lm_head.weight": head}, 600)
+    assert "of that  300 B (50.0%) embeddings" in render_dry_run({"int8": tied})
+
+
 def test_exceptions_are_folded_and_shared_where_equal() -> None:
     summary = render_summary(run_result("int8", "int8_dynamic", "int4")).replace("\u00a0", " ")
     assert "\n`int8` and `int8_dynamic`\n" in summary
@@ -200,6 +283,8 @@ def test_no_block_runs_into_another() -> None:
                 assert before == ""
             if before.startswith(("<details>", "</details>", "###")):
                 assert line == ""
+            if line.startswith("```mermaid"):
+                assert before == ""
             if line.startswith("|") and not before.startswith("|"):
                 assert before == ""
 
@@ -210,6 +295,7 @@ def test_the_dry_run_predicts_to_the_byte() -> None:
         [
             "int4 (int4_weight_only)",
             "  size     1,234,567 bytes (1.23 MB, 61.7% of the source)",
+            "  of that  500 kB (40.5%) embeddings, which are kept",
             "  tensors  3 quantized, 4 kept",
             "  kept: embedding (500 kB)",
             "    model.embed_tokens.weight",

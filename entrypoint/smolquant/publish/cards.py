@@ -14,6 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from smolquant import plot
 from smolquant.hub import valid_repo_id
 from smolquant.publish.front_matter import Readme
 from smolquant.record import Metrics, VariantRecord
@@ -26,10 +27,12 @@ from smolquant.text import (
     escape_markdown,
     human_size,
     link,
+    one_line,
     percent,
 )
 
 if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
     from jinja2 import Environment
 
 BEGIN = "<!-- smolquant:begin -->"
@@ -48,18 +51,38 @@ class _Measure:
     of_variant: Callable[[Metrics], float | None]
     of_source: Callable[[Metrics], float | None]
     show: Callable[[float], str]
+    hub: tuple[str, str] | None = None
+    """Identifier and name in the front matter, of what does not depend on the machine."""
 
 
 _MEASURES = (
-    _Measure("Perplexity", lambda m: m.perplexity, lambda m: m.source_perplexity, "{:.3f}".format),
+    _Measure(
+        "Perplexity",
+        lambda m: m.perplexity,
+        lambda m: m.source_perplexity,
+        "{:.3f}".format,
+        hub=("perplexity", "Perplexity"),
+    ),
     _Measure(
         "Perplexity increase",
         lambda m: m.perplexity_increase_percent,
         lambda m: None,
         "{:+.2f}%".format,
     ),
-    _Measure("Mean KL", lambda m: m.mean_kl, lambda m: None, "{:.4f}".format),
-    _Measure("Same top token", lambda m: m.top1_agreement, lambda m: None, percent),
+    _Measure(
+        "Mean KL",
+        lambda m: m.mean_kl,
+        lambda m: None,
+        "{:.4f}".format,
+        hub=("kl_divergence", "Mean KL divergence from the original model, nats"),
+    ),
+    _Measure(
+        "Same top token",
+        lambda m: m.top1_agreement,
+        lambda m: None,
+        percent,
+        hub=("top1_agreement", "Top-1 agreement with the original model"),
+    ),
     _Measure(
         "Tokens/s",
         lambda m: m.tokens_per_second,
@@ -98,7 +121,9 @@ def variant_card(
     """
     from huggingface_hub import ModelCardData
 
+    name = _name(location)
     measured = record.metrics is not None and record.metrics.perplexity is not None
+    results = _eval_results(record.metrics)
     front = ModelCardData(
         base_model=base_model,
         base_model_relation="quantized" if base_model else None,
@@ -106,6 +131,8 @@ def variant_card(
         pipeline_tag="text-generation",
         tags=[*_TAGS, record.quant_type],
         metrics=["perplexity"] if measured else None,
+        model_name=f"{name}, {record.variant}" if results else None,
+        eval_results=results or None,
         **terms,  # type: ignore[arg-type]  # three keys, all of them texts
     )
     exceptions = plan_exceptions(record.tensors)
@@ -114,13 +141,15 @@ def variant_card(
         front=Markdown(front.to_yaml()),
         record=record,
         scheme=BY_VARIANT[record.variant],
-        name=_name(location),
+        name=name,
         base_model=_repo_link(base_model),
         snippets=_snippets(record.variant, location),
         kept=[_exception_row(group) for group in exceptions if group.fate == "kept"],
         regrouped=[_exception_row(group) for group in exceptions if group.fate != "kept"],
         groups=_group_sizes(record),
         measures=_measure_rows(record.metrics),
+        picture=Markdown(plot.FILE_NAME) if plot.FILE_NAME in record.files else None,
+        worst=plot.largest_error(record.tensors),
         run=link("in Trackio", tracking_url) if tracking_url else None,
     )
 
@@ -255,6 +284,32 @@ def _measure_rows(metrics: Metrics | None) -> list[tuple[str, str, str]]:
         for measure in _MEASURES
     )
     return [row for row in rows if row[1]]
+
+
+def _eval_results(metrics: Metrics | None) -> list["EvalResult"]:
+    """What was measured, for the front matter's ``model-index``.
+
+    Not for ``.eval_results/``, which has succeeded it: that lies at a repository's root, where it would
+    speak of the main model, and takes only datasets that the Hub lists as benchmarks.
+    Specification: https://github.com/huggingface/hub-docs/blob/main/modelcard.md
+    """
+    from huggingface_hub import EvalResult
+
+    if metrics is None:
+        return []
+    return [
+        EvalResult(
+            task_type="text-generation",
+            task_name="Text Generation",
+            dataset_type="text",  # on no Hub; so `load_dataset` calls plain text files
+            dataset_name=one_line(metrics.text or "") or "text",
+            metric_type=measure.hub[0],
+            metric_name=measure.hub[1],
+            metric_value=measure.of_variant(metrics),
+        )
+        for measure in _MEASURES
+        if measure.hub and _cell(measure, metrics)
+    ]
 
 
 def _cell(measure: _Measure, metrics: Metrics | None) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
+from smolquant.report.embeddings import embedding_bytes
 from smolquant.report.exceptions import plan_exceptions
 from smolquant.report.result import PlannedVariant
 from smolquant.text import human_size, one_line, percent
@@ -21,6 +22,9 @@ def _lines(name: str, plan: PlannedVariant) -> Iterator[str]:
     )
     yield f"{name} ({plan.quant_type})"
     yield f"  size     {plan.predicted_bytes:,} bytes ({human_size(plan.predicted_bytes)}{share})"
+    if (kept := embedding_bytes(tensors)) and plan.predicted_bytes:
+        of_it = percent(kept / plan.predicted_bytes)
+        yield f"  of that  {human_size(kept)} ({of_it}) embeddings, which are kept"
     yield f"  tensors  {quantized} quantized, {len(tensors) - quantized} kept"
     for group in plan_exceptions(tensors):
         yield f"  {group.fate}: {one_line(group.reason)} ({human_size(group.size_bytes)})"

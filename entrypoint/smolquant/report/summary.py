@@ -1,12 +1,15 @@
 """The job summary: what happened, with links, sizes, and everything needed to use or repeat it."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from smolquant.record import Metrics, TensorRecord
+from smolquant.report.chart import bar_chart
+from smolquant.report.embeddings import embedding_bytes
 from smolquant.report.exceptions import PlanException, plan_exceptions
 from smolquant.report.result import RunResult, VariantResult
 from smolquant.schemes import BY_VARIANT
@@ -67,9 +70,11 @@ def render_summary(result: RunResult) -> str:
         headers=[escape_markdown(column.header) for column in columns],
         rules=["--:" if column.numeric else ":--" for column in columns],
         rows=[[_unbroken(column.cell(row)) for column in columns] for row in rows.values()],
-        made=_listed(made),
-        up_to_date=_listed(kept) if made else Markdown(""),
-        all_variants=_listed(list(rows)),
+        charts=_charts(rows),
+        embeddings=_embeddings(rows),
+        made=_listed_names(made),
+        up_to_date=_listed_names(kept) if made else Markdown(""),
+        all_variants=_listed_names(list(rows)),
         place=link(code_span(result.repo_id or result.model), result.repo_url),
         commit=_commit(result),
         has_int4="int4" in rows,
@@ -177,6 +182,41 @@ _METRIC_COLUMNS = (
 )
 
 
+def _charts(rows: Mapping[str, _Row]) -> list[Markdown]:
+    """The table's two questions at a glance: how much smaller, and how far from the original."""
+    sizes: list[tuple[str, float]] = [
+        (f"{name}, {human_size(row.size_bytes)} ({_ratio(row)})", row.size_bytes)
+        for name, row in rows.items()
+        if row.source_bytes
+    ]
+    if sizes:
+        original = max(row.source_bytes for row in rows.values())
+        sizes.insert(0, (f"original, {human_size(original)}", original))
+    divergences = [
+        (f"{name}, {_mean_kl(row)}", row.metrics.mean_kl)
+        for name, row in rows.items()
+        if row.metrics is not None
+        and row.metrics.mean_kl is not None
+        and math.isfinite(row.metrics.mean_kl)
+    ]
+    charts = (
+        bar_chart("Size", sizes),
+        bar_chart("Mean KL divergence from the original, in nats", divergences),
+    )
+    return [chart for chart in charts if chart is not None]
+
+
+def _embeddings(rows: Mapping[str, _Row]) -> Markdown:
+    """Their share of each variant that has any: 34.6% of int8 and 48.9% of int4."""
+    return _listed(
+        [
+            Markdown(f"{percent(kept / row.size_bytes)} of {code_span(name)}")
+            for name, row in rows.items()
+            if row.size_bytes and (kept := embedding_bytes(row.tensors))
+        ]
+    )
+
+
 def _commit(result: RunResult) -> Markdown | None:
     if result.commit_sha is None:
         return None
@@ -225,7 +265,8 @@ def _exceptions(rows: Mapping[str, _Row]) -> list[tuple[Markdown, list[list[Mark
             if groups:
                 alike.append(([name], groups))
     return [
-        (_listed(names), [_exception_cells(group) for group in groups]) for names, groups in alike
+        (_listed_names(names), [_exception_cells(group) for group in groups])
+        for names, groups in alike
     ]
 
 
@@ -249,11 +290,14 @@ def _unbroken(cell: str) -> Markdown:
     return Markdown(cell.replace(" ", "\u00a0").replace("\u00a0(", " ("))
 
 
-def _listed(names: Sequence[str]) -> Markdown:
+def _listed_names(names: Sequence[str]) -> Markdown:
+    return _listed([code_span(name) for name in names])
+
+
+def _listed(items: Sequence[Markdown]) -> Markdown:
     """``a``, ``a and b``, ``a, b and c``."""
-    spans = [code_span(name) for name in names]
-    head = ", ".join(spans[:-1])
-    return Markdown(f"{head} and {spans[-1]}" if head else "".join(spans))
+    head = ", ".join(items[:-1])
+    return Markdown(f"{head} and {items[-1]}" if head else "".join(items))
 
 
 def _finalize(value: Any) -> Any:
