@@ -62,7 +62,7 @@ $(INSTALLED): pyproject.toml
 	touch $@
 
 docs: $(INSTALLED)
-	PYTHONPATH=tools $(PYTHON) -m options_table
+	PYTHONPATH=tools $(PYTHON) -m readme_tables
 
 clean:
 	rm -rf $(VENV) .demo .bench quantized

@@ -12,8 +12,9 @@ import argparse
 import contextlib
 import math
 import platform
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,8 +26,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from quality_model import held_out_windows, make_trained_model
 from smollm2 import make_checkpoint
-from smolquant.evaluate.text import bundled_text, token_windows
-from smolquant.schemes import INT4_METHODS, SCHEMES, Keep, Scheme, scheme_of
+from smolquant.architecture import Architecture
+from smolquant.calibrate import TOKENS, CalibratedWeights, Calibration, calibrated_weights
+from smolquant.checkpoint.reader import Checkpoint
+from smolquant.evaluate.text import bundled_calibration_text, bundled_text, token_windows
+from smolquant.int4_kernels import unpack_int4
+from smolquant.plan import make_plan
+from smolquant.schemes import SCHEMES, Keep, Scheme, scheme_of
+from smolquant.schemes.int4_weight_only import values_of
 
 GROUP_SIZES = (32, 64, 128)
 BLOCK_ROWS = 512
@@ -45,8 +52,9 @@ every column.
 * **perplexity**: against the source's, in per cent.
 * **seconds**: CPU time to quantize, on one core.
 
-`rtn` rounds to nearest with torchao's tinygemm parameters, `search` is smolquant's default, and `hqq` is
-torchao's, which smolquant does not offer.
+`rtn` rounds to nearest with torchao's tinygemm parameters, `search` is smolquant's default, `calibrated`
+is `--int4-method calibrated` on a text that is not the one measured on, and `hqq` is torchao's, which
+smolquant does not offer.
 """
 
 
@@ -77,24 +85,28 @@ class Quantized:
     bits: int
 
 
-Quantizer = Callable[[torch.Tensor], Quantized]
-"""From a bfloat16 weight (N, K)."""
+Quantizer = Callable[[Mapping[str, torch.Tensor]], dict[str, Quantized]]
+"""From the bfloat16 weights (N, K) of a model, by name."""
 
 
 class Bench:
     """A model, the text it is measured on, and what it predicts before anything is quantized."""
 
-    def __init__(self, folder: Path, windows: torch.Tensor) -> None:
+    def __init__(self, folder: Path, windows: torch.Tensor, calibration: torch.Tensor) -> None:
+        """``windows`` are measured on, those of ``calibration`` calibrated on."""
+        self.folder, self.calibration = folder, calibration
         self._windows = windows
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         self._model = model.eval()
         head = model.get_output_embeddings()
-        self._linears = [
-            module
-            for module in model.modules()
+        self._linears = {
+            f"{name}.weight": module
+            for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and module is not head
-        ]
-        self._weights = [module.weight.detach().bfloat16() for module in self._linears]
+        }
+        self._weights = {
+            name: module.weight.detach().bfloat16() for name, module in self._linears.items()
+        }
         self._source = list(self._predictions())
         self._source_loss = fmean(self._loss(p, i) for i, p in enumerate(self._source))
 
@@ -105,10 +117,10 @@ class Bench:
     def measure(self, scheme: str, group: str, method: str, quantize: Quantizer) -> Row:
         with _one_thread():
             began = time.process_time()
-            quantized = [quantize(weight) for weight in self._weights]
+            quantized = quantize(self._weights)
             seconds = time.process_time() - began
-        for module, found in zip(self._linears, quantized, strict=True):
-            module.weight = nn.Parameter(found.weight, requires_grad=False)
+        for name, module in self._linears.items():
+            module.weight = nn.Parameter(quantized[name].weight, requires_grad=False)
         divergences: list[float] = []
         losses: list[float] = []
         pairs = zip(self._source, self._predictions(), strict=True)
@@ -119,7 +131,8 @@ class Bench:
             scheme,
             group,
             method,
-            bits=sum(found.bits for found in quantized) / sum(w.numel() for w in self._weights),
+            bits=sum(found.bits for found in quantized.values())
+            / sum(weight.numel() for weight in self._weights.values()),
             kl=fmean(divergences),
             perplexity_percent=100 * math.expm1(fmean(losses) - self._source_loss),
             seconds=seconds,
@@ -137,7 +150,12 @@ class Bench:
         return -predictions.gather(1, self._windows[window, 1:, None]).mean().item()
 
 
-def by_scheme(scheme: Scheme, group_size: int) -> Quantizer:
+def each(quantize: Callable[[torch.Tensor], Quantized]) -> Quantizer:
+    """One weight after another, each by itself."""
+    return lambda weights: {name: quantize(weight) for name, weight in weights.items()}
+
+
+def by_scheme(scheme: Scheme, group_size: int) -> Callable[[torch.Tensor], Quantized]:
     """The product's own arithmetic, a block of rows at a time."""
 
     def quantize(weight: torch.Tensor) -> Quantized:
@@ -161,7 +179,42 @@ def with_quantized_activations(weight: torch.Tensor) -> Quantized:
     return Quantized(scheme.quantize(weight.float(), None), bits)
 
 
-def by_hqq(group_size: int) -> Quantizer:
+def by_calibration(folder: Path, windows: torch.Tensor, group_size: int) -> Quantizer:
+    """The product's own, from the files in ``folder``."""
+    scheme = scheme_of("int4_weight_only", int4_method="calibrated")
+
+    def quantize(weights: Mapping[str, torch.Tensor]) -> dict[str, Quantized]:
+        architecture = Architecture(folder, trust_remote_code=False)
+        with (
+            Checkpoint(sorted(folder.glob("*.safetensors"))) as checkpoint,
+            tempfile.TemporaryDirectory() as spool,
+        ):
+            plan = make_plan(
+                checkpoint.layout,
+                architecture,
+                [scheme],
+                group_size=group_size,
+                dtype="bfloat16",
+                max_shard_size=10**12,
+                skip=(),
+            )[scheme.variant]
+            calibration = Calibration(architecture, checkpoint, plan, windows)
+            with calibrated_weights(calibration, Path(spool) / "found", lambda _: None) as found:
+                return {name: _found(found, name, weight) for name, weight in weights.items()}
+
+    return quantize
+
+
+def _found(weights: CalibratedWeights, name: str, weight: torch.Tensor) -> Quantized:
+    rows = weights.quantize_rows(name, weight, 0)
+    assert rows is not None, f"{name} was not calibrated"
+    scale, zero_point = (rows.parts[part].t() for part in ("scale", "zero_point"))
+    values = values_of(unpack_int4(rows.parts["qdata"]).float(), scale, zero_point)
+    bits = 8 * sum(part.numel() * part.element_size() for part in rows.parts.values())
+    return Quantized(values, bits)
+
+
+def by_hqq(group_size: int) -> Callable[[torch.Tensor], Quantized]:
     """torchao's HQQ, as its int4 workflows call it."""
     from torchao.quantization.quant_primitives import _choose_qparams_and_quantize_affine_hqq
 
@@ -183,13 +236,17 @@ def by_hqq(group_size: int) -> Quantizer:
 
 def rows(bench: Bench) -> Iterator[Row]:
     """Every line of one model's table, as it is measured."""
-    yield bench.measure("int8", "row", "", by_scheme(SCHEMES["int8_weight_only"], 0))
-    yield bench.measure("int8_dynamic", "row", "", with_quantized_activations)
+    yield bench.measure("int8", "row", "", each(by_scheme(SCHEMES["int8_weight_only"], 0)))
+    yield bench.measure("int8_dynamic", "row", "", each(with_quantized_activations))
     for group in GROUP_SIZES:
-        for method in sorted(INT4_METHODS):
-            scheme = scheme_of("int4_weight_only", int4_method=method)
-            yield bench.measure("int4", str(group), method, by_scheme(scheme, group))
-        yield bench.measure("int4", str(group), "hqq", by_hqq(group))
+        methods = {
+            "rtn": each(by_scheme(scheme_of("int4_weight_only", int4_method="rtn"), group)),
+            "search": each(by_scheme(scheme_of("int4_weight_only", int4_method="search"), group)),
+            "calibrated": by_calibration(bench.folder, bench.calibration, group),
+            "hqq": each(by_hqq(group)),
+        }
+        for method, quantize in methods.items():
+            yield bench.measure("int4", str(group), method, quantize)
 
 
 def section(title: str, note: str, bench: Bench) -> str:
@@ -229,19 +286,23 @@ def main() -> None:
     trained = make_trained_model(options.models / "trained")
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     windows = token_windows(bundled_text(), tokenizer, options.tokens)
+    calibration = token_windows(bundled_calibration_text(), tokenizer, TOKENS)
     held_out = held_out_windows(trained)
-    stride = max(1, len(held_out) * held_out.shape[1] // options.tokens)
+    stride = max(4, len(held_out) * held_out.shape[1] // options.tokens)
+    # Calibrated on what lies between the windows that are measured on, a quarter of the way from each.
+    place = torch.arange(len(held_out)) % stride
+    between = held_out[(place >= stride // 4) & (place <= stride - stride // 4)]
     sections = [
         section(
             "SmolLM2-135M-Instruct",
             f"On {windows.numel()} tokens of smolquant's evaluation text. This copy's weights lie on a "
             "4-bit grid with groups of 32 already, which rounding in groups of 32 can find again.",
-            Bench(smollm2, windows),
+            Bench(smollm2, windows, calibration),
         ),
         section(
             "A Qwen3 of 3.9 million parameters, trained by bench/quality_model.py",
             f"On {held_out[::stride].numel()} tokens of Python that it was not trained on.",
-            Bench(trained, held_out[::stride]),
+            Bench(trained, held_out[::stride], between[: TOKENS // between.shape[1]]),
         ),
     ]
     libraries = ", ".join(

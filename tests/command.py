@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -51,6 +51,25 @@ class Run:
         return report
 
 
+_KILLED_AFTER = """
+import os, runpy, signal, sys
+from smolquant.workfolder import Journal
+
+add, left = Journal.add, int(sys.argv.pop(1))
+
+def add_and_die(journal, shard):
+    global left
+    add(journal, shard)
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.add = add_and_die
+runpy.run_module("smolquant", run_name="__main__")
+"""
+"""The command, killed the moment it has noted its n-th finished shard."""
+
+
 def run_smolquant(
     *arguments: str | Path,
     folder: Path,
@@ -67,12 +86,7 @@ def run_smolquant(
         actions: as inside GitHub Actions, with the runner's files fresh.
         env: further variables, such as INPUT_*.
     """
-    environ = {**os.environ, "PYTHONPATH": str(_OURS), "HF_HOME": str(folder / "hf_home")}
-    # Measuring takes processes of its own; the tests of it ask for it with --evaluate.
-    environ["INPUT_EVALUATE"] = "never"
-    environ["HF_ENDPOINT"] = hub.url if hub else "http://127.0.0.1:9"
-    if token:
-        environ["HF_TOKEN"] = token
+    environ = _environ(folder, hub, token)
     if actions:
         for name in ("github_output", "github_summary"):
             (folder / name).write_text("")
@@ -93,3 +107,28 @@ def run_smolquant(
         check=False,
     )
     return Run(finished.returncode, finished.stdout, folder)
+
+
+def run_killed(
+    arguments: Sequence[str], folder: Path, after: int, hub: Any = None, token: str | None = None
+) -> None:
+    """Run ``smolquant`` in ``folder``, and kill it the moment it has noted its n-th finished shard."""
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED_AFTER, str(after), *arguments],
+        cwd=folder,
+        env=_environ(folder, hub, token),
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert killed.returncode == -9, killed.stderr.decode()
+
+
+def _environ(folder: Path, hub: Any, token: str | None) -> dict[str, str]:
+    environ = {**os.environ, "PYTHONPATH": str(_OURS), "HF_HOME": str(folder / "hf_home")}
+    # Measuring takes processes of its own; the tests of it ask for it with --evaluate.
+    environ["INPUT_EVALUATE"] = "never"
+    environ["HF_ENDPOINT"] = hub.url if hub else "http://127.0.0.1:9"
+    if token:
+        environ["HF_TOKEN"] = token
+    return environ

@@ -1,5 +1,6 @@
 """Small models of the families that users release, built from their configs with a fixed seed."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,4 +105,26 @@ def save_with_tokenizer(folder: Path, config: PretrainedConfig, **options: Any) 
     )
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_zeros(folder: Path, config: PretrainedConfig) -> Path:
+    """A checkpoint of any size whose weights, all zero, take no room on the disk: one sparse file."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    entries, end = {}, 0
+    for name, weight in model.named_parameters():
+        begin, end = end, end + weight.nbytes
+        entries[name] = {
+            "dtype": "BF16",
+            "shape": list(weight.shape),
+            "data_offsets": [begin, end],
+        }
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    config.architectures, config.dtype = [type(model).__name__], "bfloat16"
+    config.save_pretrained(folder)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + end)
     return folder

@@ -1,10 +1,12 @@
-"""Extracts the bundled evaluation text from Debian Reference, and records where it came from.
+"""Extracts the bundled texts from two of Debian's manuals, and records where they came from.
 
-    apt-get download debian-reference-{en,fr,de,es,it,pt}
-    python tools/make_eval_text.py debian-reference-*.deb
+    apt-get download debian-reference-{en,fr,de,es,it,pt} installation-guide-amd64
+    python tools/make_eval_text.py *.deb
 
-Only whole paragraphs of prose are taken: no tables, commands, lists or headings. Each language is taken
-from another part of the book, so that no passage is a translation of another.
+Models are measured on Debian Reference and calibrated on the Installation Guide: what a variant was made
+with is never what it is judged by. Only whole paragraphs of prose are taken: no tables, commands, lists or
+headings. Each language is taken from another part of the book, so that no passage is a translation of
+another.
 """
 
 import argparse
@@ -19,47 +21,64 @@ LANGUAGES = ("en", "fr", "de", "es", "it", "pt")
 CHARACTERS = 24_000
 """A language: 5,000 to 10,000 tokens, by how well a tokenizer knows it."""
 
-_MANUAL = "usr/share/debian-reference/debian-reference.{}.txt.gz"
+_BOOKS = {
+    "": "usr/share/debian-reference/debian-reference.{0}.txt.gz",
+    "calibration-": "usr/share/doc/installation-guide-amd64/{0}/install.{0}.txt.gz",
+}
+"""Prefix of the text files -> the manual in its package, by language."""
 _CHAPTER_ONE = re.compile(r"^\w+\s1\.\s", re.MULTILINE)
 _MINIMUM_WORDS = 12
 
 _ORIGIN = """\
-The texts in this folder are paragraphs of "Debian Reference" by Osamu Aoki and its translators,
-extracted by tools/make_eval_text.py from these Debian packages:
+The texts in this folder are paragraphs of two manuals, extracted by tools/make_eval_text.py from these
+Debian packages:
 
 {packages}
 
+en.txt, fr.txt, de.txt, es.txt, it.txt, pt.txt: "Debian Reference" by Osamu Aoki and its translators.
 Copyright: 2007-2013 Osamu Aoki <osamu@debian.org>; the translators are named in the book.
 License: GPL-2.0-or-later (https://www.gnu.org/licenses/old-licenses/gpl-2.0.txt).
 Source: https://salsa.debian.org/debian/debian-reference, and the Debian source package
 debian-reference of the version above.
 
-They are data that smolquant measures models with, not part of the program, and stay under their own
-licence. `--eval-text` measures on another text.
+calibration-*.txt: "Debian GNU/Linux Installation Guide" by the Debian Installer team.
+Copyright: 1996 Bruce Perens; 1996, 1997 Sven Rudolph; 1998 Igor Grobman, James Treacy; 1998-2002 Adam
+Di Carlo; 2003 Chris Tillman; 2004-2023 the Debian Installer team and other contributors.
+License: GPL-2.0-only (the same address).
+Source: https://salsa.debian.org/installer-team/installation-guide, and the Debian source package
+installation-guide of the version above.
+
+They are data that smolquant measures and calibrates models with, not part of the program, and stay under
+their own licences. `--eval-text` measures and `--calibration-text` calibrates on another text.
 """
 
 
 def main() -> None:
-    """Write one text a language and ORIGIN."""
+    """Write two texts a language and ORIGIN."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("packages", nargs="+", type=Path, help="debian-reference-*.deb")
+    parser.add_argument("packages", nargs="+", type=Path, help="of both manuals")
     packages = parser.parse_args().packages
     TEXT_FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         for package in packages:
             subprocess.run(["dpkg-deb", "-x", package, folder], check=True)
-        prose = {language: _prose(_manual(Path(folder), language)) for language in LANGUAGES}
-    for part, language in enumerate(LANGUAGES):
-        untranslated = set(prose["en"]) if language != "en" else set()
-        paragraphs = [text for text in prose[language] if text not in untranslated]
-        text = _excerpt(paragraphs, part / len(LANGUAGES))
-        (TEXT_FOLDER / f"{language}.txt").write_text(text, encoding="utf-8")
+        for prefix, manual in _BOOKS.items():
+            _write_texts(Path(folder), prefix, manual)
     names = "\n".join(f"  {package.stem}" for package in sorted(packages))
     (TEXT_FOLDER / "ORIGIN").write_text(_ORIGIN.format(packages=names), encoding="utf-8")
 
 
-def _manual(folder: Path, language: str) -> str:
-    return gzip.decompress((folder / _MANUAL.format(language)).read_bytes()).decode()
+def _write_texts(folder: Path, prefix: str, manual: str) -> None:
+    """One text a language, of a book that lies in ``folder``."""
+    prose = {}
+    for language in LANGUAGES:
+        compressed = (folder / manual.format(language)).read_bytes()
+        prose[language] = _prose(gzip.decompress(compressed).decode())
+    for part, language in enumerate(LANGUAGES):
+        untranslated = set(prose["en"]) if language != "en" else set()
+        paragraphs = [text for text in prose[language] if text not in untranslated]
+        text = _excerpt(paragraphs, part / len(LANGUAGES))
+        (TEXT_FOLDER / f"{prefix}{language}.txt").write_text(text, encoding="utf-8")
 
 
 def _prose(manual: str) -> list[str]:

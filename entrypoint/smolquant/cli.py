@@ -99,7 +99,13 @@ def cli() -> None:
     "int4-method",
     type=click.Choice(INT4_METHODS),
     default=DEFAULT_INT4_METHOD,
-    help="int4: search each group's grid for the least error, or round to nearest (rtn).",
+    help="int4: search each group's grid for the least error, find levels that suit a text "
+    "(calibrated: better and slow), or round to nearest (rtn).",
+)
+@_option(
+    "calibration-text",
+    metavar="FILE",
+    help="Text for --int4-method calibrated instead of the bundled one.",
 )
 @_option(
     "token",
@@ -124,6 +130,13 @@ def cli() -> None:
     default=DEFAULT_OUTPUT_DIR,
     metavar="DIR",
     help="Where the variants are written.",
+)
+@_option(
+    "low-disk",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="Stream the source from the Hub, and without evaluation send each shard when it is finished, "
+    "instead of storing them; auto: when the disk would not hold them.",
 )
 @_option(
     "evaluate",
@@ -275,11 +288,13 @@ def reproduce(settings: Settings) -> str:
         "--device": (settings.device, "auto"),
         "--group-size": (settings.group_size, DEFAULT_GROUP_SIZE),
         "--int4-method": (settings.int4_method, DEFAULT_INT4_METHOD),
+        "--calibration-text": (settings.calibration_text, None),
         "--revision": (settings.revision, None),
         "--tag": (settings.tag, None),
         "--dtype": (settings.dtype, "auto"),
         "--max-shard-size": (settings.max_shard_size, shard_size(DEFAULT_SHARD_SIZE)),
         "--output-dir": (settings.output_dir, Path(DEFAULT_OUTPUT_DIR)),
+        "--low-disk": (settings.low_disk, "auto"),
         "--evaluate": (settings.evaluate, "auto"),
         "--eval-text": (settings.eval_text, None),
         "--eval-tokens": (settings.eval_tokens, None),

@@ -192,8 +192,7 @@ def _check_folders(parent: Mapping[str, Any], settings: Settings) -> None:
     needed = [settings.output_dir]
     if settings.model_is_folder:
         needed.append(Path(settings.model))
-    if settings.eval_text is not None:
-        needed.append(settings.eval_text)
+    needed += [text for text in (settings.eval_text, settings.calibration_text) if text is not None]
     for path in needed:
         if not any(path.resolve().is_relative_to(mount) for mount in shared):
             raise _NoGpuError(

@@ -1,15 +1,74 @@
 """What a run needs of the machine, refused with the numbers before the first byte is moved."""
 
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from smolquant.checkpoint.source import Download
 from smolquant.errors import MachineError
 from smolquant.memory import available_bytes
 from smolquant.text import human_size
 
+LowDisk = Literal["auto", "always", "never"]
+
 WORKING_MEMORY = 128 << 20
 """Bytes: the blocks in work, and the group scales of the largest weight."""
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """How a run spares the disk."""
+
+    stream_source: bool = False
+    """The source is read from the Hub and not stored."""
+    send_shards: bool = False
+    """Each shard is sent as soon as it is finished, and deleted."""
+
+
+@dataclass(frozen=True)
+class OutputBytes:
+    """What the variants of a run take on disk."""
+
+    in_all: int
+    """That are still to be written."""
+    at_once: int
+    """Where each shard is gone before the next is begun: the largest of every variant, together."""
+
+
+def choose_disk_use(
+    asked: LowDisk, output_dir: Path, output: OutputBytes, download: Download, possible: DiskUse
+) -> DiskUse:
+    """Spare the disk as asked; ``auto``: where it would not hold everything.
+
+    Args:
+        possible: in which ways this run could.
+
+    Raises:
+        MachineError: not even that fits.
+    """
+    plain = DiskUse()
+    if asked == "never":
+        _require_for(plain, output_dir, output, download)
+        return plain
+    if asked == "auto":
+        try:
+            _require_for(plain, output_dir, output, download)
+        except MachineError:
+            if possible == plain:
+                raise
+        else:
+            return plain
+    _require_for(possible, output_dir, output, download)
+    return possible
+
+
+def _require_for(use: DiskUse, output_dir: Path, output: OutputBytes, download: Download) -> None:
+    require_disk(
+        output_dir,
+        min(output.in_all, output.at_once) if use.send_shards else output.in_all,
+        replace(download, size=0) if use.stream_source else download,
+    )
 
 
 def require_disk(output_dir: Path, variants: int, download: Download) -> None:
@@ -57,7 +116,8 @@ def _require(folder: Path, needed: int, need: str) -> None:
         raise MachineError(
             f"{need}, and {folder} has {human_size(free)} free.",
             hint="Variants go to --output-dir, and what is fetched to HF_HOME: choose a disk with more "
-            "room, or fewer quantization types.",
+            "room, or fewer quantization types. With --evaluate never, --low-disk auto sends each shard "
+            "and deletes it.",
         )
 
 

@@ -17,12 +17,15 @@ from smolquant.checkpoint.files import is_code
 from smolquant.checkpoint.source import FolderSource, HubSource, Source
 from smolquant.errors import CheckpointError, InputError, MachineError
 from smolquant.evaluate import measurement
-from smolquant.evaluate.gate import judge, refuse_garbage, refuse_wild_errors
+from smolquant.evaluate.gate import judge, refuse_garbage, refuse_wild_errors, verdict
+from smolquant.evaluate.text import load_tokenizer
 from smolquant.hub import Hub
-from smolquant.machine import require_disk, require_memory
+from smolquant.machine import DiskUse, OutputBytes, choose_disk_use, require_memory
 from smolquant.memory import peak_bytes
+from smolquant.publish.ahead import SentAhead
 from smolquant.publish.commit import (
     Publication,
+    create_repo,
     local_records,
     publish,
     tag_commit,
@@ -45,6 +48,7 @@ from smolquant.record import FILE_NAME, Metrics, SourceRecord, TensorRecord, Var
 from smolquant.report.console import Console
 from smolquant.report.result import VariantResult
 from smolquant.schemes import SCHEMES
+from smolquant.schemes.int4_weight_only import Int4WeightOnly
 from smolquant.settings import Settings
 from smolquant.story import Story
 from smolquant.text import human_size
@@ -52,6 +56,7 @@ from smolquant.workfolder import WorkFolder, work_folder
 
 if TYPE_CHECKING:
     from smolquant.architecture import Architecture
+    from smolquant.calibrate import CalibratedWeights
     from smolquant.checkpoint.reader import Checkpoint
     from smolquant.plan import VariantPlan
 
@@ -73,7 +78,7 @@ def quantize(settings: Settings, console: Console, story: Story) -> None:
         return
     records: dict[str, VariantRecord] = {}
     if wanted:
-        records = run.make(source, wanted)
+        records = run.make(source, target, wanted)
     with console.group("Save" if settings.save_only else "Publish"):
         if target is None:
             run.save(source, records)
@@ -97,6 +102,8 @@ class _Run:
     settings: Settings
     console: Console
     story: Story
+    ahead: SentAhead | None = None
+    """Where the disk is to be spared: what is on the Hub already, and no longer here."""
 
     @cached_property
     def hub(self) -> Hub:
@@ -186,9 +193,10 @@ class _Run:
             for variant, plan in self._plan(source, self._architecture(source), wanted).items()
         }
 
-    def make(self, source: Source, wanted: Sequence[str]) -> dict[str, VariantRecord]:
+    def make(
+        self, source: Source, target: Target | None, wanted: Sequence[str]
+    ) -> dict[str, VariantRecord]:
         """Quantize and measure; each variant is complete in the output folder, or not there."""
-        from smolquant.checkpoint.reader import Checkpoint
         from smolquant.variant import stack_versions, write_record
 
         self.story.versions = stack_versions()
@@ -204,18 +212,56 @@ class _Run:
             }
             unfinished = sum(plan.size_bytes for plan in plans.values())
             unfinished -= sum(work.finished_bytes for work in works.values())
-            require_disk(output_dir, unfinished, source.to_fetch())
+            if to_calibrate := self._to_calibrate(plans, works):
+                unfinished += to_calibrate.size_bytes  # found first, and on disk until it is stored
+            use = self._disk_use(source, target, plans, unfinished)
             require_memory()
             folders = {variant: work.folder for variant, work in works.items()}
-            checkpoint = cleanup.enter_context(Checkpoint(source.fetch_weights()))
+            checkpoint = cleanup.enter_context(source.checkpoint(streamed=use.stream_source))
             with self.console.group("Quantize"):
+                if use.send_shards:
+                    self.ahead = self._sending_ahead(target)
                 records = self._quantize(source, architecture, checkpoint, plans, works)
+                checkpoint.verify()
             records = self._measured(source, architecture, checkpoint, records, folders)
             self._judge(records)
             for variant, record in records.items():
                 write_record(folders[variant], record)
                 _put_in_place(folders[variant], output_dir / variant)
         return records
+
+    def _disk_use(
+        self,
+        source: Source,
+        target: Target | None,
+        plans: "Mapping[str, VariantPlan]",
+        unfinished: int,
+    ) -> DiskUse:
+        """How the disk is spared, if it has to be; ``unfinished`` bytes are still to be written."""
+        settings = self.settings
+        use = choose_disk_use(
+            settings.low_disk,
+            settings.output_dir,
+            OutputBytes(
+                unfinished,
+                sum(max(shard.size_bytes for shard in plan.shards) for plan in plans.values()),
+            ),
+            source.to_fetch(),
+            DiskUse(
+                stream_source=source.can_stream,
+                # Whatever may still be refused after measuring, or is measured, stays until then.
+                send_shards=target is not None and settings.evaluate == "never",
+            ),
+        )
+        if use.send_shards:
+            self.console.info("Each shard is sent and deleted as soon as it is finished")
+        return use
+
+    def _sending_ahead(self, target: Target | None) -> SentAhead:
+        assert target is not None
+        if not target.exists:
+            create_repo(self.hub, target.repo_id, private=self.settings.private)
+        return SentAhead(self.hub, target.repo_id, create_pr=self.settings.create_pr)
 
     @contextmanager
     def _work_folder(self, source: Source, plan: "VariantPlan") -> Iterator[WorkFolder]:
@@ -262,7 +308,10 @@ class _Run:
         for variant in plans:
             tracker.started(variant, options=options[variant], device="cpu", source=story.source)
         started = time.monotonic()
-        with self.console.progress(", ".join(plans), size) as progress:
+        with (
+            self._calibrated(source, architecture, checkpoint, plans, works) as calibrated,
+            self.console.progress(", ".join(plans), size) as progress,
+        ):
 
             def advance(n_bytes: int) -> None:
                 progress.advance(n_bytes)
@@ -274,6 +323,8 @@ class _Run:
                 {variant: work.folder for variant, work in works.items()},
                 advance=advance,
                 journals={variant: work.journal for variant, work in works.items()},
+                calibrated=calibrated,
+                send=self.ahead.send if self.ahead else None,
             )
         seconds = time.monotonic() - started
         records = {}
@@ -292,6 +343,50 @@ class _Run:
                 record, seconds, peak_bytes(), None, up_to_date=False
             )
         return records
+
+    @contextmanager
+    def _calibrated(
+        self,
+        source: Source,
+        architecture: "Architecture",
+        checkpoint: "Checkpoint",
+        plans: "Mapping[str, VariantPlan]",
+        works: Mapping[str, WorkFolder],
+    ) -> "Iterator[Mapping[str, CalibratedWeights]]":
+        """The weights of a variant as a text wants them, for as long as they are being stored."""
+        plan, text = self._to_calibrate(plans, works), self.settings.calibration
+        if plan is None or text is None:
+            yield {}
+            return
+        from smolquant.calibrate import Calibration, calibrated_weights, calibration_windows
+
+        variant = plan.scheme.variant
+        tokenizer = load_tokenizer(source.folder, trust_remote_code=self.settings.trust_remote_code)
+        calibration = Calibration(
+            architecture,
+            checkpoint,
+            plan,
+            calibration_windows(text, tokenizer, architecture),
+            device=_evaluation_device(self.settings.device),
+        )
+        calibration.require_memory()
+        with ExitStack() as stack:
+            size = calibration.work_bytes
+            with self.console.progress(f"calibrating {variant}", size) as progress:
+                folder = works[variant].root / "calibrated"
+                found = calibrated_weights(calibration, folder, progress.advance)
+                weights = stack.enter_context(found)
+            yield {variant: weights}
+
+    def _to_calibrate(
+        self, plans: "Mapping[str, VariantPlan]", works: Mapping[str, WorkFolder]
+    ) -> "VariantPlan | None":
+        """The plan whose weights have to be found from a text, unless they are stored already."""
+        variant = Int4WeightOnly.variant
+        if self.settings.calibration is None or variant not in plans:
+            return None
+        finished = works[variant].finished_bytes == plans[variant].size_bytes
+        return None if finished else plans[variant]
 
     def _measured(
         self,
@@ -340,6 +435,7 @@ class _Run:
         refusal = judge(release, self.settings.gate)
         if refusal is not None:
             raise refusal
+        self.story.verdict = verdict(release, self.settings.gate)
 
     def save(self, source: Source, records: Mapping[str, VariantRecord]) -> None:
         for name in filter(is_code, source.companions):
@@ -356,6 +452,9 @@ class _Run:
                 self._publication(source, records),
                 notify=self.console.info,
             )
+            if self.ahead:
+                for variant in records:  # without its weights it is of no use here
+                    shutil.rmtree(self.settings.output_dir / variant)
             self.console.info(f"Published {published.commit_url}")
             self.story.repo_url = published.repo_url
             self.story.changed = published.commit_sha != target.head
@@ -411,6 +510,7 @@ class _Run:
             main_model=self._main_model(source),
             terms=source.terms if source.repo != self.settings.repo else None,
             tracking_urls={variant: self.story.tracker.run_url(variant) for variant in records},
+            sent=self.ahead.operations if self.ahead else {},
             private=self.settings.private,
             create_pr=self.settings.create_pr,
         )

@@ -2,7 +2,8 @@
 
 Each block of rows is one task, done by one worker from reading to writing, so that reading,
 arithmetic and writing overlap and every core is busy. A shard is hashed as soon as its last block is
-written, beside the rest of the work. The stored bytes depend neither on the block size nor on the
+written, beside the rest of the work; on a disk that is too small for all of them, it is handed on
+before the next is begun. The stored bytes depend neither on the block size nor on the
 number of workers, because in every scheme a row depends on itself only.
 """
 
@@ -13,7 +14,9 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,9 +30,12 @@ from smolquant.schemes import Quantize, Scheme
 from smolquant.schemes.base import QuantizedRows
 from smolquant.workfolder import FinishedShard, Journal
 
-BLOCK_BYTES = 1 << 20
-"""Source bytes a task: 256 rows of a 2048-wide bfloat16 weight. Its float32 copies stay in the cache that
-the cores share, and the interpreter's part in each task is small."""
+if TYPE_CHECKING:
+    from smolquant.calibrate import CalibratedWeights
+
+BLOCK_BYTES = 1 << 21
+"""Source bytes a task: 512 rows of a 2048-wide bfloat16 weight. Its float32 copies stay in the cache that
+the cores share, and the interpreter's part in each task, and the disk's in each write, are small."""
 
 _TASKS_AHEAD = 4
 """Queued tasks per worker: enough to keep the workers busy, few enough to bound memory."""
@@ -50,6 +56,8 @@ def quantize_checkpoint(
     *,
     advance: Callable[[int], None],
     journals: Mapping[str, Journal] | None = None,
+    calibrated: "Mapping[str, CalibratedWeights] | None" = None,
+    send: Callable[[str, Path], None] | None = None,
 ) -> dict[str, Written]:
     """Read the checkpoint once and write every planned variant.
 
@@ -58,6 +66,9 @@ def quantize_checkpoint(
         advance: told the source bytes of each finished block; called from any thread.
         journals: variant -> the shards that are finished already, which are not touched again, and
             where to note those that this call finishes.
+        calibrated: variant -> its weights that were found before.
+        send: given a variant and a finished shard, takes it away. No variant then has more than one
+            shard on disk, as the next is begun only when this has returned.
 
     Raises:
         CheckpointError: a tensor that cannot be read, is not finite, or does not fit its dtype.
@@ -69,13 +80,25 @@ def quantize_checkpoint(
         hashers = stack.enter_context(ThreadPoolExecutor(workers, "hash"))
         outputs = [
             _Output(
-                plan, folders[variant], (journals or {}).get(variant, Journal()), hashers, stack
+                plan,
+                _Shelf(
+                    folders[variant],
+                    (journals or {}).get(variant, Journal()),
+                    hashers,
+                    stack,
+                    send and partial(send, variant),
+                ),
+                (calibrated or {}).get(variant),
             )
             for variant, plan in plans.items()
         ]
         pool = stack.enter_context(_one_torch_thread_each(workers))
         window = stack.enter_context(_Window(pool, workers * _TASKS_AHEAD))
         for tensor in checkpoint.layout.tensors.values():
+            if send and any(output.needs_another_shard(tensor) for output in outputs):
+                window.finish()
+                for output in outputs:
+                    output.settle()
             jobs = [job for output in outputs if (job := output.begin(tensor))]
             if not jobs:
                 if tensor.name not in checkpoint.layout.aliases:
@@ -100,10 +123,10 @@ def _do_block(
 ) -> None:
     block = checkpoint.read_rows(tensor, *rows)
     for jobs in shares:
-        planned, scheme = jobs[0].planned, jobs[0].scheme
+        planned = jobs[0].planned
         cast = block.to(planned.dtype)
         if isinstance(planned.decision, Quantize):
-            quantized = scheme.quantize_rows(cast, planned.decision.group_size)
+            quantized = jobs[0].quantize(cast, rows[0], planned.decision.group_size)
             if not math.isfinite(quantized.squared_norm + quantized.squared_error):
                 raise _unusable(tensor.name, block, cast)
             for job in jobs:
@@ -138,43 +161,66 @@ def _is_finite(block: torch.Tensor) -> bool:
     return math.isfinite(total) or bool(torch.isfinite(block).all())
 
 
+@dataclass(frozen=True)
+class _Shelf:
+    """Where the shards of one variant go, and what happens to each."""
+
+    folder: Path
+    journal: Journal
+    hashers: ThreadPoolExecutor
+    stack: ExitStack
+    """Closes whatever is left open."""
+    send: Callable[[Path], None] | None
+
+
 class _Output:
     """One variant being written."""
 
     def __init__(
-        self,
-        plan: VariantPlan,
-        folder: Path,
-        journal: Journal,
-        hashers: ThreadPoolExecutor,
-        stack: ExitStack,
+        self, plan: VariantPlan, shelf: _Shelf, calibrated: "CalibratedWeights | None"
     ) -> None:
         self._plan = plan
+        self._calibrated = calibrated
         self._planned = {tensor.source.name: tensor for tensor in plan.tensors}
         self._shards: dict[str, _ShardInWork | None] = {}
         """Stored tensor -> the shard that receives it; None where that is finished already."""
         self._in_work: list[_ShardInWork] = []
-        self._journal = journal
+        self._journal = shelf.journal
         for shard in plan.shards:
             in_work = None
-            if shard.name not in journal.shards:
-                in_work = _ShardInWork(folder, shard, journal, hashers, stack)
+            if shard.name not in shelf.journal.shards:
+                in_work = _ShardInWork(shard, shelf)
                 self._in_work.append(in_work)
             self._shards |= {part.name: in_work for part in shard.tensors}
         for tensor in self._planned.values():
             if tensor.parts and (in_work := self._shard_of(tensor)):
                 in_work.left += 1
 
+    def needs_another_shard(self, tensor: SourceTensor) -> bool:
+        """Whether ``tensor`` is the first of its shard."""
+        planned = self._planned[tensor.name]
+        shard = self._shard_of(planned) if planned.parts else None
+        return shard is not None and not shard.is_begun
+
+    def settle(self) -> None:
+        """Wait until every shard whose last block is written is gone."""
+        for shard in self._in_work:
+            if not shard.left:
+                shard.finished.result()
+
     def begin(self, tensor: SourceTensor) -> "_Job | None":
         """A job for ``tensor``; None where the plan does not store it, or it is stored already."""
         planned = self._planned[tensor.name]
         shard = self._shard_of(planned) if planned.parts else None
-        return None if shard is None else _Job(self._plan.scheme, planned, shard)
+        if shard is None:
+            return None
+        shard.begin()
+        return _Job(self._plan.scheme, planned, shard, self._calibrated)
 
     def written(self) -> Written:
         """Wait until every shard is hashed."""
         for shard in self._in_work:
-            shard.digest.result()
+            shard.finished.result()
         shards = [self._journal.shards[shard.name] for shard in self._plan.shards]
         errors = {name: error for shard in shards for name, error in shard.errors.items()}
         return Written(
@@ -190,21 +236,30 @@ class _Output:
 class _ShardInWork:
     """A shard that receives tensors from any thread, and is hashed and noted after the last."""
 
-    def __init__(
-        self,
-        folder: Path,
-        shard: Shard,
-        journal: Journal,
-        hashers: ThreadPoolExecutor,
-        stack: ExitStack,
-    ) -> None:
-        self.writer = stack.enter_context(ShardWriter(folder, shard))
+    def __init__(self, shard: Shard, shelf: _Shelf) -> None:
         self.left = 0
         """Tensors still to come."""
-        self.digest: Future[None] = Future()
-        self._journal, self._hashers = journal, hashers
+        self.finished: Future[None] = Future()
+        self._shard, self._shelf = shard, shelf
+        self._writer: ShardWriter | None = None
         self._errors: dict[str, float] = {}
         self._lock = threading.Lock()
+
+    @property
+    def is_begun(self) -> bool:
+        return self._writer is not None
+
+    def begin(self) -> None:
+        """Create the file, if that is not done yet; called from one thread only."""
+        if self._writer is None:
+            self._writer = ShardWriter(self._shelf.folder, self._shard)
+            self._shelf.stack.callback(self._writer.close)
+
+    @property
+    def writer(self) -> ShardWriter:
+        """Of the shard, once begun."""
+        assert self._writer is not None
+        return self._writer
 
     def done(self, name: str, relative_error: float | None) -> None:
         """Source tensor ``name`` is written."""
@@ -214,12 +269,21 @@ class _ShardInWork:
             self.left -= 1
             last = self.left == 0
         if last:
-            self.digest = self._hashers.submit(self._finish)
+            self._shelf.hashers.submit(self._finish)
 
     def _finish(self) -> None:
-        shard = self.writer.shard
-        errors = dict(sorted(self._errors.items()))
-        self._journal.add(FinishedShard(shard.name, shard.size_bytes, self.writer.digest(), errors))
+        try:
+            digest = self.writer.digest()
+            self.writer.close()
+            errors = dict(sorted(self._errors.items()))
+            shard = self._shard
+            self._shelf.journal.add(FinishedShard(shard.name, shard.size_bytes, digest, errors))
+            if self._shelf.send is not None:
+                self._shelf.send(self.writer.path)
+        except BaseException as error:
+            self.finished.set_exception(error)
+        else:
+            self.finished.set_result(None)
 
 
 @dataclass
@@ -229,6 +293,7 @@ class _Job:
     scheme: Scheme
     planned: PlannedTensor
     shard: _ShardInWork
+    calibrated: "CalibratedWeights | None"
     _small: dict[str, torch.Tensor] = field(default_factory=dict)
     """Parts whose rows do not lie one after the other; held whole (a scale a group), written last."""
     _errors: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -243,6 +308,11 @@ class _Job:
         if isinstance(decision, Quantize):
             return self.planned.dtype, self.scheme.arithmetic, decision.group_size
         return self.planned.dtype, None
+
+    def quantize(self, rows: torch.Tensor, start: int, group_size: int | None) -> QuantizedRows:
+        """Rows from row ``start`` on: as calibration found them, or else by the scheme itself."""
+        found = self.calibrated and self.calibrated.quantize_rows(self.planned.name, rows, start)
+        return found or self.scheme.quantize_rows(rows, group_size)
 
     def expect(self, blocks: int) -> None:
         """``blocks`` blocks of rows will come; none for an empty tensor."""

@@ -8,7 +8,8 @@ from typing import Literal, cast
 
 from smolquant.errors import InputError
 from smolquant.evaluate.gate import Gate, parse_limits
-from smolquant.evaluate.text import read_text
+from smolquant.evaluate.text import EvalText, bundled_calibration_text, read_text
+from smolquant.machine import LowDisk
 from smolquant.schemes import (
     BOTH,
     BY_VARIANT,
@@ -51,6 +52,8 @@ class Settings:
     device: Device
     group_size: int
     int4_method: Int4Method
+    calibration_text: Path | None
+    """None: the bundled one."""
     token: str | None = field(repr=False)
     """None leaves the choice to the Hub client: HF_TOKEN, a login, or keyless OIDC."""
     private: bool
@@ -63,6 +66,7 @@ class Settings:
     create_pr: bool
     save_only: bool
     output_dir: Path
+    low_disk: LowDisk
     trackio: Destination | None
     """Where the run is recorded; None keeps a local project in the output folder."""
     experiment_name: str | None
@@ -88,7 +92,19 @@ class Settings:
 
     def scheme(self, quant_type: str) -> Scheme:
         """The scheme with what was asked of it."""
-        return scheme_of(quant_type, int4_method=self.int4_method)
+        text = self.calibration
+        return scheme_of(
+            quant_type, int4_method=self.int4_method, calibration=text.digest if text else None
+        )
+
+    @property
+    def calibration(self) -> EvalText | None:
+        """The text that int4 weights are calibrated on; None where they are not."""
+        if self.int4_method != "calibrated":
+            return None
+        if self.calibration_text is None:
+            return bundled_calibration_text()
+        return read_text(self.calibration_text, "--calibration-text")
 
     def options_of(self, quant_type: str) -> dict[str, str | int | float | bool | list[str] | None]:
         """The options that decide the stored bytes of one variant; what "unchanged" means."""
@@ -108,6 +124,7 @@ def make_settings(
     device: str = "auto",
     group_size: int = DEFAULT_GROUP_SIZE,
     int4_method: str = DEFAULT_INT4_METHOD,
+    calibration_text: str | None = None,
     token: str | None = None,
     private: bool = False,
     revision: str | None = None,
@@ -118,6 +135,7 @@ def make_settings(
     create_pr: bool = False,
     save_only: bool = False,
     output_dir: str = DEFAULT_OUTPUT_DIR,
+    low_disk: str = "auto",
     evaluate: str = "auto",
     eval_text: str | None = None,
     eval_tokens: int | None = None,
@@ -185,6 +203,7 @@ def make_settings(
         device=cast("Device", device),
         group_size=_group_size(group_size),
         int4_method=cast("Int4Method", int4_method),
+        calibration_text=_calibration_text(calibration_text, int4_method),
         token=token or None,
         private=private,
         revision=revision,
@@ -195,10 +214,11 @@ def make_settings(
         create_pr=create_pr,
         save_only=save_only,
         output_dir=Path(output_dir),
+        low_disk=cast("LowDisk", low_disk),
         trackio=make_destination(trackio_url, write_token=trackio_write_token, bucket=dataset_repo),
         experiment_name=experiment_name,
         evaluate=cast("Evaluate", evaluate),
-        eval_text=_eval_text(eval_text),
+        eval_text=_text_file(eval_text, "--eval-text"),
         eval_tokens=_eval_tokens(eval_tokens),
         gate=_gate(evaluate, max_perplexity_increase, max_kl),
         cuda_image=cuda_image,
@@ -269,11 +289,20 @@ def shard_size(text: str) -> int:
     return size
 
 
-def _eval_text(name: str | None) -> Path | None:
+def _text_file(name: str | None, option: str) -> Path | None:
     if name is None:
         return None
-    read_text(Path(name))  # refuses what it cannot read, before any work
+    read_text(Path(name), option)  # refuses what it cannot read, before any work
     return Path(name)
+
+
+def _calibration_text(name: str | None, int4_method: str) -> Path | None:
+    if name is not None and int4_method != "calibrated":
+        raise InputError(
+            f"--calibration-text {name} was given, and --int4-method {int4_method} uses no text.",
+            hint="Add --int4-method calibrated, or leave the text out.",
+        )
+    return _text_file(name, "--calibration-text")
 
 
 def _eval_tokens(tokens: int | None) -> int | None:

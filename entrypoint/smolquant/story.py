@@ -47,6 +47,7 @@ class Story:
     commit_sha: str | None = None
     pull_request_url: str | None = None
     changed: bool = False
+    verdict: str = ""
     error: BaseException | None = None
     passed_on: int | None = None
     """Exit code of another process that did the run and has told its story."""
@@ -104,6 +105,7 @@ class Story:
             save_only=self.save_only,
             command=self.command,
             versions=self.versions,
+            verdict=self.verdict,
             planned=self.planned,
             trackio_command=self.tracker.local_command,
         )

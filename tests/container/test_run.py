@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -12,7 +13,7 @@ from typing import NamedTuple, TypedDict
 
 import pytest
 from safetensors import safe_open
-from transformers import LlamaConfig
+from transformers import LlamaConfig, SmolLM3Config
 
 import models
 from container.engine import Engine
@@ -117,6 +118,31 @@ def test_a_second_run_has_nothing_to_do(job: Runner) -> None:
     assert job.run_as_runner(step).outputs["changed"] == "true"
     done = job.run_as_runner(step)
     assert (done.returncode, done.outputs["changed"]) == (0, "false")
+
+
+def test_three_billion_parameters_fit_into_a_container_of_one_gigabyte(runner: Runner) -> None:
+    """In one file, and without swap: what is held does not depend on the model's size."""
+    shape = {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "vocab_size": 128256,
+    }
+    model = models.save_zeros(
+        runner.workspace / "model", SmolLM3Config(**shape, tie_word_embeddings=True, pad_token_id=0)
+    )
+    assert (model / "model.safetensors").stat().st_size > 6 * 10**9
+    try:
+        done = runner.run_as_runner(saving(), options=["--memory", "1g", "--memory-swap", "1g"])
+        assert done.returncode == 0, done.stdout + done.stderr
+        written = (runner.workspace / "quantized/int8").glob("*.safetensors")
+        assert sum(path.stat().st_size for path in written) > 3 * 10**9
+        report = json.loads((runner.workspace / "quantized/report.json").read_text())
+        assert report["variants"]["int8"]["peak_memory_bytes"] < 0.6 * 10**9
+    finally:
+        shutil.rmtree(runner.workspace / "quantized", ignore_errors=True)
 
 
 # Failing.

@@ -55,6 +55,7 @@ def test_what_was_measured_stands_in_record_report_card_and_summary(
         assert f"{metrics['perplexity']:.3f}" in card
         assert metrics["machine"] in card
     assert "Perplexity" in run.summary
+    assert "Within the limits" in run.summary
     assert "Perplexity" in hub.read(REPO, "README.md").decode()
     int8, int4 = (run.report["variants"][name]["metrics"] for name in ("int8", "int4"))
     assert int8["mean_kl"] < int4["mean_kl"]

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig
 
-import smolquant
-from command import run_smolquant
+from command import run_killed, run_smolquant
 from models import SIZES, save_with_tokenizer
-
-KILLED_AFTER = """
-import os, runpy, signal, sys
-from smolquant.workfolder import Journal
-
-add, left = Journal.add, int(sys.argv.pop(1))
-
-def add_and_die(journal, shard):
-    global left
-    add(journal, shard)
-    left -= 1
-    if not left:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Journal.add = add_and_die
-runpy.run_module("smolquant", run_name="__main__")
-"""
-"""The command, killed the moment it has noted its n-th finished shard."""
 
 
 def config(**changes: Any) -> LlamaConfig:
@@ -41,20 +20,6 @@ def config(**changes: Any) -> LlamaConfig:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def run_killed(arguments: list[str], folder: Path, after: int) -> None:
-    environ = {**os.environ, "PYTHONPATH": str(Path(smolquant.__file__).parent.parent)}
-    environ |= {"INPUT_EVALUATE": "never", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_AFTER, str(after), *arguments],
-        cwd=folder,
-        env=environ,
-        capture_output=True,
-        timeout=300,
-        check=False,
-    )
-    assert killed.returncode == -9, killed.stderr.decode()
 
 
 @pytest.mark.parametrize("quant_type", ["int8_weight_only", "both"])

@@ -14,6 +14,7 @@ from smolquant.evaluate.gate import (
     parse_limits,
     refuse_garbage,
     refuse_wild_errors,
+    verdict,
 )
 from smolquant.record import Metrics, TensorRecord
 
@@ -63,12 +64,12 @@ def test_at_the_limit_passes_and_above_it_fails_with_the_numbers() -> None:
     gate = Gate(perplexity_increase={"int4": 5.0})
     assert judge({"int4": GOOD}, gate) is None
     worse = replace(GOOD, perplexity_increase_percent=5.0004)
-    verdict = judge({"int4": worse}, gate)
-    assert isinstance(verdict, GateError)
-    assert verdict.exit_code == 6
-    assert "int4" in verdict.message
-    assert "5.0004 %" in verdict.message
-    assert "--max-perplexity-increase 5 %" in verdict.message
+    refusal = judge({"int4": worse}, gate)
+    assert isinstance(refusal, GateError)
+    assert refusal.exit_code == 6
+    assert "int4" in refusal.message
+    assert "5.0004 %" in refusal.message
+    assert "--max-perplexity-increase 5 %" in refusal.message
 
 
 def test_a_better_variant_than_its_source_passes() -> None:
@@ -79,24 +80,36 @@ def test_a_better_variant_than_its_source_passes() -> None:
 def test_every_complaint_is_told_and_variants_without_a_limit_are_not_judged() -> None:
     bad = replace(GOOD, perplexity_increase_percent=80.0, mean_kl=0.7)
     gate = Gate(perplexity_increase={"int4": 12.0}, kl={"int4": 0.5, "int8": 0.1})
-    verdict = judge({"int8": GOOD, "int4": bad, "int8_dynamic": bad}, gate)
-    assert verdict is not None
-    assert "80 %" in verdict.message
-    assert "0.7" in verdict.message
-    assert "int8" not in verdict.message.replace("int8=", "")
-    assert "No variant is published" in verdict.message
+    refusal = judge({"int8": GOOD, "int4": bad, "int8_dynamic": bad}, gate)
+    assert refusal is not None
+    assert "80 %" in refusal.message
+    assert "0.7" in refusal.message
+    assert "int8" not in refusal.message.replace("int8=", "")
+    assert "No variant is published" in refusal.message
 
 
 @pytest.mark.parametrize("metrics", [None, Metrics(tokens_per_second=30.0)])
 def test_a_limit_on_what_was_not_measured_fails(metrics: Metrics | None) -> None:
-    verdict = judge({"int8": metrics}, Gate(kl={"int8": 1.0}))
-    assert verdict is not None
-    assert "not measured" in verdict.message
+    refusal = judge({"int8": metrics}, Gate(kl={"int8": 1.0}))
+    assert refusal is not None
+    assert "not measured" in refusal.message
 
 
 def test_not_a_number_passes_no_limit() -> None:
-    verdict = judge({"int8": replace(GOOD, mean_kl=float("nan"))}, Gate(kl={"int8": 1.0}))
-    assert verdict is not None
+    refusal = judge({"int8": replace(GOOD, mean_kl=float("nan"))}, Gate(kl={"int8": 1.0}))
+    assert refusal is not None
+
+
+def test_a_release_that_passes_says_against_what() -> None:
+    gate = Gate(perplexity_increase={"int4": 12.0}, kl={"int4": 0.5, "int8": 0.1})
+    text = verdict({"int4": GOOD, "int8": GOOD}, gate)
+    assert text == (
+        f"int4: perplexity rose by {GOOD.perplexity_increase_percent:.3g} %, "
+        "--max-perplexity-increase 12 %; "
+        f"int4: mean KL divergence is {GOOD.mean_kl:.3g}, --max-kl 0.5; "
+        f"int8: mean KL divergence is {GOOD.mean_kl:.3g}, --max-kl 0.1"
+    )
+    assert verdict({"int4": GOOD}, Gate()) == ""
 
 
 def test_without_limits_nothing_is_judged() -> None:

@@ -9,6 +9,7 @@ import pytest
 from smolquant import machine
 from smolquant.checkpoint.source import Download
 from smolquant.errors import MachineError
+from smolquant.machine import DiskUse, OutputBytes
 
 GB = 10**9
 HERE = Path("/proc")
@@ -49,6 +50,48 @@ def test_disks_of_their_own_are_looked_at_one_by_one(tmp_path: Path, free: dict[
         machine.require_disk(tmp_path, 2 * GB, Download(3 * GB, HERE))
     with pytest.raises(MachineError, match=r"The variants take 3\.00 GB"):
         machine.require_disk(tmp_path, 3 * GB, Download(2 * GB, HERE))
+
+
+@pytest.mark.parametrize(
+    ("asked", "free_gb", "expected"),
+    [
+        ("auto", 10, DiskUse()),
+        ("auto", 4, DiskUse(stream_source=True, send_shards=True)),
+        ("never", 10, DiskUse()),
+        ("never", 4, None),
+        ("always", 10, DiskUse(stream_source=True, send_shards=True)),
+        ("always", 1, None),
+        ("auto", 1, None),
+    ],
+)
+def test_the_disk_is_spared_where_it_would_not_hold_everything(
+    tmp_path: Path,
+    free: dict[Path, int],
+    asked: machine.LowDisk,
+    free_gb: int,
+    expected: DiskUse | None,
+) -> None:
+    free[tmp_path] = free_gb * GB
+    output, download = OutputBytes(4 * GB, 2 * GB), Download(6 * GB, tmp_path)
+    possible = DiskUse(stream_source=True, send_shards=True)
+    if expected is None:
+        with pytest.raises(MachineError, match=f"has {free_gb}.00 GB free"):
+            machine.choose_disk_use(asked, tmp_path, output, download, possible)
+    else:
+        assert machine.choose_disk_use(asked, tmp_path, output, download, possible) == expected
+
+
+def test_what_is_to_be_measured_must_fit(tmp_path: Path, free: dict[Path, int]) -> None:
+    output, download = OutputBytes(4 * GB, 2 * GB), Download(6 * GB, tmp_path)
+    possible = DiskUse(stream_source=True)
+    free[tmp_path] = 4 * GB
+    assert machine.choose_disk_use("auto", tmp_path, output, download, possible) == possible
+    free[tmp_path] = 3 * GB
+    with pytest.raises(
+        MachineError, match=r"variants take 4\.00 GB, and .* has 3\.00 GB"
+    ) as caught:
+        machine.choose_disk_use("auto", tmp_path, output, download, possible)
+    assert "--evaluate never" in caught.value.hint
 
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:

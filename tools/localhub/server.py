@@ -66,6 +66,8 @@ class LocalHub(Hub):
         """Every request answered so far, oldest first."""
         return self._tap.requests
 
-    def fail_next(self, method: str, path_regex: str, status: int, times: int = 1) -> None:
-        """Answer the next `times` requests whose decoded path matches with an error status."""
-        self._tap.fail_next(method, path_regex, status, times)
+    def fail_next(
+        self, method: str, path_regex: str, status: int, times: int = 1, *, skip: int = 0
+    ) -> None:
+        """Answer `times` requests whose decoded path matches with an error status, after `skip`."""
+        self._tap.fail_next(method, path_regex, status, times, skip=skip)

@@ -48,6 +48,7 @@ class _Failure:
     path: re.Pattern[str]
     status: int
     times: int
+    skip: int
 
 
 class Tap:
@@ -58,9 +59,11 @@ class Tap:
         self._tokens = tokens
         self._failures: list[_Failure] = []
 
-    def fail_next(self, method: str, path_regex: str, status: int, times: int = 1) -> None:
-        """Answer the next `times` requests whose decoded path matches with an error status."""
-        self._failures.append(_Failure(method, re.compile(path_regex), status, times))
+    def fail_next(
+        self, method: str, path_regex: str, status: int, times: int = 1, *, skip: int = 0
+    ) -> None:
+        """Answer `times` requests whose decoded path matches with an error status, after `skip`."""
+        self._failures.append(_Failure(method, re.compile(path_regex), status, times, skip))
 
     def around(self, app: ASGIApp) -> ASGIApp:
         """The application, tapped."""
@@ -86,6 +89,9 @@ class Tap:
                 and failure.method == scope["method"]
                 and failure.path.search(unquote(scope["path"]))
             ):
+                if failure.skip:
+                    failure.skip -= 1
+                    continue
                 failure.times -= 1
                 return failure
         return None

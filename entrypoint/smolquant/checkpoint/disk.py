@@ -32,10 +32,11 @@ class DiskFile:
         """
         self.size = size
         self._cached = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-        self._direct: int | None = None
+        self._open_files = [self._cached]
         try:
             os.posix_fallocate(self._cached, 0, size)
             self._direct = _open_direct(path) if size >= _PAGE else None
+            self._open_files += [] if self._direct is None else [self._direct]
         except OSError as error:
             self.close()
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -71,10 +72,10 @@ class DiskFile:
         return digest.hexdigest()
 
     def close(self) -> None:
-        """Close the file; what is in it stays."""
-        for file in (self._cached, self._direct):
-            if file is not None:
-                os.close(file)
+        """Close the file, if it is open; what is in it stays."""
+        open_files, self._open_files = self._open_files, []
+        for file in open_files:
+            os.close(file)
 
     def _write_pages(self, pages: memoryview, offset: int) -> None:
         assert self._direct is not None

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -100,8 +100,51 @@ class Layout:
         )
 
 
+class FileBytes(Protocol):
+    """The bytes of a weight file, wherever it lies; read from several threads at once."""
+
+    name: str
+    size: int
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        """Fill ``view`` from ``offset`` on and return how many bytes there were."""
+
+    def verify(self) -> None:
+        """Make sure that all of it is as it should be, as far as that is not known already."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
+class LocalBytes:
+    """A file on this machine, read with ``pread``: mapped pages would count as this process's memory."""
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path``.
+
+        Raises:
+            OSError: it cannot be.
+        """
+        self.name = path.name
+        self._file = os.open(path, os.O_RDONLY)
+        self.size = os.fstat(self._file).st_size
+        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        done = 0
+        while done < len(view) and (count := os.preadv(self._file, [view[done:]], offset + done)):
+            done += count
+        return done
+
+    def verify(self) -> None:
+        """Nothing to do: the source's identity was taken from this file."""
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
 class SafetensorsFile:
-    """Reads ranges with ``pread``, since mapped pages would count as this process's memory.
+    """Reads ranges of rows.
 
     Format: 8 bytes little-endian header length, a JSON header, the data
     (https://github.com/huggingface/safetensors#format).
@@ -109,53 +152,71 @@ class SafetensorsFile:
 
     aliases: Mapping[str, str] = {}
 
-    def __init__(self, path: Path) -> None:
-        """Open and validate ``path``.
+    def __init__(self, data: FileBytes) -> None:
+        """Read the header.
 
         Raises:
-            CheckpointError: when it is truncated, corrupt, or holds a dtype of quantized weights.
+            CheckpointError: when the file is truncated, corrupt, or holds a dtype of quantized weights.
         """
-        self.path = path
-        try:
-            with safe_open(path, framework="pt"):
-                pass  # the library checks the header against the file's length
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(
-                f"{path.name} is truncated or corrupt: {error}.",
-                hint="Fetch or save the file again.",
-            ) from error
-        self._file = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        header_length = int.from_bytes(os.pread(self._file, 8, 0), "little")
-        header: dict[str, dict[str, Any]] = json.loads(os.pread(self._file, header_length, 8))
-        header.pop("__metadata__", None)
+        self.name = data.name
+        self.verify, self.close = data.verify, data.close
+        self._data = data
+        header, begin = self._header()
         self._offsets: dict[str, int] = {}
         tensors = []
         for name, entry in header.items():
-            tensors.append(source_tensor(path.name, name, entry["dtype"], entry["shape"]))
-            self._offsets[name] = 8 + header_length + entry["data_offsets"][0]
+            tensors.append(source_tensor(self.name, name, entry["dtype"], entry["shape"]))
+            self._offsets[name] = begin + entry["data_offsets"][0]
         self.tensors: Sequence[SourceTensor] = sorted(
             tensors, key=lambda tensor: self._offsets[tensor.name]
         )
+
+    @classmethod
+    def at(cls, path: Path) -> "SafetensorsFile":
+        """The file at ``path``, validated by the library that defines the format.
+
+        Raises:
+            CheckpointError: as for the class itself.
+        """
+        try:
+            with safe_open(path, framework="pt"):
+                pass  # checks the header against the file's length
+            return cls(LocalBytes(path))
+        except (SafetensorError, OSError) as error:
+            raise _corrupt(path.name, error) from error
 
     def read_rows(self, tensor: SourceTensor, start: int, stop: int) -> torch.Tensor:
         shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
         block = torch.empty(shape, dtype=tensor.dtype)
         view = bytes_of(block)
         offset = self._offsets[tensor.name] + start * tensor.row_bytes
-        done = 0
-        while done < len(view):
-            count = os.preadv(self._file, [view[done:]], offset + done)
-            if count == 0:
-                raise CheckpointError(
-                    f"{self.path.name} ends within {tensor.name!r}: it shrank while it was read.",
-                    hint="Make sure that nothing writes to the checkpoint during the run.",
-                )
-            done += count
+        if self._data.read_into(view, offset) < len(view):
+            raise CheckpointError(
+                f"{self.name} ends within {tensor.name!r}: it shrank while it was read.",
+                hint="Make sure that nothing writes to the checkpoint during the run.",
+            )
         return block
 
-    def close(self) -> None:
-        os.close(self._file)
+    def _header(self) -> tuple[dict[str, dict[str, Any]], int]:
+        """The entries of the tensors, and where their data begins."""
+        length = int.from_bytes(self._bytes(0, 8), "little")
+        if length > self._data.size - 8:
+            raise _corrupt(self.name, "its header is longer than the file")
+        header: dict[str, dict[str, Any]] = json.loads(self._bytes(8, length))
+        header.pop("__metadata__", None)
+        return header, 8 + length
+
+    def _bytes(self, offset: int, count: int) -> bytearray:
+        content = bytearray(count)
+        if self._data.read_into(memoryview(content), offset) < count:
+            raise _corrupt(self.name, "its header is cut off")
+        return content
+
+
+def _corrupt(name: str, why: object) -> CheckpointError:
+    return CheckpointError(
+        f"{name} is truncated or corrupt: {why}.", hint="Fetch or save the file again."
+    )
 
 
 class PickleFile:
@@ -172,7 +233,7 @@ class PickleFile:
             CheckpointError: when it holds anything but tensors, or is truncated.
             MachineError: it has to be loaded whole, and that does not fit in memory.
         """
-        self.path = path
+        self.name, self._path = path.name, path
         self._loaded = loaded
         self._mapped = _unpickle(path, mapped=True) if _is_zip(path) else None
         state = self._state()
@@ -189,11 +250,14 @@ class PickleFile:
             _give_back_pages(rows)
         return copy
 
+    def verify(self) -> None:
+        """Nothing to do: the source's identity was taken from this file."""
+
     def close(self) -> None:
         self._mapped = {}
 
     def _state(self) -> dict[str, torch.Tensor]:
-        return self._loaded.state(self.path) if self._mapped is None else self._mapped
+        return self._loaded.state(self._path) if self._mapped is None else self._mapped
 
 
 class _OneLoaded:
@@ -279,8 +343,11 @@ def _is_zip(path: Path) -> bool:
 class Checkpoint:
     """All weight files of a model, open for reading rows from several threads at once."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path | FileBytes]) -> None:
         """Open every file.
+
+        Args:
+            files: in order; what is not a path is in the safetensors format.
 
         Raises:
             CheckpointError: when one cannot be read, or two hold the same tensor.
@@ -291,18 +358,14 @@ class Checkpoint:
         tensors: dict[str, SourceTensor] = {}
         aliases: dict[str, str] = {}
         with ExitStack() as stack:
-            for path in paths:
-                file = (
-                    SafetensorsFile(path)
-                    if path.suffix == ".safetensors"
-                    else PickleFile(path, loaded)
-                )
+            for given in files:
+                file = _open(given, loaded)
                 stack.callback(file.close)
                 for tensor in file.tensors:
                     if tensor.name in tensors:
                         raise CheckpointError(
-                            f"{tensor.name!r} stands in {self._home[tensor.name].path.name} and again in "
-                            f"{path.name}.",
+                            f"{tensor.name!r} stands in {self._home[tensor.name].name} and again in "
+                            f"{file.name}.",
                             hint="Remove the shards of an older save and try again.",
                         )
                     tensors[tensor.name] = tensor
@@ -312,6 +375,15 @@ class Checkpoint:
         if not tensors:
             raise CheckpointError("The weight files hold no tensors.", hint=_SAVE_AGAIN)
         self.layout = Layout(tensors, aliases)
+
+    def verify(self) -> None:
+        """Make sure, after the last row, that every file was what it should be.
+
+        Raises:
+            CheckpointError: one was not.
+        """
+        for file in dict.fromkeys(self._home.values()):
+            file.verify()
 
     def read_rows(self, tensor: SourceTensor, start: int, stop: int) -> torch.Tensor:
         """Rows [start, stop) along the first axis, in the stored dtype, as memory of the caller's."""
@@ -326,6 +398,14 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _open(given: Path | FileBytes, loaded: _OneLoaded) -> SafetensorsFile | PickleFile:
+    if not isinstance(given, Path):
+        return SafetensorsFile(given)
+    if given.suffix == ".safetensors":
+        return SafetensorsFile.at(given)
+    return PickleFile(given, loaded)
 
 
 def bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -9,8 +9,9 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from smolquant.errors import CheckpointError
 from smolquant.hub import Hub, hub_errors
 
 if TYPE_CHECKING:
-    from smolquant.checkpoint.reader import Layout
+    from smolquant.checkpoint.reader import Checkpoint, Layout
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,23 @@ class Source(ABC):
     @abstractmethod
     def fetch_weights(self) -> list[Path]:
         """Local paths of the files that hold tensors, in order."""
+
+    @property
+    def can_stream(self) -> bool:
+        """Whether the weights can be read without being stored here."""
+        return False
+
+    @contextmanager
+    def checkpoint(self, *, streamed: bool = False) -> "Iterator[Checkpoint]":
+        """The weights, open for reading.
+
+        Args:
+            streamed: without storing them here; only where they :attr:`can_stream`.
+        """
+        from smolquant.checkpoint.reader import Checkpoint
+
+        with Checkpoint(self.fetch_weights()) as checkpoint:
+            yield checkpoint
 
     @abstractmethod
     def layout(self) -> "Layout":
@@ -236,8 +254,33 @@ class HubSource(Source):
         self._download(self._shards)
         return [self._folder / shard for shard in self._shards]
 
+    @property
+    def can_stream(self) -> bool:
+        return self._is_safetensors and all(shard in self._lfs for shard in self._shards)
+
+    @contextmanager
+    def checkpoint(self, *, streamed: bool = False) -> "Iterator[Checkpoint]":
+        if not streamed:
+            with super().checkpoint() as checkpoint:
+                yield checkpoint
+            return
+        from smolquant.checkpoint.reader import Checkpoint
+        from smolquant.checkpoint.remote import RemoteFiles
+
+        assert self.repo is not None
+        assert self.revision is not None
+        self._notify(f"Streaming {len(self._shards)} weight file(s) of {self.repo}")
+        with closing(RemoteFiles(self._hub, self.repo, self.revision)) as files:
+            opened = [files.open(n, self._sizes[n], self._lfs[n]) for n in self._shards]
+            with Checkpoint(opened) as checkpoint:
+                yield checkpoint
+
+    @property
+    def _is_safetensors(self) -> bool:
+        return self._layout.startswith("model.safetensors")
+
     def layout(self) -> "Layout":
-        if not self._layout.startswith("model.safetensors"):
+        if not self._is_safetensors:
             return _layout_of(self.fetch_weights())  # only unpickling tells what a pickle holds
         from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 

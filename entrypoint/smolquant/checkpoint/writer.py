@@ -124,7 +124,8 @@ class ShardWriter:
             OSError: ENOSPC when the disk is too small, before any work was spent.
         """
         self.shard = shard
-        self._file = DiskFile(folder / shard.name, shard.size_bytes)
+        self.path = folder / shard.name
+        self._file = DiskFile(self.path, shard.size_bytes)
         self._file.write(memoryview(shard.header), 0)
 
     def write(self, name: str, data: torch.Tensor, skip_bytes: int = 0) -> None:
@@ -137,8 +138,12 @@ class ShardWriter:
         """sha256 of the finished file."""
         return self._file.sha256()
 
+    def close(self) -> None:
+        """Close the file, if it is open."""
+        self._file.close()
+
     def __enter__(self) -> "ShardWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self.close()

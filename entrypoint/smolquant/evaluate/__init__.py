@@ -8,8 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolquant.errors import CheckpointError
-from smolquant.evaluate.text import EvalText, bundled_text, default_tokens, read_text, token_windows
+from smolquant.evaluate.text import (
+    EvalText,
+    bundled_text,
+    default_tokens,
+    load_tokenizer,
+    read_text,
+    token_windows,
+)
 from smolquant.record import Metrics
 
 if TYPE_CHECKING:
@@ -55,7 +61,7 @@ class Measurement:
         parameters = sum(parameter.numel() for parameter in architecture.model.parameters())
         windows = token_windows(
             text,
-            _tokenizer(source_folder, self.trust_remote_code),
+            load_tokenizer(source_folder, trust_remote_code=self.trust_remote_code),
             self.tokens or default_tokens(parameters),
             longest=getattr(architecture.model.config, "max_position_embeddings", None) or 2**30,
             exact=self.tokens is not None,
@@ -79,13 +85,16 @@ class Measurement:
         from smolquant.evaluate.speed import Speed, measure_speed
 
         def measured(folder: Path) -> Speed | None:
+            weight_bytes = sum(
+                path.stat().st_size
+                for path in folder.iterdir()
+                if path.suffix in {".safetensors", ".bin"}
+            )
+            if not weight_bytes:
+                return None  # a source that is streamed
             return measure_speed(
                 folder,
-                weight_bytes=sum(
-                    path.stat().st_size
-                    for path in folder.iterdir()
-                    if path.suffix in {".safetensors", ".bin"}
-                ),
+                weight_bytes=weight_bytes,
                 device=self.device,
                 trust_remote_code=self.trust_remote_code,
             )
@@ -125,15 +134,3 @@ def machine() -> str:
     except OSError:
         pass
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
-
-
-def _tokenizer(folder: Path, trust_remote_code: bool) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except Exception as error:  # transformers raises what a missing or broken file makes it raise
-        raise CheckpointError(
-            f"The checkpoint's tokenizer cannot be loaded, so nothing can be measured: {error}",
-            hint="Save the tokenizer beside the model, or use --evaluate never.",
-        ) from error

@@ -6,7 +6,7 @@ hold: what is so far off that something must have gone wrong is not published, a
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from smolquant.errors import GateError, InputError
@@ -82,21 +82,7 @@ def judge(measured: Mapping[str, Metrics | None], gate: Gate) -> GateError | Non
     Returns:
         One error with the numbers of every limit that is exceeded or has nothing to be held against.
     """
-    complaints = [
-        complaint
-        for variant, metrics in measured.items()
-        for limits, option, unit, value in (
-            (
-                gate.perplexity_increase,
-                "--max-perplexity-increase",
-                " %",
-                metrics.perplexity_increase_percent if metrics else None,
-            ),
-            (gate.kl, "--max-kl", "", metrics.mean_kl if metrics else None),
-        )
-        if variant in limits
-        and (complaint := _complaint(variant, option, unit, value, limits[variant]))
-    ]
+    complaints = [text for check in _checks(measured, gate) if (text := check.complaint)]
     if not complaints:
         return None
     return GateError(
@@ -106,16 +92,58 @@ def judge(measured: Mapping[str, Metrics | None], gate: Gate) -> GateError | Non
     )
 
 
-def _complaint(
-    variant: str, option: str, unit: str, value: float | None, limit: float
-) -> str | None:
-    if value is None:
-        return f"{variant}: {option} is {limit:g}{unit}, and it was not measured"
-    if value <= limit:  # false for NaN, which no limit allows
-        return None
-    measure = "perplexity rose by" if "perplexity" in option else "mean KL divergence is"
-    # As many digits as tell the two apart: 5.0004 against 5 must not read "5, above 5".
-    return f"{variant}: {measure} {value:.6g}{unit}, above {option} {limit:g}{unit}"
+def verdict(measured: Mapping[str, Metrics | None], gate: Gate) -> str:
+    """What a release that passed was held against, with the numbers; empty without any limit."""
+    return "; ".join(
+        f"{check.variant}: {check.measure} {check.value:.3g}{check.unit}, {check.option} "
+        f"{check.limit:g}{check.unit}"
+        for check in _checks(measured, gate)
+    )
+
+
+@dataclass(frozen=True)
+class _Check:
+    """One limit and what is held against it."""
+
+    variant: str
+    option: str
+    measure: str
+    unit: str
+    value: float | None
+    limit: float
+
+    @property
+    def complaint(self) -> str | None:
+        """Why the limit is not kept; None where it is."""
+        limit = f"{self.option} {self.limit:g}{self.unit}"
+        if self.value is None:
+            return f"{self.variant}: {self.option} is {self.limit:g}{self.unit}, and it was not measured"
+        if self.value <= self.limit:  # false for NaN, which no limit allows
+            return None
+        # As many digits as tell the two apart: 5.0004 against 5 must not read "5, above 5".
+        return f"{self.variant}: {self.measure} {self.value:.6g}{self.unit}, above {limit}"
+
+
+def _checks(measured: Mapping[str, Metrics | None], gate: Gate) -> Iterator[_Check]:
+    for variant, metrics in measured.items():
+        if variant in gate.perplexity_increase:
+            yield _Check(
+                variant,
+                "--max-perplexity-increase",
+                "perplexity rose by",
+                " %",
+                metrics.perplexity_increase_percent if metrics else None,
+                gate.perplexity_increase[variant],
+            )
+        if variant in gate.kl:
+            yield _Check(
+                variant,
+                "--max-kl",
+                "mean KL divergence is",
+                "",
+                metrics.mean_kl if metrics else None,
+                gate.kl[variant],
+            )
 
 
 def refuse_garbage(variant: str, metrics: Metrics) -> None:

@@ -7,8 +7,9 @@ are read once however long the text is.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,14 @@ from smolquant.evaluate.weights import Weights
 from smolquant.int4_kernels import pack_model
 
 Forward = Callable[..., Any]
+
+Visit = Callable[[str, nn.Module, Callable[[], Any]], Any]
+"""Given a layer's name, the layer with its weights there, and what runs it on the whole text; returns the
+output. It may run the layer more than once, and change its weights in between."""
+
+
+def _run_once(name: str, layer: nn.Module, run: Callable[[], Any]) -> Any:
+    return run()
 
 
 class StreamedModel:
@@ -31,12 +40,14 @@ class StreamedModel:
         *,
         device: str = "cpu",
         advance: Callable[[int], None] = lambda n_bytes: None,
+        visit: Visit = _run_once,
     ) -> None:
         """Build the skeleton; its weights are read by :meth:`hidden_states` and :meth:`head_rows`.
 
         Args:
             device: where layers are computed.
             advance: told the bytes that each layer had on disk when it is done.
+            visit: called for each layer, and for every other module that owns weights.
         """
         from accelerate import init_empty_weights
 
@@ -49,6 +60,7 @@ class StreamedModel:
         self._weights = weights
         self._device = device
         self._advance = advance
+        self._visit = visit
         self._windows = 1
         self._trunk, layers = _trunk(model)
         self._head = model.get_output_embeddings()
@@ -62,6 +74,11 @@ class StreamedModel:
     def vocabulary_size(self) -> int:
         """Rows of the output head."""
         return int(self._head.weight.shape[0])
+
+    @property
+    def units(self) -> Sequence[Sequence[str]]:
+        """Names of the parameters that are in memory together, layer by layer."""
+        return self._units
 
     @property
     def size_bytes(self) -> int:
@@ -155,14 +172,14 @@ class StreamedModel:
                 f"{name}.{attribute}" for attribute, _ in module.named_parameters(recurse=is_layer)
             ]
             if parameters:
-                module.forward = self._visiting(module, parameters)
+                module.forward = self._visiting(name, module, parameters)
                 units.append(parameters)
         return units
 
     def _bytes_on_disk(self, parameters: list[str]) -> int:
         return sum(map(self._weights.size_bytes, parameters))
 
-    def _visiting(self, module: nn.Module, parameters: list[str]) -> Forward:
+    def _visiting(self, unit: str, module: nn.Module, parameters: list[str]) -> Forward:
         """``module.forward`` with its weights there for as long as it runs."""
         own_forward = module.forward
         places = {name: self._place(name) for name in parameters}
@@ -174,7 +191,8 @@ class StreamedModel:
                     weight = self._weights.load(name).to(self._device)
                     owner._parameters[attribute] = _fixed(weight)
                 pack_model(module)
-                return _window_by_window(own_forward, self._windows, args, kwargs)
+                run = partial(_window_by_window, own_forward, self._windows, args, kwargs)
+                return self._visit(unit, module, run)
             finally:
                 for name, (owner, attribute) in places.items():
                     owner._parameters[attribute] = empty[name]

@@ -1,9 +1,11 @@
-"""What is measured on: a text, cut into windows of tokens that are the same on every run.
+"""What is measured or calibrated on: a text, cut into windows of tokens that are the same on every run.
 
-The bundled text is prose in six languages; see text/ORIGIN. Windows are taken from its languages in
-turn, so that few tokens are as multilingual as many.
+The bundled texts are prose in six languages, from one book to measure on and from another to calibrate on;
+see text/ORIGIN. Windows are taken from the languages in turn, so that few tokens are as multilingual as
+many.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,13 +13,14 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolquant.errors import InputError
+from smolquant.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
 BUNDLED_NAME = "Debian Reference 2.100, six languages"
+CALIBRATION_NAME = "Debian GNU/Linux Installation Guide 20230508, six languages"
 WINDOW = 512
 """Tokens that see each other: long enough for context to matter, short enough to keep memory low."""
 
@@ -35,10 +38,15 @@ Conversation = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class EvalText:
-    """Documents to measure on, and what to call them."""
+    """Documents to measure or calibrate on, and what to call them."""
 
     name: str
     documents: Sequence[str | Conversation]
+
+    @property
+    def digest(self) -> str:
+        """Of the documents, whatever they are called."""
+        return hashlib.sha256(json.dumps(self.documents).encode()).hexdigest()
 
 
 def default_tokens(parameters: int) -> int:
@@ -54,18 +62,30 @@ def default_tokens(parameters: int) -> int:
 
 
 def bundled_text() -> EvalText:
-    """The text that comes with smolquant."""
-    return EvalText(
-        BUNDLED_NAME,
-        [(_BUNDLED / f"{language}.txt").read_text(encoding="utf-8") for language in _LANGUAGES],
-    )
+    """The text to measure on that comes with smolquant."""
+    return EvalText(BUNDLED_NAME, _bundled(""))
 
 
-def read_text(path: Path) -> EvalText:
+def bundled_calibration_text() -> EvalText:
+    """The text to calibrate on that comes with smolquant; from another book than the one above."""
+    return EvalText(CALIBRATION_NAME, _bundled("calibration-"))
+
+
+def _bundled(prefix: str) -> list[str]:
+    return [
+        (_BUNDLED / f"{prefix}{language}.txt").read_text(encoding="utf-8")
+        for language in _LANGUAGES
+    ]
+
+
+def read_text(path: Path, option: str = "--eval-text") -> EvalText:
     """The owner's text: plain UTF-8, or conversations.
 
     A ``.json`` file is a list of conversations, a ``.jsonl`` file has one a line: a list of
     ``{"role", "content"}``, or an object that has one as ``messages``.
+
+    Args:
+        option: that named the file.
 
     Raises:
         InputError: a file that cannot be read, is empty, or is not what its name says.
@@ -74,10 +94,10 @@ def read_text(path: Path) -> EvalText:
         content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"--eval-text {path} cannot be read: {error}.", hint="Give a UTF-8 text file."
+            f"{option} {path} cannot be read: {error}.", hint="Give a UTF-8 text file."
         ) from error
     if not content.strip():
-        raise InputError(f"--eval-text {path} is empty.", hint="Leave it out for the bundled text.")
+        raise InputError(f"{option} {path} is empty.", hint="Leave it out for the bundled text.")
     if path.suffix not in {".json", ".jsonl"}:
         return EvalText(path.name, [content])
     try:
@@ -89,7 +109,7 @@ def read_text(path: Path) -> EvalText:
         return EvalText(path.name, [_conversation(entry) for entry in entries])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"--eval-text {path} is not a list of conversations: {error!r}.",
+            f"{option} {path} is not a list of conversations: {error!r}.",
             hint='Each is a list of {"role": ..., "content": ...}, or has one as "messages".',
         ) from error
 
@@ -102,6 +122,27 @@ def _conversation(entry: Any) -> Conversation:
     if not conversation:
         raise ValueError("a conversation without messages")
     return conversation
+
+
+def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=trust_remote_code
+        )
+    except Exception as error:  # transformers raises what a missing or broken file makes it raise
+        raise CheckpointError(
+            f"The checkpoint's tokenizer cannot be loaded, and without one there are no tokens: {error}",
+            hint="Save the tokenizer beside the model. Without one: --evaluate never, and no "
+            "--int4-method calibrated.",
+        ) from error
+    return tokenizer
 
 
 def token_windows(
@@ -136,8 +177,8 @@ def token_windows(
     if available < 2 or (exact and available < tokens):
         raise InputError(
             f"{text.name} has {available} tokens in this model's vocabulary, "
-            f"fewer than the {max(tokens, 2)} to measure on.",
-            hint="Give a longer --eval-text, or a smaller --eval-tokens.",
+            f"fewer than the {max(tokens, 2)} that are wanted.",
+            hint="Give a longer text, or a smaller --eval-tokens.",
         )
     length = min(WINDOW, longest, tokens, max(map(len, sequences)) + len(opening))
     step = length - len(opening)

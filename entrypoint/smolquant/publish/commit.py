@@ -57,6 +57,8 @@ class Publication:
     """License entries of the source's card; None: those of the target's own."""
     tracking_urls: Mapping[str, str | None] = field(default_factory=dict)
     """By variant: the page of its run in Trackio."""
+    sent: "Mapping[str, CommitOperationAdd]" = field(default_factory=dict)
+    """Path in the repository -> a file of it that has been sent already, and may be gone here."""
     private: bool = False
     """Whether the repository is private if this run creates it."""
     create_pr: bool = False
@@ -93,7 +95,7 @@ def publish(
     repo_id = target.repo_id
     if not target.exists:
         notify(f"Creating {repo_id}")
-        target = _create_repo(hub, repo_id, private=publication.private)
+        target = create_repo(hub, repo_id, private=publication.private)
     commit = _commit_on_head(hub, target, publication, notify)
     revision = commit.pr_revision or "main"
     return Published(
@@ -167,7 +169,12 @@ def local_records(output_dir: Path) -> dict[str, VariantRecord]:
     return records
 
 
-def _create_repo(hub: Hub, repo_id: str, *, private: bool) -> Target:
+def create_repo(hub: Hub, repo_id: str, *, private: bool) -> Target:
+    """Create a repository, empty, unless another run was first.
+
+    Raises:
+        HubError: the Hub refused, or cannot be reached.
+    """
     with hub_errors(repo_id, f"creating {repo_id}"):
         # Not private leaves it to the organization's default. exist_ok: another run may be first.
         hub.api.create_repo(repo_id, private=private or None, exist_ok=True)
@@ -270,7 +277,10 @@ def _operations(target: Target, publication: Publication) -> "list[CommitOperati
         gone = set(target.folders.get(name, ())) - set(files)
         stale += [f"{name}/{file}" for file in sorted(gone)]
     return [
-        *(CommitOperationAdd(path, content) for path, content in contents.items()),
+        *(
+            publication.sent.get(path) or CommitOperationAdd(path, content)
+            for path, content in contents.items()
+        ),
         *(CommitOperationDelete(path, is_folder=False) for path in stale),
     ]
 

@@ -63,6 +63,8 @@ class RunResult:
     versions: Mapping[str, str]
     trackio_command: str | None = None
     """Opens the local Trackio project."""
+    verdict: str = ""
+    """The owner's limits that the release has kept, with what was measured."""
     planned: Mapping[str, PlannedVariant] = field(default_factory=dict)
     """A dry run's variants."""
 

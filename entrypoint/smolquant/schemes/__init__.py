@@ -19,10 +19,15 @@ BOTH = ("int8_weight_only", "int4_weight_only")
 """What ``--quant-type both`` means."""
 
 
-def scheme_of(quant_type: str, *, int4_method: Int4Method = DEFAULT_INT4_METHOD) -> Scheme:
-    """The scheme as a run asks for it."""
+def scheme_of(
+    quant_type: str,
+    *,
+    int4_method: Int4Method = DEFAULT_INT4_METHOD,
+    calibration: str | None = None,
+) -> Scheme:
+    """The scheme as a run asks for it; ``calibration`` is the text's sha256, where there is one."""
     if quant_type == Int4WeightOnly.quant_type:
-        return Int4WeightOnly(int4_method)
+        return Int4WeightOnly(int4_method, calibration=calibration)
     return SCHEMES[quant_type]
 
 

@@ -91,8 +91,8 @@ class _Groups:
         moments = []
         for above_low, below_high in itertools.product(_CUTS, _CUTS):
             factor = _STEPS / (_STEPS - above_low - below_high)
-            torch.mul(self._values, factor, out=self._levels)
-            self._levels.add_(LOWEST - (LOWEST + above_low) * factor)
+            zero = torch.tensor(LOWEST - (LOWEST + above_low) * factor)
+            torch.add(zero, self._values, alpha=factor, out=self._levels)
             self._levels.round_().clamp_(LOWEST, HIGHEST)
             moments.append(self._moments())
         fits = self._fit(*(torch.stack(parts) for parts in zip(*moments, strict=True)))

@@ -27,16 +27,18 @@ _HIGHEST = 15
 _LEAST_SCALE = 1e-6
 """torchao's, so that a group of equal values does not divide by zero."""
 
-Int4Method = Literal["search", "rtn"]
+Int4Method = Literal["search", "calibrated", "rtn"]
 INT4_METHODS: tuple[Int4Method, ...] = get_args(Int4Method)
 DEFAULT_INT4_METHOD: Int4Method = "search"
 
 
 class Int4WeightOnly(Scheme):
-    """Stored as ``Int4Tensor``, with levels and scales found by one of two methods.
+    """Stored as ``Int4Tensor``, with levels and scales found by one of three methods.
 
     ``search`` looks for the grid that serves each group best, see
     :mod:`smolquant.schemes.int4_search`; ``rtn`` rounds to nearest with torchao's tinygemm parameters.
+    ``calibrated`` needs a weight's inputs, so :mod:`smolquant.calibrate` finds the levels beforehand; a
+    weight by itself, which the text never came to, is searched for.
     """
 
     quant_type: ClassVar = "int4_weight_only"
@@ -51,12 +53,19 @@ class Int4WeightOnly(Scheme):
     )
     row_axes: ClassVar = {"qdata": 0, "scale": 1, "zero_point": 1}
 
-    def __init__(self, method: Int4Method = DEFAULT_INT4_METHOD) -> None:
+    def __init__(
+        self, method: Int4Method = DEFAULT_INT4_METHOD, *, calibration: str | None = None
+    ) -> None:
+        """``calibration``: the sha256 of the text, where one decides the bytes."""
         self.method = method
+        self._calibration = calibration
         self.arithmetic = f"int4 by {method}"
 
     def options(self, group_size: int) -> dict[str, int | str]:
-        return {"group_size": group_size, "int4_method": self.method}
+        options: dict[str, int | str] = {"group_size": group_size, "int4_method": self.method}
+        if self._calibration is not None:
+            options["calibration_sha256"] = self._calibration
+        return options
 
     def decide(self, rows: int, columns: int, group_size: int) -> Decision:
         fitting = [size for size in GROUP_SIZES if size <= group_size and columns % size == 0]
@@ -88,19 +97,16 @@ class Int4WeightOnly(Scheme):
         """The parts of :meth:`quantize` to the bit, without torchao's slower arithmetic."""
         assert group_size is not None
         find = _round_fast if self.method == "rtn" else _search
-        levels, scale, zero = find(weight, group_size)
-        parts = _parts(levels, scale, zero)
-        exact = weight.float()
-        error = levels.view(*scale.shape, group_size)
-        error.mul_(scale.float().unsqueeze(2)).add_(zero.float().unsqueeze(2))
-        error.sub_(exact.view(error.shape))
-        return QuantizedRows(parts, squared_norm(error), squared_norm(exact))
+        return stored_rows(weight, *find(weight, group_size))
 
     def max_relative_error(self, columns: int, group_size: int | None) -> float:
         # At most half a step of (high - low)/15 in each column, of a group whose norm is at least that
         # of its two ends, (high - low)/sqrt(2).
         assert group_size is not None
-        return 1.02 * math.sqrt(2 * group_size) / 30
+        by_rounding = 1.02 * math.sqrt(2 * group_size) / 30
+        # Calibration moves weights by more than half a step to make good for others, and no bound of how
+        # far follows from the weights alone. Zeros in their place would be an error of 1.
+        return min(1.0, 2 * by_rounding) if self.method == "calibrated" else by_rounding
 
     def dequantize(self, quantized: "torch.Tensor") -> "torch.Tensor":
         from smolquant.int4_kernels import unpack_int4
@@ -116,6 +122,28 @@ class Int4WeightOnly(Scheme):
 
 _Grid = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 """(n, K) levels in [-8, 7], and (n, K / group size) scales and zero points in the weight's dtype."""
+
+
+def stored_rows(
+    weight: "torch.Tensor",
+    levels: "torch.Tensor",
+    scale: "torch.Tensor",
+    zero_point: "torch.Tensor",
+) -> QuantizedRows:
+    """A grid that was found for ``weight`` as it is stored, and its error; uses ``levels`` up."""
+    parts = _parts(levels, scale, zero_point)
+    exact = weight.float()
+    error = values_of(levels, scale, zero_point).sub_(exact)
+    return QuantizedRows(parts, squared_norm(error), squared_norm(exact))
+
+
+def values_of(
+    levels: "torch.Tensor", scale: "torch.Tensor", zero_point: "torch.Tensor"
+) -> "torch.Tensor":
+    """What a grid stands for: the float32 (n, K) weight, in place of ``levels``."""
+    grouped = levels.view(*scale.shape, -1)
+    grouped.mul_(scale.float().unsqueeze(2)).add_(zero_point.float().unsqueeze(2))
+    return grouped.view(levels.shape)
 
 
 def _search(weight: "torch.Tensor", group_size: int) -> _Grid:

@@ -1,0 +1,288 @@
+"""Finds a checkpoint's int4 weights from a text, layer by layer, before they are written.
+
+The source runs on the text as the evaluation runs it: streamed from its files, all windows through one
+layer before the next is read. Each layer runs twice. First as it is, while the second moments of its linear
+modules' inputs are gathered; from these, :mod:`smolquant.schemes.int4_gptq` finds its int4 weights. Then
+with the weights that were found, so that the next layer is calibrated on the inputs that it will meet. What
+was found waits on disk, int4 already, for :mod:`smolquant.quantize` to store it; so memory is bounded by
+the largest layer and its inputs' moments, whatever the number of layers.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from smolquant.architecture import Architecture
+from smolquant.checkpoint.reader import Checkpoint
+from smolquant.errors import CheckpointError, InputError, MachineError
+from smolquant.evaluate.layerwise import StreamedModel
+from smolquant.evaluate.text import EvalText, token_windows
+from smolquant.evaluate.weights import SourceWeights
+from smolquant.int4_kernels import unpack_int4
+from smolquant.memory import available_bytes, return_freed_blocks
+from smolquant.plan import PlannedTensor, VariantPlan
+from smolquant.schemes import Quantize
+from smolquant.schemes.base import QuantizedRows
+from smolquant.schemes.int4_gptq import ErrorFeedback, gptq_grids, working_bytes
+from smolquant.schemes.int4_weight_only import pack_int4, stored_rows, values_of
+from smolquant.text import human_size
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENS = 16_384
+"""Taken of the text, whatever the model's size: more than most weights have columns."""
+_LEAST_TOKENS = 2_048
+
+_TOKENS_AT_ONCE = 512
+"""Fixed, like everything that orders the arithmetic: the same inputs give the same bytes."""
+
+_LIBRARIES_BYTES = 300_000_000
+"""Code and buffers of torch and oneDNN that come into memory with the first computation."""
+
+
+def calibration_windows(
+    text: EvalText, tokenizer: "PreTrainedTokenizerBase", architecture: Architecture
+) -> torch.Tensor:
+    """(windows, length) token ids of the text's beginning.
+
+    Raises:
+        InputError: it is too short to tell which inputs matter.
+    """
+    longest = getattr(architecture.model.config, "max_position_embeddings", None) or 2**30
+    windows = token_windows(text, tokenizer, TOKENS, longest=longest)
+    if windows.numel() < _LEAST_TOKENS:
+        raise InputError(
+            f"{text.name} has {windows.numel()} tokens in this model's vocabulary, and calibration "
+            f"takes at least {_LEAST_TOKENS}.",
+            hint="Give a longer --calibration-text, or leave it out for the bundled text.",
+        )
+    return windows
+
+
+class Calibration:
+    """One source and one int4 plan of it, about to be calibrated on a text."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        checkpoint: Checkpoint,
+        plan: VariantPlan,
+        windows: torch.Tensor,
+        *,
+        device: str = "cpu",
+    ) -> None:
+        """Nothing is read or computed yet.
+
+        Args:
+            checkpoint: the source's weights, open for as long as this is used.
+            windows: (windows, length) token ids, see :func:`calibration_windows`.
+            device: where layers are computed: ``cpu`` or ``cuda``.
+        """
+        self._windows = windows
+        self._planned = {
+            tensor.name: tensor for tensor in plan.tensors if isinstance(tensor.decision, Quantize)
+        }
+        self._advance: Callable[[int], None] = lambda n_bytes: None
+        self._folder = Path()
+        self._source = StreamedModel(
+            architecture,
+            SourceWeights(checkpoint, architecture),
+            device=device,
+            advance=self._tell,
+            visit=self._visit,
+        )
+
+    @property
+    def work_bytes(self) -> int:
+        """Bytes of weights that the layers will read."""
+        return self._source.size_bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        """Memory that a run takes beyond what the process has now: a bound, not a guess.
+
+        The largest layer as it is and as it was found; the moments of all its inputs as if no two
+        modules shared them; what one weight's arithmetic takes; and the hidden states, of which a
+        layer has its inputs, its outputs, and the outputs joined.
+        """
+        states = self._windows.numel() * self._source.hidden_size * 4 * 4
+        moments = max(
+            4
+            * sum(
+                self._planned[name].source.shape[1] ** 2 for name in unit if name in self._planned
+            )
+            for unit in self._source.units
+        )
+        arithmetic = max(working_bytes(*tensor.source.shape) for tensor in self._planned.values())
+        layer = 2 * self._source.largest_layer_bytes
+        return _LIBRARIES_BYTES + states + layer + moments + arithmetic
+
+    def require_memory(self) -> None:
+        """Refuse early what the kernel would kill later.
+
+        Raises:
+            MachineError: with the numbers.
+        """
+        available = available_bytes()
+        if self.needed_bytes > available:
+            raise MachineError(
+                f"Calibrating needs {human_size(self.needed_bytes)} of memory, and "
+                f"{human_size(available)} are left here.",
+                hint="Use a machine with more memory, or --int4-method search, which needs little.",
+            )
+
+    def run(self, folder: Path, advance: Callable[[int], None]) -> None:
+        """Write what is found into ``folder``, which is empty, a file a layer.
+
+        Args:
+            advance: told of bytes of weights read, :attr:`work_bytes` in all.
+
+        Raises:
+            CheckpointError: the source computes NaN or infinity.
+            OSError: a full disk.
+        """
+        self._folder, self._advance = folder, advance
+        return_freed_blocks()
+        self._source.hidden_states(self._windows)
+
+    def _tell(self, n_bytes: int) -> None:
+        self._advance(n_bytes)
+
+    def _visit(self, name: str, layer: nn.Module, run: Callable[[], Any]) -> Any:
+        linears = {
+            weight: module
+            for path, module in layer.named_modules()
+            if (weight := ".".join(filter(None, (name, path, "weight")))) in self._planned
+        }
+        if not linears:
+            return run()
+        with _Inputs(linears) as inputs:
+            run()
+        found: dict[str, torch.Tensor] = {}
+        for weights, moments in inputs.take():
+            try:
+                feedback = ErrorFeedback.of(moments)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{name} computes NaN or infinity on plain text, so nothing can be calibrated: "
+                    f"{error}.",
+                    hint="The training run went wrong, or float16 is too narrow; take an earlier "
+                    "checkpoint.",
+                ) from error
+            del moments
+            for weight in weights:
+                found |= _calibrated(linears[weight], self._planned[weight], feedback)
+        save_file(found, self._folder / f"{name}.safetensors")
+        return run()
+
+
+class _Inputs:
+    """Second moments of what linear modules are given, while this is entered."""
+
+    def __init__(self, linears: Mapping[str, nn.Module]) -> None:
+        self._linears = linears
+        self._moments: dict[str, torch.Tensor] = {}
+        self._weights: dict[str, list[str]] = {}
+        """First weight that is given an input -> all that are given the same."""
+        self._last: tuple[str, torch.Tensor] | None = None
+
+    def __enter__(self) -> "_Inputs":
+        self._hooks = [
+            module.register_forward_pre_hook(self._watcher(name))
+            for name, module in self._linears.items()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._last = None
+
+    def take(self) -> Iterator[tuple[list[str], torch.Tensor]]:
+        """Weights and their inputs' moments, (K, K) float32, given away one after another."""
+        for first, weights in self._weights.items():
+            yield weights, self._moments.pop(first)
+
+    def _watcher(self, name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def watch(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            # Modules that follow each other, as queries, keys and values do, are handed one tensor.
+            if self._last is None or self._last[1] is not inputs[0]:
+                self._last = (name, inputs[0])
+                self._add(name, inputs[0])
+            members = self._weights.setdefault(self._last[0], [])
+            if name not in members:
+                members.append(name)
+
+        return watch
+
+    def _add(self, name: str, inputs: torch.Tensor) -> None:
+        columns = inputs.shape[-1]
+        for some in torch.split(inputs.reshape(-1, columns), _TOKENS_AT_ONCE):
+            exact = some.float()
+            if name not in self._moments:
+                self._moments[name] = torch.zeros(columns, columns, device=exact.device)
+            self._moments[name].addmm_(exact.t(), exact)
+
+
+def _calibrated(
+    module: Any, planned: PlannedTensor, feedback: ErrorFeedback
+) -> dict[str, torch.Tensor]:
+    """The int4 weight of ``module``, whose own weight is replaced by what it stands for."""
+    assert isinstance(planned.decision, Quantize) and planned.decision.group_size is not None
+    weight = module.weight.to(planned.dtype)
+    levels, scale, zero_point = gptq_grids(weight, feedback, planned.decision.group_size)
+    packed = pack_int4(levels.to(torch.int8))
+    found = values_of(levels, scale, zero_point).to(module.weight.dtype)
+    module.weight = nn.Parameter(found, requires_grad=False)
+    parts = {"qdata": packed, "scale": scale, "zero_point": zero_point}
+    return {f"{planned.name}.{part}": data.contiguous().cpu() for part, data in parts.items()}
+
+
+class CalibratedWeights:
+    """Weights that were found by calibration, read by rows from any thread."""
+
+    def __init__(self, files: Checkpoint) -> None:
+        self._files = files
+
+    def quantize_rows(self, name: str, weight: torch.Tensor, start: int) -> QuantizedRows | None:
+        """Rows of the parameter ``name`` as they are stored; None where nothing was found for it.
+
+        Args:
+            weight: (n, K) rows of the source, from row ``start`` on.
+        """
+        if f"{name}.qdata" not in self._files.layout.tensors:
+            return None
+        packed, scale, zero_point = (
+            self._files.read_rows(
+                self._files.layout.tensors[f"{name}.{part}"], start, start + len(weight)
+            )
+            for part in ("qdata", "scale", "zero_point")
+        )
+        return stored_rows(weight, unpack_int4(packed).float(), scale, zero_point)
+
+
+@contextmanager
+def calibrated_weights(
+    calibration: Calibration, folder: Path, advance: Callable[[int], None]
+) -> Iterator[CalibratedWeights]:
+    """What ``calibration`` finds, for as long as it is needed; see :meth:`Calibration.run`.
+
+    Args:
+        folder: made for it and removed after it. What a killed run left there is removed first:
+            the layers that it lacks need the hidden states of those before, so nothing is saved by it.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        calibration.run(folder, advance)
+        with Checkpoint(sorted(folder.glob("*.safetensors"))) as files:
+            yield CalibratedWeights(files)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

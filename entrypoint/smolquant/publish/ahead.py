@@ -1,0 +1,42 @@
+"""Shards that are sent while the rest is still being made, so that the disk need not hold them all.
+
+What is sent is a blob that no branch refers to, until the one commit names it.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from smolquant.hub import Hub, hub_errors
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitOperationAdd
+
+
+class SentAhead:
+    """The shards that one run has sent to a repository, which exists."""
+
+    def __init__(self, hub: Hub, repo_id: str, *, create_pr: bool) -> None:
+        self._hub, self._repo_id, self._create_pr = hub, repo_id, create_pr
+        self._operations: dict[str, CommitOperationAdd] = {}
+
+    @property
+    def operations(self) -> "Mapping[str, CommitOperationAdd]":
+        """Path in the repository -> what names it in a commit, without its content."""
+        return self._operations
+
+    def send(self, variant: str, shard: Path) -> None:
+        """Send a finished shard and delete it; one that the Hub wants within the commit itself stays.
+
+        Raises:
+            HubError: the Hub refused, or cannot be reached.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        path = f"{variant}/{shard.name}"
+        operation = CommitOperationAdd(path, shard)
+        with hub_errors(self._repo_id, f"sending {path}"):
+            self._hub.api.preupload_lfs_files(self._repo_id, [operation], create_pr=self._create_pr)
+        if operation.path_or_fileobj == b"":  # how the client says that it has been sent
+            self._operations[path] = operation
+            shard.unlink()

@@ -1,0 +1,249 @@
+"""From the Hub to the Hub through a disk that holds neither the source nor the variants."""
+
+import hashlib
+import json
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi
+from transformers import LlamaConfig
+
+from command import Run, run_killed, run_smolquant
+from conftest import WRITE
+from localhub import LocalHub
+from models import SIZES, save_with_tokenizer
+from smolquant.checkpoint import remote
+from smolquant.errors import CheckpointError
+from smolquant.hub import Hub
+
+SOURCE, TARGET = "alice/source", "alice/target"
+SHARD = 1_000_000
+SOURCE_BYTES = 10_000_000
+"""The source is a little more."""
+
+Published = Callable[..., Run]
+
+
+@pytest.fixture
+def source(hub: LocalHub, tmp_path: Path) -> Path:
+    """A checkpoint in one file, as a folder and in alice's repository."""
+    sizes = SIZES | {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 5}
+    folder = save_with_tokenizer(tmp_path / "source", LlamaConfig(**sizes))
+    assert (folder / "model.safetensors").stat().st_size > SOURCE_BYTES
+    api = HfApi(endpoint=hub.url, token=WRITE.value)
+    api.create_repo(SOURCE)
+    api.upload_folder(repo_id=SOURCE, folder_path=folder)
+    return folder
+
+
+@pytest.fixture
+def publish(hub: LocalHub, source: Path, tmp_path: Path) -> Published:
+    def run(*options: str, model: str | Path = SOURCE, repo: str = TARGET) -> Run:
+        arguments = ("--quant-type", "both", "--max-shard-size", "1MB", *options)
+        return run_smolquant(
+            "quantize", model, repo, *arguments, folder=tmp_path, hub=hub, token=WRITE.value
+        )
+
+    return run
+
+
+@contextmanager
+def peak_of(*folders: Path) -> Iterator[list[int]]:
+    """The most bytes that weight files below ``folders`` took on disk at once, in a list of one."""
+    peak, stopped = [0], threading.Event()
+
+    def weights() -> Iterator[int]:
+        for folder in folders:
+            for parent, _, names in os.walk(folder):
+                for name in names:
+                    with suppress(FileNotFoundError):
+                        found = (Path(parent) / name).lstat()
+                        if found.st_size > SHARD // 10:
+                            yield found.st_blocks * 512
+
+    def watch() -> None:
+        while not stopped.wait(0.002):
+            peak[0] = max(peak[0], sum(weights()))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def published(hub: LocalHub, repo: str) -> dict[str, str]:
+    """sha256 of the weight files in the variants' folders."""
+    return {
+        f"{variant}/{name}": file["sha256"]
+        for variant in ("int8", "int4")
+        for name, file in json.loads(hub.read(repo, f"{variant}/quantization.json"))[
+            "files"
+        ].items()
+        if name.endswith(".safetensors")
+    }
+
+
+def test_neither_source_nor_variants_are_ever_on_disk_and_the_bytes_are_the_same(
+    publish: Published, hub: LocalHub, tmp_path: Path
+) -> None:
+    with peak_of(tmp_path / "quantized", tmp_path / "hf_home") as plain_peak:
+        plain = publish("--low-disk", "never", repo="alice/plain")
+    assert plain.exit_code == 0, plain.log
+    (tmp_path / "quantized").rename(tmp_path / "plain")
+    (tmp_path / "hf_home").rename(tmp_path / "plain_home")
+
+    with peak_of(tmp_path / "quantized", tmp_path / "hf_home") as peak:
+        run = publish("--low-disk", "always")
+
+    assert run.exit_code == 0, run.log
+    assert "Streaming 1 weight file(s)" in run.log
+    assert plain_peak[0] > SOURCE_BYTES
+    assert 0 < peak[0] < 2.5 * SHARD, "one shard of each variant, and some slack"
+    assert published(hub, TARGET) == published(hub, "alice/plain")
+    assert len(published(hub, TARGET)) > 8
+    assert [commit.title for commit in hub.repo(TARGET).commits][:-1] == [
+        "Publish quantized variants"
+    ]
+    for name, sha256 in published(hub, TARGET).items():
+        entry = hub.repo(TARGET).files("main")[name]
+        assert entry.sha256 == sha256
+    assert not list((tmp_path / "quantized").rglob("*.safetensors"))
+
+
+def test_a_folder_is_quantized_through_a_small_disk_too(
+    publish: Published, source: Path, hub: LocalHub, tmp_path: Path
+) -> None:
+    with peak_of(tmp_path / "quantized") as peak:
+        run = publish("--low-disk", "always", model=source)
+    assert run.exit_code == 0, run.log
+    assert 0 < peak[0] < 2.5 * SHARD
+    assert len(published(hub, TARGET)) > 8
+    assert "model.safetensors" in hub.repo(TARGET).files("main")
+
+
+def test_what_is_measured_stays_and_the_source_is_read_again(
+    publish: Published, hub: LocalHub, tmp_path: Path
+) -> None:
+    measuring = ("--evaluate", "always", "--eval-tokens", "64")
+    plain = publish(*measuring, "--low-disk", "never", repo="alice/plain")
+    assert plain.exit_code == 0, plain.log
+    (tmp_path / "hf_home").rename(tmp_path / "plain_home")
+
+    with peak_of(tmp_path / "hf_home") as peak:
+        run = publish(*measuring, "--low-disk", "always")
+
+    assert run.exit_code == 0, run.log
+    assert peak[0] == 0, "the source is not stored"
+    for variant, expected in plain.report["variants"].items():
+        found = run.report["variants"][variant]["metrics"]
+        assert found["mean_kl"] == expected["metrics"]["mean_kl"]
+        assert found["source_tokens_per_second"] is None, "it cannot be loaded here"
+    assert (tmp_path / "quantized/int8").is_dir()
+
+
+def test_an_outage_while_streaming_is_waited_out(publish: Published, hub: LocalHub) -> None:
+    reading_headers = 2
+    hub.fail_next("GET", r"/resolve/.*model\.safetensors", 503, times=2, skip=reading_headers)
+    run = publish("--low-disk", "always")
+    assert run.exit_code == 0, run.log
+    statuses = [request.status for request in hub.requests if "model.safetensors" in request.path]
+    assert statuses.count(503) == 2
+
+
+def test_a_source_that_arrives_damaged_is_not_published(
+    publish: Published, hub: LocalHub, source: Path, tmp_path: Path
+) -> None:
+    content = (source / "model.safetensors").read_bytes()
+    (blob,) = [
+        path
+        for path in (tmp_path / "hub").rglob("*")
+        if path.is_file() and path.stat().st_size == len(content)
+    ]
+    blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+    run = publish("--low-disk", "always")
+
+    assert run.exit_code == 3, run.log
+    assert "model.safetensors did not arrive as the Hub has it" in run.log
+    assert len(hub.repo(TARGET).commits) == 1, "nothing but the creation of the repository"
+
+
+def test_a_push_in_between_is_followed_with_what_is_sent_already(
+    publish: Published, hub: LocalHub
+) -> None:
+    hub.fail_next("POST", r"/commit/", 412)
+    run = publish("--low-disk", "always")
+    assert run.exit_code == 0, run.log
+    assert "Others have pushed" in run.log
+    assert len(published(hub, TARGET)) > 8
+
+
+def test_a_killed_run_makes_again_what_it_has_sent(
+    publish: Published, hub: LocalHub, tmp_path: Path
+) -> None:
+    plain = publish("--low-disk", "never", repo="alice/plain")
+    assert plain.exit_code == 0, plain.log
+    (tmp_path / "quantized").rename(tmp_path / "plain")
+    options = ["--quant-type", "both", "--max-shard-size", "1MB", "--low-disk", "always"]
+    arguments = ["quantize", SOURCE, TARGET, *options]
+    run_killed(arguments, tmp_path, after=6, hub=hub, token=WRITE.value)
+    assert len(hub.repo(TARGET).commits) == 1, "nothing half-published"
+
+    run = publish("--low-disk", "always")
+
+    assert run.exit_code == 0, run.log
+    assert published(hub, TARGET) == published(hub, "alice/plain")
+
+
+def test_a_shard_that_cannot_be_sent_ends_the_run_and_leaves_nothing_published(
+    publish: Published, hub: LocalHub
+) -> None:
+    hub.fail_next("POST", r"/preupload/", 403, times=50)
+    run = publish("--low-disk", "always")
+    assert run.exit_code == 5, run.log
+    assert "Sending int" in run.log
+    assert len(hub.repo(TARGET).commits) == 1
+
+
+@pytest.mark.parametrize("order", ["in order", "shuffled"])
+def test_any_range_can_be_read_again_when_its_chunk_is_gone(
+    hub: LocalHub, source: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    monkeypatch.setattr(remote, "CHUNK_BYTES", 50_000)
+    content = (source / "model.safetensors").read_bytes()
+    cuts = range(0, len(content), 170_001)
+    ranges = [(start, min(start + 170_001, len(content))) for start in cuts]
+    if order == "shuffled":
+        random.Random(0).shuffle(ranges)
+    client = Hub(WRITE.value, endpoint=hub.url)
+    revision = hub.repo(SOURCE).head
+    with closing(remote.RemoteFiles(client, SOURCE, revision)) as files:
+        sha256 = hashlib.sha256(content).hexdigest()
+        file = files.open("model.safetensors", len(content), sha256)
+        with ThreadPoolExecutor(4) as pool:
+
+            def read(start: int, stop: int) -> bytes:
+                block = bytearray(stop - start)
+                assert file.read_into(memoryview(block), start) == stop - start
+                return bytes(block)
+
+            read_blocks = list(pool.map(read, *zip(*ranges[::2], strict=True)))
+        for (start, stop), block in zip(ranges[::2], read_blocks, strict=True):
+            assert block == content[start:stop]
+        assert len(files._chunks) <= remote._KEPT, "what is in memory is bounded"
+        file.verify()
+        assert file.read_into(memoryview(bytearray(10)), len(content) - 3) == 3
+        file.close()
+        other = files.open("model.safetensors", len(content), "0" * 64)
+        with pytest.raises(CheckpointError, match="its sha256 differs"):
+            other.verify()
+        other.close()

@@ -1,0 +1,332 @@
+"""int4 weights that suit a text: better outputs, the same bytes always, sane where a text says little."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import models
+from smolquant import calibrate
+from smolquant.architecture import Architecture
+from smolquant.calibrate import (
+    TOKENS,
+    Calibration,
+    calibrated_weights,
+    calibration_windows,
+)
+from smolquant.checkpoint.reader import Checkpoint
+from smolquant.errors import CheckpointError, InputError, MachineError
+from smolquant.evaluate.text import (
+    EvalText,
+    bundled_calibration_text,
+    bundled_text,
+    load_tokenizer,
+)
+from smolquant.plan import VariantPlan, make_plan
+from smolquant.quantize import Written, quantize_checkpoint
+from smolquant.schemes import Int4Method, scheme_of
+from smolquant.schemes.int4_gptq import ErrorFeedback, gptq_grids
+from smolquant.schemes.int4_search import search_grids
+from smolquant.schemes.int4_weight_only import Int4WeightOnly, values_of
+
+CALIBRATED = Int4WeightOnly("calibrated")
+WINDOWS = torch.randint(3, 320, (8, 64), generator=torch.Generator().manual_seed(1))
+
+
+def correlated_inputs(tokens: int, columns: int) -> torch.Tensor:
+    """Inputs that lie near a subspace, some columns far larger than others, as activations are."""
+    generator = torch.Generator().manual_seed(columns)
+    mixed = torch.randn(columns // 4, columns, generator=generator)
+    inputs = torch.randn(tokens, columns // 4, generator=generator) @ mixed
+    inputs += 0.3 * torch.randn(tokens, columns, generator=generator)
+    return inputs * torch.exp(torch.randn(columns, generator=generator))
+
+
+def gaussian(rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows)).bfloat16()
+
+
+def output_error(weight: torch.Tensor, grid: Any, inputs: torch.Tensor) -> float:
+    """Squared error of the outputs, relative to them."""
+    difference = values_of(*grid) - weight.float()
+    exact = inputs @ weight.float().t()
+    return float((inputs @ difference.t()).square().sum() / exact.square().sum())
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+def test_outputs_are_far_closer_than_by_search_and_on_other_inputs_too(group: int) -> None:
+    weight, inputs = gaussian(96, 512), correlated_inputs(4096, 512)
+    seen, other = inputs[:2048], inputs[2048:]
+    feedback = ErrorFeedback.of(seen.t() @ seen)
+    searched = output_error(weight, search_grids(weight, group), other)
+    calibrated = output_error(weight, gptq_grids(weight, feedback, group), other)
+    assert calibrated < 0.4 * searched
+
+
+def test_the_factor_is_that_of_the_inverse_moments() -> None:
+    inputs = correlated_inputs(2048, 96)
+    moments = inputs.t() @ inputs
+    feedback = ErrorFeedback.of(moments)
+    order = feedback.order
+    assert torch.equal(order.sort().values, torch.arange(96))
+    diagonal = moments.diagonal()[order]
+    assert torch.equal(diagonal, diagonal.sort(descending=True).values)
+    assert torch.equal(feedback.factor, feedback.factor.triu())
+    damped = (moments + 0.01 * moments.diagonal().mean() * torch.eye(96))[order][:, order].double()
+    inverse = feedback.factor.double().t() @ feedback.factor.double()
+    torch.testing.assert_close(inverse @ damped, torch.eye(96).double(), rtol=0, atol=1e-3)
+
+
+def test_columns_are_rounded_as_in_the_plain_algorithm() -> None:
+    """Against the paper's three lines, a column at a time over the whole matrix, in float64."""
+    weight, inputs = gaussian(16, 256), correlated_inputs(2048, 256)
+    feedback = ErrorFeedback.of(inputs.t() @ inputs)
+    levels, scale, zero = gptq_grids(weight, feedback, 64)
+    wanted, factor = weight.double(), feedback.factor.double()
+    expected = torch.empty_like(wanted)
+    for place, column in enumerate(feedback.order.tolist()):
+        step, middle = (part[:, column // 64].double() for part in (scale, zero))
+        expected[:, column] = ((wanted[:, column] - middle) / step).round().clamp(-8, 7)
+        error = wanted[:, column] - (expected[:, column] * step + middle)
+        later = feedback.order[place + 1 :]
+        wanted[:, later] -= torch.outer(error / factor[place, place], factor[place, place + 1 :])
+    # Sums in another order round a few values the other way, each of which others then make good.
+    assert (levels.double() == expected).double().mean() > 0.98
+
+
+def test_inputs_that_tell_columns_apart_in_nothing_leave_the_search_as_it_is() -> None:
+    weight = gaussian(16, 128)
+    feedback = ErrorFeedback.of(torch.eye(128))
+    for found, searched in zip(
+        gptq_grids(weight, feedback, 64), search_grids(weight, 64), strict=True
+    ):
+        assert (found == searched).float().mean() > 0.99
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        torch.zeros(16, 128),
+        torch.ones(16, 128),
+        torch.eye(128)[:3] * 1e4,
+        correlated_inputs(16, 128) * torch.eye(128)[5].mul(1e6).add(1),
+        correlated_inputs(16, 128) * 1e-18,
+    ],
+    ids=["none", "equal", "three columns", "one far larger", "tiny"],
+)
+def test_a_text_that_says_little_leaves_weights_within_the_bound(inputs: torch.Tensor) -> None:
+    weight = gaussian(32, 128)
+    grid = gptq_grids(weight, ErrorFeedback.of(inputs.t() @ inputs), 64)
+    error = (values_of(*grid) - weight.float()).norm() / weight.float().norm()
+    assert error <= CALIBRATED.max_relative_error(128, 64)
+
+
+def test_moments_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        ErrorFeedback.of(torch.full((32, 32), torch.inf))
+
+
+def test_the_levels_do_not_depend_on_the_number_of_threads() -> None:
+    weight, inputs = gaussian(1100, 256), correlated_inputs(512, 256)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(gptq_grids(weight, ErrorFeedback.of(inputs.t() @ inputs), 64))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+class Parts:
+    """A small checkpoint, its plan, and both ways to quantize it."""
+
+    def __init__(self, folder: Path, output: Path) -> None:
+        self.folder, self.output = folder, output
+        self.architecture = Architecture(folder, trust_remote_code=False)
+        self.checkpoint = Checkpoint(sorted(folder.glob("*.safetensors")))
+
+    def plan(self, method: Int4Method, skip: Sequence[str] = ()) -> VariantPlan:
+        return make_plan(
+            self.checkpoint.layout,
+            self.architecture,
+            [scheme_of("int4_weight_only", int4_method=method)],
+            group_size=64,
+            dtype="auto",
+            max_shard_size=10**9,
+            skip=skip,
+        )["int4"]
+
+    def calibration(self, plan: VariantPlan, windows: torch.Tensor = WINDOWS) -> Calibration:
+        return Calibration(self.architecture, self.checkpoint, plan, windows)
+
+    def write(
+        self, name: str, plan: VariantPlan, calibration: Calibration | None = None
+    ) -> tuple[Written, dict[str, torch.Tensor]]:
+        folder = self.output / name
+        folder.mkdir()
+        plans, folders = {"int4": plan}, {"int4": folder}
+
+        def quantized(calibrated: Any) -> Written:
+            return quantize_checkpoint(
+                self.checkpoint, plans, folders, advance=lambda _: None, calibrated=calibrated
+            )["int4"]
+
+        if calibration is None:
+            written = quantized(None)
+        else:
+            spool = self.output / "spool"
+            with calibrated_weights(calibration, spool, lambda _: None) as weights:
+                written = quantized({"int4": weights})
+            assert not spool.exists()
+        return written, load_file(folder / "model.safetensors")
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    folder = models.save_with_tokenizer(tmp_path / "source", models.FAMILIES["qwen3"]())
+    made = Parts(folder, tmp_path)
+    with made.checkpoint:
+        yield made
+
+
+def test_what_is_stored_has_the_planned_layout_and_other_levels(parts: Parts) -> None:
+    plan = parts.plan("calibrated")
+    searched, by_search = parts.write("search", parts.plan("search"))
+    written, tensors = parts.write("calibrated", plan, parts.calibration(plan))
+
+    assert (parts.output / "calibrated/model.safetensors").stat().st_size == plan.size_bytes
+    layout = {name: (tensor.dtype, tensor.shape) for name, tensor in by_search.items()}
+    assert {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()} == layout
+    changed = {name for name in tensors if not torch.equal(tensors[name], by_search[name])}
+    assert changed == {name for name in tensors if name.endswith("_qdata")}
+    assert any(name.endswith("_scale") for name in tensors), "the grids are the search's"
+    bounds = plan.error_bounds
+    for name, record in written.tensors.items():
+        if record.relative_error is not None:
+            assert searched.tensors[name].relative_error < record.relative_error < bounds[name]  # type: ignore[operator]
+
+
+def test_the_same_text_gives_the_same_bytes_and_another_text_others(parts: Parts) -> None:
+    plan = parts.plan("calibrated")
+    first, _ = parts.write("first", plan, parts.calibration(plan))
+    second, _ = parts.write("second", plan, parts.calibration(plan))
+    third, _ = parts.write("third", plan, parts.calibration(plan, WINDOWS.flip(1)))
+    assert first.files == second.files
+    assert first.files != third.files
+
+
+def test_what_is_skipped_or_never_reached_is_stored_as_without_calibration(parts: Parts) -> None:
+    skip = [r"layers\.1\.mlp"]
+    plan = parts.plan("calibrated", skip=skip)
+    _, by_search = parts.write("search", parts.plan("search", skip=skip))
+    _, tensors = parts.write("calibrated", plan, parts.calibration(plan))
+    inside = {name for name in tensors if ".layers.1.mlp." in name}
+    assert inside and not any(name.endswith("qdata") for name in inside)
+    assert all(torch.equal(tensors[name], by_search[name]) for name in inside)
+
+    class Nothing:
+        def quantize_rows(self, name: str, weight: torch.Tensor, start: int) -> None:
+            return None
+
+    folder = parts.output / "unreached"
+    folder.mkdir()
+    quantize_checkpoint(
+        parts.checkpoint,
+        {"int4": plan},
+        {"int4": folder},
+        advance=lambda _: None,
+        calibrated={"int4": Nothing()},  # type: ignore[dict-item]
+    )
+    unreached = load_file(folder / "model.safetensors")
+    assert all(torch.equal(unreached[name], by_search[name]) for name in unreached)
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt_neox", "gemma3", "llama"])
+def test_other_families_are_calibrated_whole(family: str, tmp_path: Path) -> None:
+    """Fused projections, two inputs a layer that are the same tensor, biases, norms between them."""
+    made = Parts(models.save(tmp_path / "source", models.FAMILIES[family]()), tmp_path)
+    with made.checkpoint:
+        plan = made.plan("calibrated")
+        _, by_search = made.write("search", made.plan("search"))
+        _, tensors = made.write("calibrated", plan, made.calibration(plan))
+    levels = {name for name in tensors if name.endswith("_qdata")}
+    assert levels
+    assert not any(torch.equal(tensors[name], by_search[name]) for name in levels)
+
+
+def test_modules_with_one_input_share_its_moments(parts: Parts, monkeypatch: Any) -> None:
+    factorized: list[torch.Size] = []
+    of = ErrorFeedback.of
+
+    def counted(moments: torch.Tensor) -> ErrorFeedback:
+        factorized.append(moments.shape)
+        return of(moments)
+
+    monkeypatch.setattr(ErrorFeedback, "of", counted)
+    plan = parts.plan("calibrated")
+    parts.write("calibrated", plan, parts.calibration(plan))
+    assert len(factorized) == 2 * 4, "queries, keys and values; outputs; gate and up; down"
+
+
+def test_a_source_that_computes_infinity_is_refused(parts: Parts, tmp_path: Path) -> None:
+    path = parts.folder / "model.safetensors"
+    state = load_file(path)
+    state["model.layers.0.input_layernorm.weight"][:] = torch.inf
+    save_file(state, path, metadata={"format": "pt"})
+    (tmp_path / "again").mkdir()
+    broken = Parts(parts.folder, tmp_path / "again")
+    with broken.checkpoint, pytest.raises(CheckpointError, match=r"layers\.0 computes NaN"):
+        plan = broken.plan("calibrated")
+        broken.write("calibrated", plan, broken.calibration(plan))
+
+
+def test_too_little_memory_is_refused_with_the_numbers(parts: Parts, monkeypatch: Any) -> None:
+    calibration = parts.calibration(parts.plan("calibrated"))
+    calibration.require_memory()
+    monkeypatch.setattr(calibrate, "available_bytes", lambda: 1_000_000)
+    with pytest.raises(MachineError, match=r"needs .* of memory, and .* are left"):
+        calibration.require_memory()
+
+
+def test_the_bundled_calibration_text_shares_nothing_with_the_one_that_is_measured_on() -> None:
+    measured, calibrated = (
+        {
+            sentence.strip()
+            for document in text.documents
+            for sentence in str(document).replace("\n", " ").split(". ")
+            if len(sentence) > 40
+        }
+        for text in (bundled_text(), bundled_calibration_text())
+    )
+    assert len(calibrated) > 500
+    assert not measured & calibrated
+
+
+def test_windows_are_the_texts_beginning_and_a_short_text_is_refused(parts: Parts) -> None:
+    tokenizer = load_tokenizer(parts.folder, trust_remote_code=False)
+    words = " ".join(f"<{i % 300}>" for i in range(TOKENS + 5_000))
+    windows = calibration_windows(EvalText("long", [words]), tokenizer, parts.architecture)
+    assert windows.numel() == TOKENS
+    assert windows.shape[1] == models.SIZES["max_position_embeddings"]
+    with pytest.raises(InputError, match=r"short\.txt has .* at least 2048"):
+        short = EvalText("short.txt", [words[:4_000]])
+        calibration_windows(short, tokenizer, parts.architecture)
+
+
+def test_without_a_tokenizer_there_is_no_calibrating(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="tokenizer cannot be loaded"):
+        load_tokenizer(tmp_path, trust_remote_code=False)
+
+
+def test_the_text_is_one_of_the_options_that_decide_the_bytes() -> None:
+    one = scheme_of("int4_weight_only", int4_method="calibrated", calibration="a").options(64)
+    other = scheme_of("int4_weight_only", int4_method="calibrated", calibration="b").options(64)
+    assert one != other
+    assert bundled_calibration_text().digest != bundled_text().digest
+    assert EvalText("a name", ["text"]).digest == EvalText("another", ["text"]).digest
