@@ -31,6 +31,8 @@ class Parameter:
     """Full name of the module that owns it."""
     outside_layers: bool
     """Embedding or output head: kept by design, not counted as a shortcoming."""
+    is_vocabulary: bool
+    """A table with a row for every token, which is looked up or is the output head."""
 
 
 class Architecture:
@@ -95,6 +97,7 @@ class Architecture:
             keep_reason=self._keep_reason(name),
             module=module_name,
             outside_layers=self._is_outside_layers(module_name),
+            is_vocabulary=name.endswith(".weight") and self._is_vocabulary(module_name),
         )
 
     def missing(self, loaded: set[str]) -> list[str]:
@@ -125,6 +128,14 @@ class Architecture:
     def _is_outside_layers(self, module_name: str) -> bool:
         module = self._modules.get(module_name)
         return isinstance(module, nn.Embedding) or (module is not None and module is self._head)
+
+    def _is_vocabulary(self, module_name: str) -> bool:
+        # What a model makes of its own kind of table (Gemma's scales what it looks up) stock
+        # transformers does not load quantized; and a tied head is that table.
+        table = self.model.get_input_embeddings()
+        if type(table) is not nn.Embedding:
+            return False
+        return self._modules[module_name] in {table, self._head}
 
     def _keep_reason(self, name: str) -> str:
         from transformers.quantizers.quantizers_utils import should_convert_module

@@ -108,6 +108,13 @@ def cli() -> None:
     help="Text for --int4-method calibrated instead of the bundled one.",
 )
 @_option(
+    "embeddings",
+    type=click.Choice(["source", "int8"]),
+    default="source",
+    help="int8 makes them and the output head half as large; stock transformers then dequantizes the "
+    "whole table for every token.",
+)
+@_option(
     "token",
     env=(input_variable("hf-token"), "HF_TOKEN"),
     help="Hugging Face token. Prefer the environment: HF_TOKEN.",
@@ -289,6 +296,7 @@ def reproduce(settings: Settings) -> str:
         "--group-size": (settings.group_size, DEFAULT_GROUP_SIZE),
         "--int4-method": (settings.int4_method, DEFAULT_INT4_METHOD),
         "--calibration-text": (settings.calibration_text, None),
+        "--embeddings": (settings.embeddings, "source"),
         "--revision": (settings.revision, None),
         "--tag": (settings.tag, None),
         "--dtype": (settings.dtype, "auto"),

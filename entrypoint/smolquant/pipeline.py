@@ -488,6 +488,7 @@ class _Run:
             dtype=self.settings.dtype,
             max_shard_size=self.settings.max_shard_size,
             skip=self.settings.skip,
+            embeddings=self.settings.embeddings,
         )
 
     def _main_model(self, source: Source) -> MainModel | None:

@@ -18,7 +18,7 @@ from smolquant.checkpoint.reader import Layout, SourceTensor
 from smolquant.checkpoint.writer import Shard, StoredTensor, index_text, lay_out
 from smolquant.errors import CheckpointError
 from smolquant.record import TensorRecord
-from smolquant.schemes import Decision, Keep, Quantize, Scheme
+from smolquant.schemes import Decision, Int8WeightOnly, Keep, Quantize, Scheme
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -38,6 +38,8 @@ class PlannedTensor:
     """torchao's description of it in the safetensors header."""
     name: str
     """Its parameter's name in the model."""
+    scheme: Scheme | None = None
+    """What quantizes it; None where it is kept."""
     tied: bool = False
     """A second name of a weight that is stored under its first."""
 
@@ -81,11 +83,11 @@ class VariantPlan:
     def error_bounds(self) -> dict[str, float]:
         """Source tensor -> the largest relative error that its scheme can cause, if quantized."""
         return {
-            tensor.source.name: self.scheme.max_relative_error(
+            tensor.source.name: tensor.scheme.max_relative_error(
                 tensor.source.shape[1], tensor.decision.group_size
             )
             for tensor in self.tensors
-            if isinstance(tensor.decision, Quantize)
+            if tensor.scheme and isinstance(tensor.decision, Quantize)
         }
 
     @cached_property
@@ -107,6 +109,7 @@ def make_plan(
     dtype: str,
     max_shard_size: int,
     skip: Iterable[str],
+    embeddings: str = "source",
 ) -> dict[str, VariantPlan]:
     """Plan every variant of a checkpoint.
 
@@ -115,6 +118,8 @@ def make_plan(
         dtype: ``auto``, ``bfloat16`` or ``float16``.
         max_shard_size: bytes.
         skip: regular expressions searched for in module names.
+        embeddings: ``source`` keeps them and the output head; ``int8`` stores their rows as int8
+            weights in every variant.
 
     Returns:
         Variant name -> plan.
@@ -124,6 +129,7 @@ def make_plan(
             as large as it is.
     """
     planner = _Planner(layout, architecture, group_size, dtype, tuple(skip))
+    planner.embedding_scheme = Int8WeightOnly() if embeddings == "int8" else None
     return {scheme.variant: planner.plan(scheme, max_shard_size) for scheme in schemes}
 
 
@@ -145,6 +151,8 @@ class _Planner:
         self.dtype = _base_dtype(layout, dtype)
         self.parameters = {name: architecture.parameter(name) for name in layout.tensors}
         _refuse_mismatch(layout, architecture, self.parameters)
+        self.embedding_scheme: Scheme | None = None
+        """Of the tables with a row a token; None keeps them."""
         self._quantized: dict[object, torch.Tensor] = {}
         self.tied = {
             name: first
@@ -153,10 +161,11 @@ class _Planner:
         }
 
     def plan(self, scheme: Scheme, max_shard_size: int) -> VariantPlan:
-        decisions = {name: self._decide(name, scheme) for name in self.layout.tensors}
+        schemes = {name: self._scheme(name, scheme) for name in self.layout.tensors}
+        decisions = {name: self._decide(name, schemes[name]) for name in self.layout.tensors}
         self._refuse_unquantizable(decisions, scheme.quant_type)
         tensors = tuple(
-            self._plan_tensor(name, decision, scheme) for name, decision in decisions.items()
+            self._plan_tensor(name, decision, schemes[name]) for name, decision in decisions.items()
         )
         kept_modules = {
             parameter.module
@@ -177,17 +186,27 @@ class _Planner:
             ),
         )
 
+    def _scheme(self, name: str, scheme: Scheme) -> Scheme:
+        """What quantizes a tensor of a variant of ``scheme``, if anything does."""
+        parameter = self.parameters[name]
+        if parameter and parameter.is_vocabulary and self.embedding_scheme:
+            return self.embedding_scheme
+        return scheme
+
     def _decide(self, name: str, scheme: Scheme) -> Decision:
         parameter = self.parameters[name]
         if name in self.tied:
             return Keep(f"tied to {self.tied[name]}, stored once")
         if parameter is None:
             return Keep("not used by the model, not stored")
-        if parameter.keep_reason:
+        by_option = scheme is self.embedding_scheme
+        if parameter.keep_reason and not by_option:
             return Keep(parameter.keep_reason)
         for pattern in self.skip:
             if re.search(pattern, parameter.module):
                 return Keep(f"--skip {pattern}")
+        if by_option:
+            return Quantize(note=f"{parameter.keep_reason}, by --embeddings int8")
         rows, columns = parameter.shape
         return scheme.decide(rows, columns, self.group_size)
 
@@ -199,7 +218,7 @@ class _Planner:
         parameter = self.parameters[source_name]
         if source_name in self.tied or parameter is None:
             tied = source_name in self.tied
-            return PlannedTensor(source, decision, source.dtype, {}, "", source_name, tied)
+            return PlannedTensor(source, decision, source.dtype, {}, "", source_name, tied=tied)
         name = parameter.name
         dtype = source.dtype
         if dtype.is_floating_point:
@@ -215,7 +234,8 @@ class _Planner:
             stored.removeprefix(prefix): StoredTensor(stored, part.dtype, tuple(part.shape))
             for stored, part in flat.items()
         }
-        return PlannedTensor(source, decision, dtype, parts, metadata[name], name)
+        used = scheme if isinstance(decision, Quantize) else None
+        return PlannedTensor(source, decision, dtype, parts, metadata[name], name, used)
 
     def _as_quantized(
         self, scheme: Scheme, weight: torch.Tensor, group_size: int | None

@@ -215,7 +215,7 @@ class _Output:
         if shard is None:
             return None
         shard.begin()
-        return _Job(self._plan.scheme, planned, shard, self._calibrated)
+        return _Job(planned.scheme or self._plan.scheme, planned, shard, self._calibrated)
 
     def written(self) -> Written:
         """Wait until every shard is hashed."""

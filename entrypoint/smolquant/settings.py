@@ -25,6 +25,7 @@ from smolquant.tracking.destination import Destination, make_destination
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16"]
 Evaluate = Literal["auto", "always", "never"]
+Embeddings = Literal["source", "int8"]
 
 DEFAULT_QUANT_TYPE = "int8_weight_only"
 DEFAULT_GROUP_SIZE = 128
@@ -52,6 +53,7 @@ class Settings:
     device: Device
     group_size: int
     int4_method: Int4Method
+    embeddings: Embeddings
     calibration_text: Path | None
     """None: the bundled one."""
     token: str | None = field(repr=False)
@@ -111,6 +113,7 @@ class Settings:
         return {
             **self.scheme(quant_type).options(self.group_size),
             "dtype": self.dtype,
+            "embeddings": self.embeddings,
             "max_shard_size": self.max_shard_size,
             "skip": sorted(self.skip),
         }
@@ -124,6 +127,7 @@ def make_settings(
     device: str = "auto",
     group_size: int = DEFAULT_GROUP_SIZE,
     int4_method: str = DEFAULT_INT4_METHOD,
+    embeddings: str = "source",
     calibration_text: str | None = None,
     token: str | None = None,
     private: bool = False,
@@ -203,6 +207,7 @@ def make_settings(
         device=cast("Device", device),
         group_size=_group_size(group_size),
         int4_method=cast("Int4Method", int4_method),
+        embeddings=cast("Embeddings", embeddings),
         calibration_text=_calibration_text(calibration_text, int4_method),
         token=token or None,
         private=private,

@@ -71,7 +71,7 @@ def test_the_reproducing_command_comes_to_the_same_settings(asked: Any) -> None:
         "user/model",
         "user/other",
         *("--quant-type", "both", "--group-size", "32", "--revision", "v 1", "--device", "cpu"),
-        *("--int4-method", "rtn", "--low-disk", "never"),
+        *("--int4-method", "rtn", "--low-disk", "never", "--embeddings", "int8"),
         *(
             "--skip",
             "a b",

@@ -198,7 +198,7 @@ def test_a_label_cannot_leave_its_chart() -> None:
 def test_the_share_of_embeddings_is_told() -> None:
     summary = render_summary(run_result("int8", "int4"))
     share = "38.5% of `int8` and 38.5% of `int4`"
-    assert f"\n\nOf the bytes, {share} are embeddings, which are kept as they are.\n" in summary
+    assert f"\n\nOf the bytes, {share} are embeddings and output heads.\n" in summary
     plan = Planned("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
     assert "embeddings" not in render_summary(run_result(planned={"int8": plan}, dry_run=True))
     assert "embeddings" not in render_dry_run({"int8": plan})
@@ -295,7 +295,7 @@ def test_the_dry_run_predicts_to_the_byte() -> None:
         [
             "int4 (int4_weight_only)",
             "  size     1,234,567 bytes (1.23 MB, 61.7% of the source)",
-            "  of that  500 kB (40.5%) embeddings, which are kept",
+            "  of that  500 kB (40.5%) embeddings",
             "  tensors  3 quantized, 4 kept",
             "  kept: embedding (500 kB)",
             "    model.embed_tokens.weight",

@@ -33,7 +33,7 @@ class Weights(ABC):
 
     @abstractmethod
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of a parameter that is not quantized."""
+        """Rows [start, stop) of a parameter, dequantized where int8 rows are stored."""
 
     @abstractmethod
     def size_bytes(self, name: str) -> int:
@@ -98,17 +98,31 @@ class VariantWeights(Weights):
         return self._stored(name) in self._descriptions
 
     def load(self, name: str) -> torch.Tensor:
+        stored = self._stored(name)
+        return self._whole(
+            stored, {part: self._read(part) for part in self._parts(stored) or [stored]}
+        )
+
+    def _whole(self, stored: str, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A parameter of its parts."""
         from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
 
-        stored = self._stored(name)
-        parts = {part: self._read(part) for part in self._parts(stored) or [stored]}
         description = {stored: self._descriptions[stored], "tensor_names": json.dumps([stored])}
         whole, _ = unflatten_tensor_state_dict(parts, description)
         tensor: torch.Tensor = whole[stored]
         return tensor
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        return self._checkpoint.read_rows(self._tensor(self._stored(name)), start, stop)
+        stored = self._stored(name)
+        parts = self._parts(stored)
+        if not parts:
+            return self._checkpoint.read_rows(self._tensor(stored), start, stop)
+        # Of quantized parameters only tables of int8 rows are read by rows, see --embeddings.
+        block = {
+            part: self._checkpoint.read_rows(self._tensor(part), start, stop) for part in parts
+        }
+        tensor: torch.Tensor = self._whole(stored, block)
+        return tensor.dequantize()
 
     def size_bytes(self, name: str) -> int:
         stored = self._stored(name)

@@ -12,7 +12,7 @@ class PlanException:
     """Source tensors that share a fate and its reason."""
 
     fate: str
-    """``kept``, or ``group 64`` where a smaller group than asked for was used."""
+    """``kept``, or how it was quantized instead: ``group 64``, or ``a scale per row``."""
     reason: str
     size_bytes: int
     """What they take in the variant."""
@@ -21,13 +21,12 @@ class PlanException:
 
 
 def plan_exceptions(tensors: Mapping[str, TensorRecord]) -> list[PlanException]:
-    """The tensors that were kept or got a smaller group, by fate and reason, the largest first."""
+    """The tensors that were not quantized as their scheme would, by fate and reason, the largest first."""
     groups: dict[tuple[str, str], list[str]] = {}
     for name, tensor in tensors.items():
         if tensor.quantized and not tensor.reason:
             continue
-        fate = f"group {tensor.group_size}" if tensor.quantized else "kept"
-        groups.setdefault((fate, tensor.reason), []).append(name)
+        groups.setdefault((_fate(tensor), tensor.reason), []).append(name)
     exceptions = [
         PlanException(
             fate, reason, sum(tensors[name].size_bytes for name in names), fold_names(names)
@@ -35,3 +34,9 @@ def plan_exceptions(tensors: Mapping[str, TensorRecord]) -> list[PlanException]:
         for (fate, reason), names in groups.items()
     ]
     return sorted(exceptions, key=lambda group: group.size_bytes, reverse=True)
+
+
+def _fate(tensor: TensorRecord) -> str:
+    if not tensor.quantized:
+        return "kept"
+    return f"group {tensor.group_size}" if tensor.group_size else "a scale per row"

@@ -24,7 +24,7 @@ def _lines(name: str, plan: PlannedVariant) -> Iterator[str]:
     yield f"  size     {plan.predicted_bytes:,} bytes ({human_size(plan.predicted_bytes)}{share})"
     if (kept := embedding_bytes(tensors)) and plan.predicted_bytes:
         of_it = percent(kept / plan.predicted_bytes)
-        yield f"  of that  {human_size(kept)} ({of_it}) embeddings, which are kept"
+        yield f"  of that  {human_size(kept)} ({of_it}) embeddings"
     yield f"  tensors  {quantized} quantized, {len(tensors) - quantized} kept"
     for group in plan_exceptions(tensors):
         yield f"  {group.fate}: {one_line(group.reason)} ({human_size(group.size_bytes)})"

@@ -39,6 +39,7 @@ __all__ = [
     "SCHEMES",
     "Decision",
     "Int4Method",
+    "Int8WeightOnly",
     "Keep",
     "Quantize",
     "Scheme",
