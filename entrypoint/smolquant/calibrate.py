@@ -86,8 +86,11 @@ class Calibration:
             device: where layers are computed: ``cpu`` or ``cuda``.
         """
         self._windows = windows
+        # Tables that are int8 in an int4 variant, as --embeddings may ask for, have no groups.
         self._planned = {
-            tensor.name: tensor for tensor in plan.tensors if isinstance(tensor.decision, Quantize)
+            tensor.name: tensor
+            for tensor in plan.tensors
+            if isinstance(tensor.decision, Quantize) and tensor.decision.group_size is not None
         }
         self._advance: Callable[[int], None] = lambda n_bytes: None
         self._folder = Path()
