@@ -117,6 +117,24 @@ def hub_errors(repo_id: str, doing: str) -> Iterator[None]:
         raise explained from error
 
 
+@contextmanager
+def upload_errors(repo_id: str) -> Iterator[None]:
+    """Translate what the client's transfer of large files raises beyond :func:`hub_errors`.
+
+    Raises:
+        HubError: the transfer failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if error.__cause__ is not None:  # the client's wrapping of what hub_errors explains
+            raise
+        raise HubError(
+            f"Uploading to {repo_id} failed: {one_line(str(error))}",
+            hint=f"Run again: what has arrived is not sent again. {WITHOUT_XET}",
+        ) from error
+
+
 @functools.cache
 def _prepare_client() -> None:
     """Set what a process has once: an HTTP session, which by default waits forever, and progress

@@ -1,6 +1,7 @@
 """What a run needs of the machine, refused with the numbers before the first byte is moved."""
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -47,20 +48,17 @@ def choose_disk_use(
     Raises:
         MachineError: not even that fits.
     """
-    plain = DiskUse()
-    if asked == "never":
-        _require_for(plain, output_dir, output, download)
-        return plain
-    if asked == "auto":
-        try:
-            _require_for(plain, output_dir, output, download)
-        except MachineError:
-            if possible == plain:
-                raise
-        else:
-            return plain
-    _require_for(possible, output_dir, output, download)
-    return possible
+    ways = {
+        "never": [DiskUse()],
+        "auto": [DiskUse(), replace(possible, send_shards=False), possible],
+        "always": [possible],
+    }[asked]
+    for use in ways[:-1]:
+        with suppress(MachineError):
+            _require_for(use, output_dir, output, download)
+            return use
+    _require_for(ways[-1], output_dir, output, download)
+    return ways[-1]
 
 
 def _require_for(use: DiskUse, output_dir: Path, output: OutputBytes, download: Download) -> None:

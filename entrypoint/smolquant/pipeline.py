@@ -1,7 +1,8 @@
 """The story of a run: settings -> source -> plan -> quantize -> evaluate -> publish -> report.
 
 Each room knows what it is handed. Nothing outside the output folder changes before the one commit at
-the end; what is told of the run is collected in a :class:`Story` as it becomes known.
+the end, but for blobs that no branch refers to where the disk is to be spared; what is told of the run
+is collected in a :class:`Story` as it becomes known.
 """
 
 import shutil
@@ -210,11 +211,7 @@ class _Run:
                 variant: cleanup.enter_context(self._work_folder(source, plan))
                 for variant, plan in plans.items()
             }
-            unfinished = sum(plan.size_bytes for plan in plans.values())
-            unfinished -= sum(work.finished_bytes for work in works.values())
-            if to_calibrate := self._to_calibrate(plans, works):
-                unfinished += to_calibrate.size_bytes  # found first, and on disk until it is stored
-            use = self._disk_use(source, target, plans, unfinished)
+            use = self._disk_use(source, target, self._output_bytes(plans, works))
             require_memory()
             folders = {variant: work.folder for variant, work in works.items()}
             checkpoint = cleanup.enter_context(source.checkpoint(streamed=use.stream_source))
@@ -227,37 +224,49 @@ class _Run:
             self._judge(records)
             for variant, record in records.items():
                 write_record(folders[variant], record)
-                _put_in_place(folders[variant], output_dir / variant)
+                _put_in_place(folders[variant], self._place(variant))
         return records
 
-    def _disk_use(
-        self,
-        source: Source,
-        target: Target | None,
-        plans: "Mapping[str, VariantPlan]",
-        unfinished: int,
-    ) -> DiskUse:
-        """How the disk is spared, if it has to be; ``unfinished`` bytes are still to be written."""
-        settings = self.settings
+    def _place(self, variant: str) -> Path:
+        """Where a finished variant is; out of the way where its shards are on the Hub only."""
+        return self.settings.output_dir / (f".sent-{variant}" if self.ahead else variant)
+
+    def _output_bytes(
+        self, plans: "Mapping[str, VariantPlan]", works: Mapping[str, WorkFolder]
+    ) -> OutputBytes:
+        to_calibrate = self._to_calibrate(plans, works)
+        found = to_calibrate.size_bytes if to_calibrate else 0  # on disk until it is stored
+        unfinished = sum(plan.size_bytes for plan in plans.values())
+        unfinished -= sum(work.finished_bytes for work in works.values())
+        shards = (max(shard.size_bytes for shard in plan.shards) for plan in plans.values())
+        return OutputBytes(found + unfinished, found + sum(shards))
+
+    def _disk_use(self, source: Source, target: Target | None, output: OutputBytes) -> DiskUse:
+        """How the disk is spared, as it was asked for or has to be."""
+        settings, download = self.settings, source.to_fetch()
         use = choose_disk_use(
             settings.low_disk,
             settings.output_dir,
-            OutputBytes(
-                unfinished,
-                sum(max(shard.size_bytes for shard in plan.shards) for plan in plans.values()),
-            ),
-            source.to_fetch(),
+            output,
+            download,
             DiskUse(
-                stream_source=source.can_stream,
+                stream_source=source.can_stream and download.size > 0,
                 # Whatever may still be refused after measuring, or is measured, stays until then.
                 send_shards=target is not None and settings.evaluate == "never",
             ),
         )
         if use.send_shards:
             self.console.info("Each shard is sent and deleted as soon as it is finished")
+        elif use == DiskUse() and settings.low_disk == "always":
+            self.console.notice(
+                "The disk is not spared",
+                "The source is here already, or cannot be streamed; and variants that are measured or "
+                "saved stay.",
+            )
         return use
 
     def _sending_ahead(self, target: Target | None) -> SentAhead:
+        """Ready to send shards, for which the repository has to be there already."""
         assert target is not None
         if not target.exists:
             create_repo(self.hub, target.repo_id, private=self.settings.private)
@@ -283,7 +292,7 @@ class _Run:
                     )
                 yield work
         except BaseException:
-            if root is not None and root.is_dir():
+            if root is not None and root.is_dir() and not self.ahead:
                 self.console.info(f"{variant}: {root} keeps what is finished for the same command")
             raise
 
@@ -452,9 +461,6 @@ class _Run:
                 self._publication(source, records),
                 notify=self.console.info,
             )
-            if self.ahead:
-                for variant in records:  # without its weights it is of no use here
-                    shutil.rmtree(self.settings.output_dir / variant)
             self.console.info(f"Published {published.commit_url}")
             self.story.repo_url = published.repo_url
             self.story.changed = published.commit_sha != target.head
@@ -463,6 +469,8 @@ class _Run:
             self.story.tracker.pushed(published.variant_urls, published.commit_sha)
             for variant, url in published.variant_urls.items():
                 self.story.variants[variant] = replace(self.story.variants[variant], url=url)
+                if self.ahead:
+                    shutil.rmtree(self._place(variant), ignore_errors=True)
         else:
             self.console.info("Nothing to publish")
             self.story.repo_url = self.hub.url(target.repo_id)
@@ -503,7 +511,7 @@ class _Run:
 
     def _publication(self, source: Source, records: Mapping[str, VariantRecord]) -> Publication:
         return Publication(
-            variants={variant: self.settings.output_dir / variant for variant in records},
+            variants={variant: self._place(variant) for variant in records},
             records=records,
             source_identity=source.identity,
             base_model=source.repo,

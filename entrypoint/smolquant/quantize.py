@@ -77,7 +77,9 @@ def quantize_checkpoint(
     workers = len(os.sched_getaffinity(0))
     keep_freed_blocks()
     with ExitStack() as stack:
-        hashers = stack.enter_context(ThreadPoolExecutor(workers, "hash"))
+        # Entered first and so left last, when no worker writes to a file any more.
+        opened = stack.enter_context(ExitStack())
+        hashers = stack.enter_context(_hashers(workers))
         outputs = [
             _Output(
                 plan,
@@ -85,7 +87,7 @@ def quantize_checkpoint(
                     folders[variant],
                     (journals or {}).get(variant, Journal()),
                     hashers,
-                    stack,
+                    opened,
                     send and partial(send, variant),
                 ),
                 (calibrated or {}).get(variant),
@@ -168,8 +170,8 @@ class _Shelf:
     folder: Path
     journal: Journal
     hashers: ThreadPoolExecutor
-    stack: ExitStack
-    """Closes whatever is left open."""
+    opened: ExitStack
+    """Closes, at the end, whatever is left open."""
     send: Callable[[Path], None] | None
 
 
@@ -253,7 +255,7 @@ class _ShardInWork:
         """Create the file, if that is not done yet; called from one thread only."""
         if self._writer is None:
             self._writer = ShardWriter(self._shelf.folder, self._shard)
-            self._shelf.stack.callback(self._writer.close)
+            self._shelf.opened.callback(self._writer.close)
 
     @property
     def writer(self) -> ShardWriter:
@@ -402,6 +404,17 @@ class _Window:
     def __exit__(self, *_: object) -> None:
         if self._pending:
             self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _hashers(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """A pool that, after a failure, begins with no shard that still waits to be hashed and sent."""
+    with ThreadPoolExecutor(workers, "hash") as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 @contextmanager

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, HfApi
 from transformers import LlamaConfig
 
 from command import Run, run_killed, run_smolquant
@@ -19,8 +20,11 @@ from conftest import WRITE
 from localhub import LocalHub
 from models import SIZES, save_with_tokenizer
 from smolquant.checkpoint import remote
-from smolquant.errors import CheckpointError
+from smolquant.errors import CheckpointError, HubError
 from smolquant.hub import Hub
+from smolquant.publish import commit
+from smolquant.publish.commit import Publication
+from smolquant.publish.target import Target, inspect_target
 
 SOURCE, TARGET = "alice/source", "alice/target"
 SHARD = 1_000_000
@@ -177,6 +181,57 @@ def test_a_source_that_arrives_damaged_is_not_published(
     assert len(hub.repo(TARGET).commits) == 1, "nothing but the creation of the repository"
 
 
+def test_a_local_variant_of_an_earlier_run_stays(
+    publish: Published, hub: LocalHub, source: Path, tmp_path: Path
+) -> None:
+    saved = run_smolquant("quantize", source, "--save-only", folder=tmp_path)
+    assert saved.exit_code == 0, saved.log
+    before = (tmp_path / "quantized/int8/model.safetensors").read_bytes()
+
+    hub.fail_next("POST", r"/commit/", 403)
+    failed = publish("--low-disk", "always", model=source)
+    assert failed.exit_code == 5, failed.log
+    run = publish("--low-disk", "always", "--create-pr", model=source)
+
+    assert run.exit_code == 0, run.log
+    assert hub.repo(TARGET).files("refs/pr/1")
+    assert (tmp_path / "quantized/int8/model.safetensors").read_bytes() == before
+    assert not list((tmp_path / "quantized").glob(".*")), "nothing is left behind"
+
+
+def test_what_is_here_already_is_not_streamed(
+    publish: Published, hub: LocalHub, tmp_path: Path
+) -> None:
+    HfApi(endpoint=hub.url, token=WRITE.value).snapshot_download(
+        SOURCE, cache_dir=tmp_path / "hf_home/hub"
+    )
+    run = publish("--low-disk", "always")
+    assert run.exit_code == 0, run.log
+    assert "Streaming" not in run.log
+
+
+def test_that_nothing_can_be_spared_is_said(source: Path, tmp_path: Path) -> None:
+    run = run_smolquant("quantize", source, "--save-only", "--low-disk", "always", folder=tmp_path)
+    assert run.exit_code == 0, run.log
+    assert "The disk is not spared" in run.log
+
+
+def test_others_who_change_a_sent_variant_meanwhile_are_not_overruled(
+    publish: Published, hub: LocalHub
+) -> None:
+    assert publish("--low-disk", "always").exit_code == 0
+    now = inspect_target(Hub(WRITE.value, endpoint=hub.url), TARGET)
+    gone = Target(TARGET, exists=True, records={"int4": now.records["int4"]})
+    operation = CommitOperationAdd("int8/model.safetensors", b"weights")
+    release = Publication(
+        variants={}, records=now.records, source_identity="", sent={"int8/x": operation}
+    )
+    commit._refuse_changed_variants(now, now, release)
+    with pytest.raises(HubError, match="Others have changed int8 of alice/target"):
+        commit._refuse_changed_variants(now, gone, release)
+    commit._refuse_changed_variants(now, gone, replace(release, sent={}))
+
+
 def test_a_push_in_between_is_followed_with_what_is_sent_already(
     publish: Published, hub: LocalHub
 ) -> None:
@@ -243,6 +298,10 @@ def test_any_range_can_be_read_again_when_its_chunk_is_gone(
         file.verify()
         assert file.read_into(memoryview(bytearray(10)), len(content) - 3) == 3
         file.close()
+        longer = files.open("model.safetensors", len(content) + 9, sha256)
+        with pytest.raises(HubError, match=r"sent \d+ bytes"):
+            longer.read_into(memoryview(bytearray(20)), len(content) - 3)
+        longer.close()
         other = files.open("model.safetensors", len(content), "0" * 64)
         with pytest.raises(CheckpointError, match="its sha256 differs"):
             other.verify()

@@ -294,3 +294,64 @@ def test_companions_travel(name: str) -> None:
 )
 def test_what_a_trainer_leaves_behind_does_not(name: str) -> None:
     assert not is_companion(name)
+
+
+class InMemory:
+    """The bytes of a file that is nowhere."""
+
+    name = "model.safetensors"
+
+    def __init__(self, content: bytes) -> None:
+        self._content, self.size = content, len(content)
+
+    def read_into(self, view: memoryview, offset: int) -> int:
+        piece = self._content[offset : offset + len(view)]
+        view[: len(piece)] = piece
+        return len(piece)
+
+    def verify(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def file_of(header: object, data: bytes = bytes(32)) -> InMemory:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return InMemory(len(text).to_bytes(8, "little") + text + data)
+
+
+def entry(
+    begin: object, end: object, shape: object = (4, 4), dtype: object = "BF16"
+) -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_a_header_that_is_in_order_is_read() -> None:
+    metadata = {"format": "pt"}
+    with Checkpoint([file_of({"__metadata__": metadata, "a": entry(0, 32)})]) as checkpoint:
+        assert checkpoint.layout.tensors["a"].shape == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        InMemory(b"\x01"),
+        InMemory((1 << 60).to_bytes(8, "little") + bytes(99)),
+        file_of(b"{"),
+        file_of([1, 2]),
+        file_of({"a": [0, 32]}),
+        file_of({"a": {"dtype": "BF16", "shape": [4, 4]}}),
+        file_of({"a": entry(0, 32, dtype=["BF16"])}),
+        file_of({"a": entry(0, 32, shape="44")}),
+        file_of({"a": entry(-32, 0)}),
+        file_of({"a": entry(0, 64)}),
+        file_of({"a": entry("0", "32")}),
+        file_of({"a": entry(0, 32), "b": entry(0, 32)}),
+        file_of({"a": entry(0, 16, (2, 4))}),
+        file_of({"a": entry(0, 16, (2, 4)), "b": entry(24, 32, (1, 4))}),
+        file_of({"a": entry(0, 32, (4, 5))}),
+        file_of({"a": entry(0, 32, (-4, -4))}),
+    ],
+)
+def test_a_header_that_is_not_is_refused(file: InMemory) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated or corrupt"):
+        Checkpoint([file])

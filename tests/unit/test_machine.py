@@ -56,7 +56,8 @@ def test_disks_of_their_own_are_looked_at_one_by_one(tmp_path: Path, free: dict[
     ("asked", "free_gb", "expected"),
     [
         ("auto", 10, DiskUse()),
-        ("auto", 4, DiskUse(stream_source=True, send_shards=True)),
+        ("auto", 4, DiskUse(stream_source=True)),
+        ("auto", 3, DiskUse(stream_source=True, send_shards=True)),
         ("never", 10, DiskUse()),
         ("never", 4, None),
         ("always", 10, DiskUse(stream_source=True, send_shards=True)),

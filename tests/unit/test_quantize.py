@@ -1,8 +1,10 @@
 """Running a plan on weights that are wrong, shared between variants, or stored already."""
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from models import llama, save
 from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.writer import ShardWriter
 from smolquant.errors import CheckpointError
 from smolquant.plan import make_plan
 from smolquant.quantize import Written, quantize_checkpoint
@@ -128,3 +131,30 @@ def test_finished_shards_are_not_touched_and_the_record_is_the_same(
     assert again == whole
     size = (tmp_path / "source/model.safetensors").stat().st_size
     assert size * 0.9 < sum(read) <= size, "progress counts what need not be read again"
+
+
+def test_no_file_is_closed_while_a_worker_may_still_write_to_it(
+    run: Callable[..., object], source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A closed file's number may be another file's by then."""
+    change(source, LINEAR, float("nan"))
+    closed: set[Path] = set()
+    late: list[str] = []
+    write, close = ShardWriter.write, ShardWriter.close
+
+    def slow(writer: ShardWriter, name: str, *rest: Any) -> None:
+        time.sleep(0.02)
+        if writer.path in closed:
+            late.append(name)
+        write(writer, name, *rest)
+
+    def noted(writer: ShardWriter) -> None:
+        closed.add(writer.path)
+        close(writer)
+
+    monkeypatch.setattr(ShardWriter, "write", slow)
+    monkeypatch.setattr(ShardWriter, "close", noted)
+    with pytest.raises(CheckpointError):
+        run("int8_weight_only", "int4_weight_only")
+    assert closed
+    assert not late

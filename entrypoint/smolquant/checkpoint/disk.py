@@ -102,12 +102,15 @@ def _open_direct(path: Path) -> int | None:
     except OSError:
         return None
     try:
-        with mmap.mmap(-1, _PAGE) as zeros:
-            os.pwrite(file, zeros, 0)  # some file systems refuse only now
+        # With larger blocks, writing back a cached edge would rewrite what lies beside it.
+        if os.fstatvfs(file).f_frsize <= _PAGE:
+            with mmap.mmap(-1, _PAGE) as zeros:
+                os.pwrite(file, zeros, 0)  # some file systems refuse only now
+            return file
     except OSError:
-        os.close(file)
-        return None
-    return file
+        pass
+    os.close(file)
+    return None
 
 
 def _write_all(file: int, data: memoryview, offset: int) -> None:

@@ -39,6 +39,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 _LIBC = ctypes.CDLL(None)
 
+_LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors' own limit."""
+
 _SAVE_AGAIN = "Save the model again with `save_pretrained`."
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -200,10 +203,26 @@ class SafetensorsFile:
     def _header(self) -> tuple[dict[str, dict[str, Any]], int]:
         """The entries of the tensors, and where their data begins."""
         length = int.from_bytes(self._bytes(0, 8), "little")
-        if length > self._data.size - 8:
-            raise _corrupt(self.name, "its header is longer than the file")
-        header: dict[str, dict[str, Any]] = json.loads(self._bytes(8, length))
-        header.pop("__metadata__", None)
+        if length > min(self._data.size - 8, _LONGEST_HEADER):
+            raise _corrupt(self.name, "its header is too long")
+        try:
+            header: dict[str, dict[str, Any]] = json.loads(self._bytes(8, length))
+            header.pop("__metadata__", None)
+            spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+            sizes = {
+                name: prod(entry["shape"]) * _itemsize(entry["dtype"])
+                for name, entry in header.items()
+            }
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise _corrupt(self.name, "its header cannot be read") from error
+        ends = [0, *(end for _, end in spans)]
+        if [begin for begin, _ in spans] != ends[:-1] or ends[-1] != self._data.size - 8 - length:
+            raise _corrupt(self.name, "its tensors do not cover it")
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            shape = entry["shape"]
+            if min(shape, default=0) < 0 or (sizes[name] and end - begin != sizes[name]):
+                raise _corrupt(self.name, f"{name!r} has another size than its shape")
         return header, 8 + length
 
     def _bytes(self, offset: int, count: int) -> bytearray:
@@ -211,6 +230,11 @@ class SafetensorsFile:
         if self._data.read_into(memoryview(content), offset) < count:
             raise _corrupt(self.name, "its header is cut off")
         return content
+
+
+def _itemsize(dtype: str) -> int:
+    """Bytes; 0 for a dtype that is refused later, by the tensor's name."""
+    return DTYPES[dtype].itemsize if dtype in DTYPES else 0
 
 
 def _corrupt(name: str, why: object) -> CheckpointError:

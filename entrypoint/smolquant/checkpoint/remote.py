@@ -1,8 +1,8 @@
 """Weight files read from the Hub by ranges, in memory only, for a disk that would not hold them.
 
 A file is read in chunks from its beginning to its end, a few ahead of whoever needs them, and hashed on
-the way; so what was read is known to be what the Hub has. A chunk that is needed again later is fetched
-again.
+the way. A chunk that is needed again later is fetched again, and has to be what it was; so what is read
+is what the Hub has, by its own digest of the whole.
 """
 
 import hashlib
@@ -10,9 +10,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import BinaryIO
 
-from smolquant.errors import CheckpointError
+from smolquant.errors import CheckpointError, HubError
 from smolquant.hub import Hub, hub_errors
 
 CHUNK_BYTES = 8 << 20
@@ -33,9 +32,9 @@ class RemoteFiles:
         """
         self._hub, self._repo, self._revision = hub, repo, revision
         self._chunks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
+        self._digests: dict[tuple[str, int], bytes] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_AHEAD, "fetch")
-        self._handles = threading.local()
 
     def open(self, name: str, size: int, sha256: str) -> "RemoteBytes":
         """The bytes of one file.
@@ -58,35 +57,45 @@ class RemoteFiles:
             last = (size - 1) // CHUNK_BYTES
             for wanted in range(number, min(number + _AHEAD if in_order else number, last) + 1):
                 if (name, wanted) not in self._chunks:
-                    self._chunks[name, wanted] = self._pool.submit(self._fetch, name, wanted)
+                    future = self._pool.submit(self._fetch, name, wanted, size)
+                    self._chunks[name, wanted] = future
             self._chunks.move_to_end((name, number))
             found = self._chunks[name, number]
             while len(self._chunks) > _KEPT:
                 self._chunks.popitem(last=False)
         return found.result()
 
-    def _fetch(self, name: str, number: int) -> bytes:
+    def _fetch(self, name: str, number: int, size: int) -> bytes:
+        start = number * CHUNK_BYTES
+        content = self._get(name, start, min(start + CHUNK_BYTES, size))
+        digest = hashlib.sha256(content).digest()
+        if self._digests.setdefault((name, number), digest) != digest:
+            raise _damaged(name, "a part of it was another when it was read again")
+        return content
+
+    def _get(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file; what breaks is tried again by the client."""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import (  # type: ignore[attr-defined]
+            build_hf_headers,
+            hf_raise_for_status,
+            http_backoff,
+        )
+
+        api = self._hub.api
+        url = hf_hub_url(self._repo, name, revision=self._revision, endpoint=api.endpoint)
+        headers = build_hf_headers(token=api.token) | {"Range": f"bytes={start}-{stop - 1}"}
         with hub_errors(self._repo, f"reading {name}"):
-            file = self._handle(name)
-            file.seek(number * CHUNK_BYTES)
-            return file.read(CHUNK_BYTES)
-
-    def _handle(self, name: str) -> BinaryIO:
-        """This thread's own, as a handle has one position."""
-        handles: dict[str, BinaryIO] = self._handles.__dict__
-        if name not in handles:
-            from huggingface_hub import HfFileSystem
-
-            api = self._hub.api
-            files = HfFileSystem(endpoint=api.endpoint, token=api.token)
-            handles[name] = files.open(
-                f"{self._repo}/{name}",
-                "rb",
-                revision=self._revision,
-                block_size=CHUNK_BYTES,
-                cache_type="none",
-            )
-        return handles[name]
+            response = http_backoff("GET", url, headers=headers)
+            hf_raise_for_status(response)
+            if response.status_code != 206 or len(response.content) != stop - start:
+                raise HubError(
+                    f"Asked for bytes {start} to {stop} of {name}, {self._repo} sent "
+                    f"{len(response.content)} bytes (HTTP {response.status_code}).",
+                    hint="Run again with --low-disk never, which fetches whole files; where a proxy stands "
+                    "between here and the Hub, it has to pass ranges on.",
+                )
+            return response.content
 
 
 class RemoteBytes:
@@ -101,6 +110,7 @@ class RemoteBytes:
         self._hashed = 0
         """Chunks, from the beginning."""
         self._hasher = ThreadPoolExecutor(1, "hash source")
+        self._closed = False
 
     def read_into(self, view: memoryview, offset: int) -> int:
         """Fill ``view`` from ``offset`` on; fewer bytes at the end of the file."""
@@ -123,17 +133,22 @@ class RemoteBytes:
         """
         self._hasher.submit(self._hash_to, -(-self.size // CHUNK_BYTES)).result()
         if self._digest.hexdigest() != self._sha256:
-            raise CheckpointError(
-                f"{self.name} did not arrive as the Hub has it: its sha256 differs.",
-                hint="Run again; where a proxy stands between here and the Hub, look there.",
-            )
+            raise _damaged(self.name, "its sha256 differs")
 
     def close(self) -> None:
         """Hash no more."""
+        self._closed = True
         self._hasher.shutdown(wait=True, cancel_futures=True)
 
     def _hash_to(self, stop: int) -> None:
         """In order, so that the digest is that of the file; runs in one thread."""
-        while self._hashed < stop:
+        while self._hashed < stop and not self._closed:
             self._digest.update(self._chunk(self.name, self._hashed, self.size))
             self._hashed += 1
+
+
+def _damaged(name: str, how: str) -> CheckpointError:
+    return CheckpointError(
+        f"{name} did not arrive as the Hub has it: {how}.",
+        hint="Run again; where a proxy stands between here and the Hub, look there.",
+    )

@@ -273,6 +273,11 @@ class HubSource(Source):
         with closing(RemoteFiles(self._hub, self.repo, self.revision)) as files:
             opened = [files.open(n, self._sizes[n], self._lfs[n]) for n in self._shards]
             with Checkpoint(opened) as checkpoint:
+                if checkpoint.layout != self.layout():
+                    raise CheckpointError(
+                        f"The headers of {self.repo} are others than a moment ago.",
+                        hint="Run again; where a proxy stands between here and the Hub, look there.",
+                    )
                 yield checkpoint
 
     @property
@@ -280,6 +285,10 @@ class HubSource(Source):
         return self._layout.startswith("model.safetensors")
 
     def layout(self) -> "Layout":
+        return self._layout_at_first
+
+    @cached_property
+    def _layout_at_first(self) -> "Layout":
         if not self._is_safetensors:
             return _layout_of(self.fetch_weights())  # only unpickling tells what a pickle holds
         from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smolquant.hub import Hub, hub_errors
+from smolquant.hub import Hub, hub_errors, upload_errors
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
@@ -35,7 +35,7 @@ class SentAhead:
 
         path = f"{variant}/{shard.name}"
         operation = CommitOperationAdd(path, shard)
-        with hub_errors(self._repo_id, f"sending {path}"):
+        with hub_errors(self._repo_id, f"sending {path}"), upload_errors(self._repo_id):
             self._hub.api.preupload_lfs_files(self._repo_id, [operation], create_pr=self._create_pr)
         if operation.path_or_fileobj == b"":  # how the client says that it has been sent
             self._operations[path] = operation

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from smolquant import record
 from smolquant.errors import HubError, InputError
-from smolquant.hub import WITHOUT_XET, Hub, hub_errors
+from smolquant.hub import Hub, hub_errors, upload_errors
 from smolquant.publish.cards import root_card, variant_card
 from smolquant.publish.front_matter import declared_license, readme_text
 from smolquant.publish.main_model import (
@@ -25,7 +25,6 @@ from smolquant.publish.main_model import (
 )
 from smolquant.publish.target import README, Target, find_tag, inspect_target
 from smolquant.record import InvalidRecord, VariantRecord
-from smolquant.text import one_line
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
@@ -206,28 +205,33 @@ def _commit_on_head(
         notify(f"Others have pushed to {target.repo_id} meanwhile; starting from their commit")
         time.sleep(pause)
         pause *= 2
-        target = inspect_target(hub, target.repo_id)
+        before, target = target, inspect_target(hub, target.repo_id)
+        _refuse_changed_variants(before, target, publication)
     raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _refuse_changed_variants(before: Target, now: Target, publication: Publication) -> None:
+    """The client leaves a sent file out of a commit if it stood there already when it was sent."""
+    changed = [v for v in publication.records if before.records.get(v) != now.records.get(v)]
+    if publication.sent and changed:
+        raise HubError(
+            f"Others have changed {', '.join(changed)} of {now.repo_id} while it was being published.",
+            hint="Run again when they are done.",
+        )
 
 
 def _create_commit(
     hub: Hub, target: Target, publication: Publication, operations: "list[CommitOperation]"
 ) -> "CommitInfo":
     try:
-        return hub.api.create_commit(
-            target.repo_id,
-            operations,
-            commit_message=publication.message,
-            parent_commit=target.head,
-            create_pr=publication.create_pr,
-        )
-    except RuntimeError as error:
-        if error.__cause__ is not None:  # the client's wrapping of what hub_errors explains
-            raise
-        raise HubError(
-            f"Uploading to {target.repo_id} failed: {one_line(str(error))}",
-            hint=f"Run again: what has arrived is not sent again. {WITHOUT_XET}",
-        ) from error
+        with upload_errors(target.repo_id):
+            return hub.api.create_commit(
+                target.repo_id,
+                operations,
+                commit_message=publication.message,
+                parent_commit=target.head,
+                create_pr=publication.create_pr,
+            )
     except ValueError as error:
         if "README.md" not in str(error):
             raise

@@ -20,7 +20,7 @@ def bar_chart(title: str, bars: Sequence[tuple[str, float]]) -> Markdown | None:
         bars: labels and values; values are finite and not negative.
     """
     longest = max((value for _, value in bars), default=0.0)
-    if len(bars) < 2 or longest <= 0:
+    if len(bars) < 2 or float(_number(longest)) <= 0:
         return None
     labels = ", ".join(_quoted(label) for label, _ in bars)
     lines = [
