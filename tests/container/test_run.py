@@ -145,6 +145,32 @@ def test_three_billion_parameters_fit_into_a_container_of_one_gigabyte(runner: R
         shutil.rmtree(runner.workspace / "quantized", ignore_errors=True)
 
 
+def test_a_model_larger_than_memory_is_measured(runner: Runner) -> None:
+    """In one and a half of its largest layer, 231 MB, beside what the image takes for a small model."""
+    shape = {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "vocab_size": 320,
+    }
+    config = SmolLM3Config(**shape, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    models.save_with_tokenizer(runner.workspace / "model", models.FAMILIES["smollm3"]())
+    (runner.workspace / "model/model.safetensors").unlink()
+    models.save_zeros(runner.workspace / "model", config)
+    memory = "750m"
+    assert (runner.workspace / "model/model.safetensors").stat().st_size > 0.9 * 10**9
+    (runner.workspace / "text.txt").write_text(" ".join(f"<{i % 300}>" for i in range(300)))
+    inputs = saving(quant_type="both", evaluate="always", eval_text="text.txt", eval_tokens="128")
+    done = runner.run_as_runner(inputs, options=["--memory", memory, "--memory-swap", memory])
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((runner.workspace / "quantized/report.json").read_text())
+    for made in report["variants"].values():
+        assert made["metrics"]["perplexity"] == pytest.approx(320, rel=0.01), "of weights of zero"
+        assert made["metrics"]["tokens_per_second"] is None or made["metrics"]["tokens_per_second"]
+
+
 # Failing.
 
 

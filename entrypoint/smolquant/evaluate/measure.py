@@ -19,14 +19,20 @@ from smolquant.evaluate.layerwise import StreamedModel
 from smolquant.evaluate.weights import SourceWeights, VariantWeights
 from smolquant.memory import available_bytes, return_freed_blocks
 from smolquant.record import Metrics
+from smolquant.schemes.int8_dynamic import Int8Dynamic
 from smolquant.text import human_size
 
 VOCABULARY_BLOCK = 8_192
 TOKEN_BLOCK = 512
 """Fixed, like everything that orders the arithmetic: the same inputs give the same numbers."""
 
-_LIBRARIES_BYTES = 300_000_000
-"""Code and buffers of torch, torchao and oneDNN that come into memory with the first computation."""
+_LIBRARIES_BYTES = 100_000_000
+"""Buffers of torch, torchao and oneDNN that come into memory with the first computation, and some room."""
+
+_LAYERS = 1.5
+_LAYERS_DYNAMIC = 2
+"""Memory for the largest layer, in its bytes: itself, and one of its weights packed for the kernel; or, for
+int8 activations, the int32 copies that torchao makes of one."""
 
 _DIGITS = 6
 """Significant digits of what is recorded; the rest is rounding of bfloat16 arithmetic."""
@@ -93,16 +99,17 @@ class Evaluation:
     def needed_bytes(self) -> int:
         """Memory that a run takes beyond what the process has now: a bound, not a guess.
 
-        Three of the largest layer (itself, and what torchao makes of it: a packed copy for int4, int32
-        copies of a weight for int8 activations), the hidden states of every model and three more of
-        the one that runs, and blocks of the output heads with their logits.
+        The largest layer with what torchao makes of it, the hidden states of every model and three more
+        of the one that runs, and blocks of the output heads with their logits.
         """
         width = self._source.hidden_size
         states = self._windows.numel() * width * 4 * (len(self._models) + 3)
-        layer = 3 * max(model.largest_layer_bytes for model in self._models)
+        layer = _LAYERS * max(model.largest_layer_bytes for model in self._models)
+        if (dynamic := self._variants.get(Int8Dynamic.variant)) is not None:
+            layer = max(layer, _LAYERS_DYNAMIC * dynamic.largest_layer_bytes)
         rows = min(VOCABULARY_BLOCK, self._source.vocabulary_size)
         blocks = rows * 4 * (2 * width * len(self._models) + 6 * TOKEN_BLOCK)
-        return _LIBRARIES_BYTES + states + max(layer, blocks)
+        return _LIBRARIES_BYTES + states + max(int(layer), blocks)
 
     def require_memory(self) -> None:
         """Refuse early what the kernel would kill later.
