@@ -38,6 +38,16 @@ SIZES: dict[str, Any] = {
     "pad_token_id": 0,
 }
 
+SMOLLM3_3B: dict[str, Any] = {
+    "hidden_size": 2048,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "vocab_size": 128256,
+    "pad_token_id": 0,
+}
+
 
 def _neox() -> PretrainedConfig:
     sizes = {name: value for name, value in SIZES.items() if name != "num_key_value_heads"}

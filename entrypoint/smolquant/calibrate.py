@@ -20,18 +20,18 @@ from torch import nn
 
 from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
-from smolquant.errors import CheckpointError, InputError, MachineError
+from smolquant.errors import CheckpointError, InputError
 from smolquant.evaluate.layerwise import StreamedModel
 from smolquant.evaluate.text import EvalText, token_windows
 from smolquant.evaluate.weights import SourceWeights
 from smolquant.int4_kernels import unpack_int4
-from smolquant.memory import available_bytes, return_freed_blocks
+from smolquant.machine import require_memory_for
+from smolquant.memory import return_freed_blocks
 from smolquant.plan import PlannedTensor, VariantPlan
 from smolquant.schemes import Quantize
 from smolquant.schemes.base import QuantizedRows
 from smolquant.schemes.int4_gptq import ErrorFeedback, gptq_grids, working_bytes
 from smolquant.schemes.int4_weight_only import pack_int4, stored_rows, values_of
-from smolquant.text import human_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -133,13 +133,11 @@ class Calibration:
         Raises:
             MachineError: with the numbers.
         """
-        available = available_bytes()
-        if self.needed_bytes > available:
-            raise MachineError(
-                f"Calibrating needs {human_size(self.needed_bytes)} of memory, and "
-                f"{human_size(available)} are left here.",
-                hint="Use a machine with more memory, or --int4-method search, which needs little.",
-            )
+        require_memory_for(
+            "Calibrating",
+            self.needed_bytes,
+            "Use a machine with more memory, or --int4-method search, which needs little.",
+        )
 
     def run(self, folder: Path, advance: Callable[[int], None]) -> None:
         """Write what is found into ``folder``, which is empty, a file a layer.

@@ -108,6 +108,24 @@ def require_memory() -> None:
         )
 
 
+def require_memory_for(doing: str, needed: int, hint: str) -> None:
+    """Refuse early what the kernel would kill later.
+
+    Args:
+        doing: what takes the memory, to begin a sentence with: ``Measuring``.
+        needed: bytes beyond what the process has now.
+
+    Raises:
+        MachineError: with the numbers, and ``hint``.
+    """
+    available = available_bytes()
+    if needed > available:
+        raise MachineError(
+            f"{doing} needs {human_size(needed)} of memory, and {human_size(available)} are left here.",
+            hint=hint,
+        )
+
+
 def _require(folder: Path, needed: int, need: str) -> None:
     free = shutil.disk_usage(_existing(folder)).free
     if needed > free:

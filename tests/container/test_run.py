@@ -122,16 +122,8 @@ def test_a_second_run_has_nothing_to_do(job: Runner) -> None:
 
 def test_three_billion_parameters_fit_into_a_container_of_one_gigabyte(runner: Runner) -> None:
     """In one file, and without swap: what is held does not depend on the model's size."""
-    shape = {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 4,
-        "vocab_size": 128256,
-    }
     model = models.save_zeros(
-        runner.workspace / "model", SmolLM3Config(**shape, tie_word_embeddings=True, pad_token_id=0)
+        runner.workspace / "model", SmolLM3Config(**models.SMOLLM3_3B, tie_word_embeddings=True)
     )
     assert (model / "model.safetensors").stat().st_size > 6 * 10**9
     try:
@@ -147,15 +139,8 @@ def test_three_billion_parameters_fit_into_a_container_of_one_gigabyte(runner: R
 
 def test_a_model_larger_than_memory_is_measured(runner: Runner) -> None:
     """In one and a half of its largest layer, 231 MB, beside what the image takes for a small model."""
-    shape = {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 4,
-        "vocab_size": 320,
-    }
-    config = SmolLM3Config(**shape, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    changes = {"num_hidden_layers": 6, "vocab_size": 320, "bos_token_id": 1, "eos_token_id": 2}
+    config = SmolLM3Config(**models.SMOLLM3_3B | changes)
     models.save_with_tokenizer(runner.workspace / "model", models.FAMILIES["smollm3"]())
     (runner.workspace / "model/model.safetensors").unlink()
     models.save_zeros(runner.workspace / "model", config)

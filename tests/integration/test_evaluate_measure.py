@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 import models
 from evaluate_parts import quantize_folder
+from smolquant import machine
 from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CheckpointError, GateError, MachineError
@@ -187,7 +188,7 @@ def test_too_little_memory_is_told_with_numbers(
         Evaluation(architecture, checkpoint, variants, WINDOWS) as evaluation,
     ):
         evaluation.require_memory()
-        monkeypatch.setattr(measure, "available_bytes", lambda: 1_000_000)
+        monkeypatch.setattr(machine, "available_bytes", lambda: 1_000_000)
         with pytest.raises(MachineError, match=r"needs \d+ MB of memory, and 1\.00 MB are left"):
             evaluation.require_memory()
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import models
-from smolquant import calibrate
+from smolquant import machine
 from smolquant.architecture import Architecture
 from smolquant.calibrate import (
     TOKENS,
@@ -289,7 +289,7 @@ def test_a_source_that_computes_infinity_is_refused(parts: Parts, tmp_path: Path
 def test_too_little_memory_is_refused_with_the_numbers(parts: Parts, monkeypatch: Any) -> None:
     calibration = parts.calibration(parts.plan("calibrated"))
     calibration.require_memory()
-    monkeypatch.setattr(calibrate, "available_bytes", lambda: 1_000_000)
+    monkeypatch.setattr(machine, "available_bytes", lambda: 1_000_000)
     with pytest.raises(MachineError, match=r"needs .* of memory, and .* are left"):
         calibration.require_memory()
 

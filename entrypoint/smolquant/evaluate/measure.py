@@ -14,13 +14,13 @@ import torch
 
 from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
-from smolquant.errors import CheckpointError, GateError, MachineError
+from smolquant.errors import CheckpointError, GateError
 from smolquant.evaluate.layerwise import StreamedModel
 from smolquant.evaluate.weights import SourceWeights, VariantWeights
-from smolquant.memory import available_bytes, return_freed_blocks
+from smolquant.machine import require_memory_for
+from smolquant.memory import return_freed_blocks
 from smolquant.record import Metrics
 from smolquant.schemes.int8_dynamic import Int8Dynamic
-from smolquant.text import human_size
 
 VOCABULARY_BLOCK = 8_192
 TOKEN_BLOCK = 512
@@ -117,13 +117,11 @@ class Evaluation:
         Raises:
             MachineError: with the numbers.
         """
-        available = available_bytes()
-        if self.needed_bytes > available:
-            raise MachineError(
-                f"Measuring needs {human_size(self.needed_bytes)} of memory, and "
-                f"{human_size(available)} are left here.",
-                hint="Use a machine with more memory, a smaller --eval-tokens, or --evaluate never.",
-            )
+        require_memory_for(
+            "Measuring",
+            self.needed_bytes,
+            "Use a machine with more memory, a smaller --eval-tokens, or --evaluate never.",
+        )
 
     def run(self, advance: Callable[[int], None] | None = None) -> dict[str, Metrics]:
         """Measure.
