@@ -295,7 +295,7 @@ def main() -> None:
     sections = [
         section(
             "SmolLM2-135M-Instruct",
-            f"On {windows.numel()} tokens of smolquant's evaluation text. This copy's weights lie on a "
+            f"On {windows.numel()} tokens of smolquant's evaluation text. This copy's weights lie on a\n"
             "4-bit grid with groups of 32 already, which rounding in groups of 32 can find again.",
             Bench(smollm2, windows, calibration),
         ),
