@@ -298,11 +298,17 @@ def test_any_range_can_be_read_again_when_its_chunk_is_gone(
         file.verify()
         assert file.read_into(memoryview(bytearray(10)), len(content) - 3) == 3
         file.close()
-        longer = files.open("model.safetensors", len(content) + 9, sha256)
-        with pytest.raises(HubError, match=r"sent \d+ bytes"):
-            longer.read_into(memoryview(bytearray(20)), len(content) - 3)
-        longer.close()
         other = files.open("model.safetensors", len(content), "0" * 64)
         with pytest.raises(CheckpointError, match="its sha256 differs"):
             other.verify()
         other.close()
+
+
+def test_a_range_that_is_cut_short_is_refused(hub: LocalHub, source: Path) -> None:
+    size = (source / "model.safetensors").stat().st_size
+    client = Hub(WRITE.value, endpoint=hub.url)
+    with closing(remote.RemoteFiles(client, SOURCE, hub.repo(SOURCE).head)) as files:
+        longer = files.open("model.safetensors", size + 9, "0" * 64)
+        with pytest.raises(HubError, match=r"sent \d+ bytes"):
+            longer.read_into(memoryview(bytearray(20)), size - 3)
+        longer.close()

@@ -119,6 +119,7 @@ class RemoteBytes:
         while done < stop:
             number, skip = divmod(offset + done, CHUNK_BYTES)
             piece = memoryview(self._chunk(self.name, number, self.size))[skip:][: stop - done]
+            assert piece, "a chunk is as long as was asked for, and the file as the Hub says"
             view[done : done + len(piece)] = piece
             done += len(piece)
             if number >= self._hashed:
