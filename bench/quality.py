@@ -9,7 +9,6 @@ there for comparison; the product does not offer it.
 """
 
 import argparse
-import contextlib
 import math
 import platform
 import tempfile
@@ -33,6 +32,7 @@ from smolquant.evaluate.text import bundled_calibration_text, bundled_text, toke
 from smolquant.int4_kernels import unpack_int4
 from smolquant.plan import make_plan
 from smolquant.schemes import SCHEMES, Keep, Scheme, scheme_of
+from smolquant.schemes.int4_gptq import one_thread
 from smolquant.schemes.int4_weight_only import values_of
 
 GROUP_SIZES = (32, 64, 128)
@@ -115,7 +115,7 @@ class Bench:
         return math.exp(self._source_loss)
 
     def measure(self, scheme: str, group: str, method: str, quantize: Quantizer) -> Row:
-        with _one_thread():
+        with one_thread():
             began = time.process_time()
             quantized = quantize(self._weights)
             seconds = time.process_time() - began
@@ -262,17 +262,6 @@ def section(title: str, note: str, bench: Bench) -> str:
         lines.append(row.cells())
     note = f"{note} Perplexity of the source: {bench.perplexity:.2f}."
     return "\n".join([f"## {title}", "", note, "", head, *lines, ""])
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """So that CPU time is time spent computing, not waiting for another thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def main() -> None:

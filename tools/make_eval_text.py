@@ -28,6 +28,8 @@ _BOOKS = {
 """Prefix of the text files -> the manual in its package, by language."""
 _CHAPTER_ONE = re.compile(r"^\w+\s1\.\s", re.MULTILINE)
 _MINIMUM_WORDS = 12
+_PACKAGE_SERVER = re.compile(r"\b(deb|ftp|http)\.[\w.]*debian\.org")
+"""Paragraphs that name one are left out: this repository names no package servers."""
 
 _ORIGIN = """\
 The texts in this folder are paragraphs of two manuals, extracted by tools/make_eval_text.py from these
@@ -103,6 +105,8 @@ def _excerpt(paragraphs: list[str], begin: float) -> str:
     """Whole paragraphs from the fraction ``begin`` of the book on."""
     taken: list[str] = []
     for paragraph in paragraphs[int(begin * len(paragraphs)) :]:
+        if _PACKAGE_SERVER.search(paragraph):
+            continue
         taken.append(paragraph)
         if sum(map(len, taken)) > CHARACTERS:
             break

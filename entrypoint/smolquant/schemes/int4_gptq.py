@@ -67,7 +67,7 @@ class ErrorFeedback:
         while True:
             damped = moments[backwards][:, backwards]
             damped.diagonal().add_(mean * damping + torch.finfo(mean.dtype).tiny)
-            with _one_thread():
+            with one_thread():
                 lower, failure = torch.linalg.cholesky_ex(damped)
             del damped
             if not failure:
@@ -99,7 +99,7 @@ def gptq_grids(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """For what LAPACK splits by threads: the same inputs give the same bytes with any number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
