@@ -18,7 +18,7 @@ from smolquant.checkpoint.disk import DiskFile
 
 @pytest.fixture(params=["disk", "memory"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """One on a disk, and one on a file system that has no direct transfers to offer."""
+    """One on a disk, and one in memory, where older kernels have no direct transfers to offer."""
     if request.param == "disk":
         return tmp_path
     return Path(request.getfixturevalue("in_memory"))
