@@ -44,6 +44,8 @@ RUN rm -rf test torch/include torch/share torch/test \
 
 
 FROM dependencies AS product
+# hadolint ignore=DL3008,DL3009
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev
 COPY pyproject.toml README.md /src/
 COPY entrypoint /src/entrypoint
 RUN /pip/bin/pip install --no-compile --no-index --no-deps --no-build-isolation \

@@ -53,7 +53,7 @@ $(CHECKPOINT): | $(INSTALLED)
 	mkdir -p .demo
 	$(PYTHON) tools/smollm2.py $@
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml entrypoint/smolquant/schemes/int4_search.c
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PYTHON) -m pip install --quiet $(PIP_TORCH) $(TORCH)

@@ -14,7 +14,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
@@ -50,7 +50,7 @@ every column.
   weights of SmolLM2-135M have 576 columns: 64 instead of 128).
 * **KL**: mean Kullback-Leibler divergence of the next-token distribution from the source's, in nats.
 * **perplexity**: against the source's, in per cent.
-* **seconds**: CPU time to quantize, on one core.
+* **seconds**: CPU time to find what is stored, on one core.
 
 `rtn` rounds to nearest with torchao's tinygemm parameters, `search` is smolquant's default, `calibrated`
 is `--int4-method calibrated` on a text that is not the one measured on, and `hqq` is torchao's, which
@@ -79,10 +79,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A weight for float32 arithmetic, and what it takes to store it."""
+    """A weight for float32 arithmetic, and what it takes to store it and took to find it."""
 
     weight: torch.Tensor
     bits: int
+    seconds: float
 
 
 Quantizer = Callable[[Mapping[str, torch.Tensor]], dict[str, Quantized]]
@@ -116,9 +117,7 @@ class Bench:
 
     def measure(self, scheme: str, group: str, method: str, quantize: Quantizer) -> Row:
         with one_thread():
-            began = time.process_time()
             quantized = quantize(self._weights)
-            seconds = time.process_time() - began
         for name, module in self._linears.items():
             module.weight = nn.Parameter(quantized[name].weight, requires_grad=False)
         divergences: list[float] = []
@@ -135,7 +134,7 @@ class Bench:
             / sum(weight.numel() for weight in self._weights.values()),
             kl=fmean(divergences),
             perplexity_percent=100 * math.expm1(fmean(losses) - self._source_loss),
-            seconds=seconds,
+            seconds=sum(found.seconds for found in quantized.values()),
         )
 
     def _predictions(self) -> Iterator[torch.Tensor]:
@@ -161,13 +160,15 @@ def by_scheme(scheme: Scheme, group_size: int) -> Callable[[torch.Tensor], Quant
     def quantize(weight: torch.Tensor) -> Quantized:
         decision = scheme.decide(weight.shape[0], weight.shape[1], group_size)
         assert not isinstance(decision, Keep), decision.reason
-        bits, blocks = 0, []
+        bits, seconds, blocks = 0, 0.0, []
         for block in torch.split(weight, BLOCK_ROWS):
-            stored = scheme.quantize(block, decision.group_size)
-            parts = [getattr(stored, part) for part in scheme.row_axes]
-            bits += 8 * sum(part.numel() * part.element_size() for part in parts)
-            blocks.append(scheme.dequantize(stored))
-        return Quantized(torch.cat(blocks), bits)
+            began = time.process_time()
+            stored = scheme.quantize_rows(block, decision.group_size).parts.values()
+            seconds += time.process_time() - began
+            bits += 8 * sum(part.numel() * part.element_size() for part in stored)
+            # The same to the bit, as the tensor that can tell what it stands for.
+            blocks.append(scheme.dequantize(scheme.quantize(block, decision.group_size)))
+        return Quantized(torch.cat(blocks), bits, seconds)
 
     return quantize
 
@@ -175,8 +176,8 @@ def by_scheme(scheme: Scheme, group_size: int) -> Callable[[torch.Tensor], Quant
 def with_quantized_activations(weight: torch.Tensor) -> Quantized:
     """int8_dynamic: torchao's tensor itself, which quantizes activations as it computes."""
     scheme = SCHEMES["int8_dynamic"]
-    bits = by_scheme(scheme, 0)(weight).bits
-    return Quantized(scheme.quantize(weight.float(), None), bits)
+    found = by_scheme(scheme, 0)(weight)
+    return replace(found, weight=scheme.quantize(weight.float(), None))
 
 
 def by_calibration(folder: Path, windows: torch.Tensor, group_size: int) -> Quantizer:
@@ -184,6 +185,7 @@ def by_calibration(folder: Path, windows: torch.Tensor, group_size: int) -> Quan
     scheme = scheme_of("int4_weight_only", int4_method="calibrated")
 
     def quantize(weights: Mapping[str, torch.Tensor]) -> dict[str, Quantized]:
+        began = time.process_time()
         architecture = Architecture(folder, trust_remote_code=False)
         with (
             Checkpoint(sorted(folder.glob("*.safetensors"))) as checkpoint,
@@ -200,18 +202,21 @@ def by_calibration(folder: Path, windows: torch.Tensor, group_size: int) -> Quan
             )[scheme.variant]
             calibration = Calibration(architecture, checkpoint, plan, windows)
             with calibrated_weights(calibration, Path(spool) / "found", lambda _: None) as found:
-                return {name: _found(found, name, weight) for name, weight in weights.items()}
+                each = (time.process_time() - began) / len(weights)
+                return {name: _found(found, name, weight, each) for name, weight in weights.items()}
 
     return quantize
 
 
-def _found(weights: CalibratedWeights, name: str, weight: torch.Tensor) -> Quantized:
+def _found(
+    weights: CalibratedWeights, name: str, weight: torch.Tensor, seconds: float
+) -> Quantized:
     rows = weights.quantize_rows(name, weight, 0)
     assert rows is not None, f"{name} was not calibrated"
     scale, zero_point = (rows.parts[part].t() for part in ("scale", "zero_point"))
-    values = values_of(unpack_int4(rows.parts["qdata"]).float(), scale, zero_point)
+    values = values_of(unpack_int4(rows.parts["qdata"]), scale, zero_point)
     bits = 8 * sum(part.numel() * part.element_size() for part in rows.parts.values())
-    return Quantized(values, bits)
+    return Quantized(values, bits, seconds)
 
 
 def by_hqq(group_size: int) -> Callable[[torch.Tensor], Quantized]:
@@ -223,13 +228,15 @@ def by_hqq(group_size: int) -> Callable[[torch.Tensor], Quantized]:
     def quantize(weight: torch.Tensor) -> Quantized:
         decision = int4.decide(weight.shape[0], weight.shape[1], group_size)
         assert not isinstance(decision, Keep) and decision.group_size is not None
+        began = time.process_time()
         levels, scale, zero, _ = _choose_qparams_and_quantize_affine_hqq(
             weight, 4, decision.group_size, compute_dtype=weight.dtype, device="cpu"
         )
+        seconds = time.process_time() - began
         grouped = levels.view(-1, decision.group_size).float() - 8
         found = grouped * scale.view(-1, 1).float() + zero.view(-1, 1).float()
         bits = weight.numel() * 4 + 16 * (scale.numel() + zero.numel())
-        return Quantized(found.view(weight.shape), bits)
+        return Quantized(found.view(weight.shape), bits, seconds)
 
     return quantize
 

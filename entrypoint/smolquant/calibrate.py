@@ -239,7 +239,7 @@ def _calibrated(
     assert isinstance(planned.decision, Quantize) and planned.decision.group_size is not None
     weight = module.weight.to(planned.dtype)
     levels, scale, zero_point = gptq_grids(weight, feedback, planned.decision.group_size)
-    packed = pack_int4(levels.to(torch.int8))
+    packed = pack_int4(levels)
     found = values_of(levels, scale, zero_point).to(module.weight.dtype)
     module.weight = nn.Parameter(found, requires_grad=False)
     parts = {"qdata": packed, "scale": scale, "zero_point": zero_point}
@@ -266,7 +266,7 @@ class CalibratedWeights:
             )
             for part in ("qdata", "scale", "zero_point")
         )
-        return stored_rows(weight, unpack_int4(packed).float(), scale, zero_point)
+        return stored_rows(weight, unpack_int4(packed), scale, zero_point)
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The search for int4 grids: better than rounding to nearest, and sane where there is nothing to find."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
-from smolquant.schemes import INT4_METHODS, SCHEMES, Scheme, scheme_of
+from smolquant.schemes import INT4_METHODS, SCHEMES, Scheme, int4_search, scheme_of
 from smolquant.schemes.int4_search import search_grids
 from smolquant.schemes.int4_weight_only import Int4WeightOnly
 
@@ -112,6 +113,73 @@ def test_no_weights_are_further_off_than_the_bound_that_a_release_is_held_to(
     bound = SEARCH.max_relative_error(256, group)
     for name, weight in weights.items():
         assert relative_error(SEARCH, weight.to(dtype), group) <= bound, name
+
+
+def by_the_book(
+    groups: torch.Tensor, ranges: torch.Tensor, candidates: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """int4_search.c, an operation on all groups at a time and every sum in float64."""
+    size = groups.shape[1]
+    low, unit = ranges.unsqueeze(2).unbind(1)
+    units = ((groups - low) * (1 / unit)).round()
+    total_units, squared_units = units.double().sum(1), units.double().square().sum(1)
+
+    def levels_of(factor: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        product = units * factor
+        return (product + offset).round().clamp(0, 15)
+
+    def sums(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        exact = levels.double()
+        total = exact.sum(1)
+        covariance = size * (exact * units).sum(1) - total * total_units
+        return total, covariance, size * exact.square().sum(1) - total * total
+
+    best = (
+        torch.zeros_like(total_units),
+        torch.zeros_like(total_units),
+        torch.ones_like(total_units),
+    )
+    for factor, offset in candidates:
+        tried = sums(levels_of(factor, offset))
+        better = tried[1] ** 2 * best[2] > best[1] ** 2 * tried[2]
+        best = tuple(torch.where(better, new, old) for new, old in zip(tried, best, strict=True))  # type: ignore[assignment]
+    slope = torch.ones_like(total_units)
+    for _ in range(2):
+        total, covariance, variance = best
+        slope = torch.where(covariance > 0, covariance / variance, slope)
+        factor, offset = (1 / slope).float(), ((total - total_units / slope) / size).float()
+        levels = levels_of(factor.unsqueeze(1), offset.unsqueeze(1))
+        best = sums(levels)
+    total, covariance, _ = best
+    unshrunk = (size * squared_units - total_units * total_units) / covariance
+    slope = torch.where(covariance > 0, unshrunk, slope)
+    means = total_units / size, total / size - 8
+    return levels.char() - 8, torch.stack([slope * unit[:, 0], *means], 1).float()
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+def test_the_compiled_loops_do_to_the_bit_what_plain_arithmetic_does(group: int) -> None:
+    weight = torch.cat([gaussian(64, 1024), heavy_tailed(64, 1024), gaussian(64, 1024).abs()])
+    groups = torch.cat([weight, torch.full((2, 1024), 0.3)]).view(-1, group)
+    low, high = groups.amin(1), groups.amax(1)
+    ranges = torch.stack([low, ((high - low) / 15 / 256).clamp(min=2.0**-125)], 1)
+
+    levels, found = int4_search._search(groups, ranges)
+
+    expected_levels, expected = by_the_book(groups, ranges, int4_search._candidates())
+    assert torch.equal(levels, expected_levels)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_a_number_shows_in_the_norms_and_stays_in_its_group(value: float) -> None:
+    weight, spoiled = gaussian(4, 256), gaussian(4, 256)
+    spoiled[1, 70] = value
+    rows = SEARCH.quantize_rows(spoiled, 64)
+    assert not math.isfinite(rows.squared_norm + rows.squared_error)
+    differs = rows.parts["qdata"] != SEARCH.quantize_rows(weight, 64).parts["qdata"]
+    differs[1, 32:64] = False
+    assert not differs.any()
 
 
 def test_the_arithmetic_is_the_same_with_any_number_of_threads() -> None:

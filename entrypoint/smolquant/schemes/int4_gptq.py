@@ -135,7 +135,7 @@ def _round_in_turn(
         wanted[later].addmm_(factor[block, later].t(), errors, alpha=-1)
     in_place = torch.empty_like(levels)
     in_place[order] = levels
-    return in_place.t().contiguous()
+    return in_place.t().to(torch.int8).contiguous()
 
 
 def _round_block(

@@ -121,7 +121,7 @@ class Int4WeightOnly(Scheme):
 
 
 _Grid = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
-"""(n, K) levels in [-8, 7], and (n, K / group size) scales and zero points in the weight's dtype."""
+"""(n, K) levels in [-8, 7], int8, and (n, K / group size) scales and zero points in the weight's dtype."""
 
 
 def stored_rows(
@@ -130,7 +130,7 @@ def stored_rows(
     scale: "torch.Tensor",
     zero_point: "torch.Tensor",
 ) -> QuantizedRows:
-    """A grid that was found for ``weight`` as it is stored, and its error; uses ``levels`` up."""
+    """A grid that was found for ``weight`` as it is stored, and its error."""
     parts = _parts(levels, scale, zero_point)
     exact = weight.float()
     error = values_of(levels, scale, zero_point).sub_(exact)
@@ -140,8 +140,8 @@ def stored_rows(
 def values_of(
     levels: "torch.Tensor", scale: "torch.Tensor", zero_point: "torch.Tensor"
 ) -> "torch.Tensor":
-    """What a grid stands for: the float32 (n, K) weight, in place of ``levels``."""
-    grouped = levels.view(*scale.shape, -1)
+    """What a grid stands for: the float32 (n, K) weight."""
+    grouped = levels.float().view(*scale.shape, -1)
     grouped.mul_(scale.float().unsqueeze(2)).add_(zero_point.float().unsqueeze(2))
     return grouped.view(levels.shape)
 
@@ -167,11 +167,13 @@ def _round(weight: "torch.Tensor", group_size: int) -> _Grid:
     )
     levels = _quantize_affine_tinygemm(weight, block, scale, zero, torch.int32, 0, _HIGHEST)
     rows = len(weight)
-    return levels.sub_(_MIDPOINT).float(), scale.view(rows, -1), zero.view(rows, -1)
+    return levels.sub_(_MIDPOINT).to(torch.int8), scale.view(rows, -1), zero.view(rows, -1)
 
 
 def _round_fast(weight: "torch.Tensor", group_size: int) -> _Grid:
     """The arithmetic of :func:`_round` to the bit, in place and several times as fast."""
+    import torch
+
     grouped = weight.view(len(weight), -1, group_size)
     exact = grouped.float()
     low, high = exact.amin(2, keepdim=True), exact.amax(2, keepdim=True)
@@ -181,17 +183,15 @@ def _round_fast(weight: "torch.Tensor", group_size: int) -> _Grid:
     zero = low.add_(scale * _MIDPOINT)
     levels = grouped.sub(zero - scale * _MIDPOINT).div_(scale).float().round_()
     levels.clamp_(0, _HIGHEST).sub_(_MIDPOINT)
-    return levels.view(weight.shape), scale.squeeze(2), zero.squeeze(2)
+    return levels.to(torch.int8).view(weight.shape), scale.squeeze(2), zero.squeeze(2)
 
 
 def _parts(
     levels: "torch.Tensor", scale: "torch.Tensor", zero_point: "torch.Tensor"
 ) -> dict[str, "torch.Tensor"]:
     """A grid as ``Int4Tensor`` stores it."""
-    import torch
-
     return {
-        "qdata": pack_int4(levels.to(torch.int8)),
+        "qdata": pack_int4(levels),
         "scale": scale.t().contiguous(),
         "zero_point": zero_point.t().contiguous(),
     }
