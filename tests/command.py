@@ -77,6 +77,7 @@ def run_smolquant(
     token: str | None = None,
     actions: bool = False,
     env: Mapping[str, str] | None = None,
+    script: str | None = None,
 ) -> Run:
     """Run ``smolquant`` in ``folder``.
 
@@ -85,6 +86,7 @@ def run_smolquant(
         token: given as HF_TOKEN.
         actions: as inside GitHub Actions, with the runner's files fresh.
         env: further variables, such as INPUT_*.
+        script: Python that runs the command after a change to its parts.
     """
     environ = _environ(folder, hub, token)
     if actions:
@@ -97,7 +99,11 @@ def run_smolquant(
             "GITHUB_WORKSPACE": str(folder),
         }
     finished = subprocess.run(
-        [sys.executable, "-m", "smolquant", *map(str, arguments)],
+        [
+            sys.executable,
+            *(["-c", script] if script else ["-m", "smolquant"]),
+            *map(str, arguments),
+        ],
         cwd=folder,
         env={**environ, **(env or {})},
         stdout=subprocess.PIPE,

@@ -205,7 +205,6 @@ class _Run:
         plans = self._plan(source, architecture, wanted)
         output_dir = self.settings.output_dir
         output_dir.mkdir(parents=True, exist_ok=True)
-        self.console.info(f"{self.settings.model}: {source.identity}")
         with ExitStack() as cleanup:
             works = {
                 variant: cleanup.enter_context(self._work_folder(source, plan))
@@ -219,8 +218,8 @@ class _Run:
                 if use.send_shards:
                     self.ahead = self._sending_ahead(target)
                 records = self._quantize(source, architecture, checkpoint, plans, works)
-                checkpoint.verify()
             records = self._measured(source, architecture, checkpoint, records, folders)
+            source.require_unchanged()  # it was read for finishing and measuring, too
             self._judge(records)
             for variant, record in records.items():
                 write_record(folders[variant], record)
@@ -280,7 +279,7 @@ class _Run:
         variant = plan.scheme.variant
         _check_place(self.settings.output_dir / variant)
         options = self.settings.options_of(plan.scheme.quant_type)
-        key = work_key(plan, source.identity, options)
+        key = work_key(plan, source.state, options)
         root = None
         try:
             with work_folder(self.settings.output_dir, variant, key) as work:
@@ -309,13 +308,20 @@ class _Run:
 
         story, tracker = self.story, self.story.tracker
         size = checkpoint.layout.size_bytes
-        story.source = SourceRecord(source.identity, size, source.repo, source.revision)
+        if source.revision is not None:  # a folder's identity may take as long as the work
+            story.source = SourceRecord(source.identity, size, source.repo, source.revision)
         options = {
             variant: self.settings.options_of(plan.scheme.quant_type)
             for variant, plan in plans.items()
         }
         for variant in plans:
-            tracker.started(variant, options=options[variant], device="cpu", source=story.source)
+            tracker.started(
+                variant,
+                options=options[variant],
+                device="cpu",
+                repo=source.repo,
+                revision=source.revision,
+            )
         started = time.monotonic()
         with (
             self._calibrated(source, architecture, checkpoint, plans, works) as calibrated,
@@ -336,6 +342,9 @@ class _Run:
                 send=self.ahead.send if self.ahead else None,
             )
         seconds = time.monotonic() - started
+        checkpoint.verify()
+        source.require_unchanged()
+        self.console.info(f"{self.settings.model}: {source.identity}")
         records = {}
         for variant, plan in plans.items():
             record = records[variant] = finish_variant(
@@ -347,6 +356,7 @@ class _Run:
                 options=options[variant],
                 source_bytes=size,
             )
+            story.source = record.source
             refuse_wild_errors(variant, record.tensors, plan.error_bounds)
             story.variants[variant] = VariantResult(
                 record, seconds, peak_bytes(), None, up_to_date=False

@@ -29,13 +29,13 @@ def stack_versions() -> dict[str, str]:
     return {"smolquant": __version__, **stack}
 
 
-def work_key(plan: VariantPlan, identity: str, options: Options) -> str:
+def work_key(plan: VariantPlan, source_state: str, options: Options) -> str:
     """A digest of all that decides the variant's stored bytes, short enough for a folder's name.
 
     Args:
-        identity: of the source.
+        source_state: :attr:`Source.state`, as its identity may not be known before the work.
     """
-    decides = json.dumps([identity, plan.scheme.quant_type, options, stack_versions()])
+    decides = json.dumps([source_state, plan.scheme.quant_type, options, stack_versions()])
     digest = hashlib.sha256(decides.encode())
     for shard in plan.shards:
         digest.update(shard.header)

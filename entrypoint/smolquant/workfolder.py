@@ -1,8 +1,9 @@
 """Where a variant is made: a hidden folder beside its place, which a killed run leaves to the next.
 
-Its name is a digest of all that decides the stored bytes, so only the same work finds it again. What
-is finished in it is noted in a journal, a line a shard, and compared by size and sha256 before it is
-trusted. A lock that dies with its process keeps two runs out of one folder.
+Its name is a digest of all that decides the stored bytes, so only the same work finds it again; a
+checkpoint folder counts as the same until its files are written, replaced or touched. What is finished
+in it is noted in a journal, a line a shard, and compared by size and sha256 before it is trusted. A lock
+that dies with its process keeps two runs out of one folder.
 """
 
 import fcntl
@@ -24,7 +25,8 @@ _LOCK = "lock"
 _JOURNAL = "finished.jsonl"
 
 _HOPELESS = (CheckpointError, InputError, GateError)
-"""Failures that the same command would meet again: what it made is of no use."""
+"""Failures that the same command would meet again, or that come of a source that changed meanwhile: what
+was made is of no use."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def _is_intact(folder: Path, shard: FinishedShard) -> bool:
 
 
 def _remove_abandoned(output_dir: Path, variant: str, own: Path) -> None:
-    """What killed runs with other options, or of another checkpoint, have left."""
+    """What killed runs with other options, or of a checkpoint that is another by now, have left."""
     for root in output_dir.glob(f".{variant}.*"):
         if root == own or not (root / _LOCK).is_file():
             continue

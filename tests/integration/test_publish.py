@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from localhub import LocalHub, Token
-from smolquant.checkpoint.source import LocalFile
+from smolquant.checkpoint.source import FolderSource, LocalFile
 from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub
 from smolquant.publish import commit as commit_module
@@ -99,15 +99,12 @@ def publication(folder: Path, *variants: str, **changes: Any) -> Publication:
     )
 
 
-def checkpoint(folder: Path, weights: bytes = b"main weights" * 1000) -> dict[str, LocalFile]:
+def checkpoint(folder: Path, weights: bytes = b"main weights" * 1000) -> Mapping[str, LocalFile]:
     folder.mkdir(parents=True, exist_ok=True)
     contents = {"model.safetensors": weights, "config.json": b"{}\n", "tokenizer.json": b"{}\n"}
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    return {
-        name: LocalFile(folder / name, sha256(content), len(content))
-        for name, content in contents.items()
-    }
+    return FolderSource(folder).files
 
 
 def run(hub: Hub, what: Publication, repo: str = REPO) -> Published:

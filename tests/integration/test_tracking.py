@@ -138,7 +138,9 @@ class Job:
         """Until the links are asked for, as the cards do."""
         started = time.monotonic()
         for variant in ("int8", "int4"):
-            self.tracker.started(variant, options={"group_size": 64}, device="cpu", source=SOURCE)
+            self.tracker.started(
+                variant, options={"group_size": 64}, device="cpu", repo=SOURCE.repo, revision=SHA
+            )
         self.tracker.advance(2_000_000)
         for variant in ("int8", "int4"):
             self.tracker.completed(
@@ -209,6 +211,7 @@ def test_a_run_is_recorded_and_read_back(
     metrics: dict[str, Any] = {}
     for log in int8["logs"]:
         metrics |= log
+    assert metrics["source/identity"] == SOURCE.identity
     assert metrics["size/source_bytes"] == 2_000_000
     assert metrics["upload/commit"] == SHA
     assert metrics["success"] == 1
@@ -406,7 +409,7 @@ def test_a_cancelled_job_is_recorded_as_failed(server: Server, tmp_path: Path) -
 
 def test_a_cancelled_job_has_no_time_for_a_silent_server(silent: str, tmp_path: Path) -> None:
     job = Job(tmp_path / "out", make_destination(silent, write_token=TOKEN))
-    job.tracker.started("int8", options={}, device="cpu", source=SOURCE)
+    job.tracker.started("int8", options={}, device="cpu", repo=None, revision=None)
     job.end(Cancelled(signal.SIGINT))
     assert job.seconds < 7.5  # the runner's second signal
     assert job.events[-1] == "quantization_failed"

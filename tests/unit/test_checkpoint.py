@@ -1,6 +1,12 @@
 """Reading rows, laying out shards, and refusing what is broken."""
 
 import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from smolquant.checkpoint import reader
-from smolquant.checkpoint.files import identity, is_companion, shard_names, weight_layout
+from smolquant.checkpoint import source as source_room
+from smolquant.checkpoint.files import (
+    identity,
+    is_companion,
+    sha256_of,
+    shard_names,
+    weight_layout,
+)
 from smolquant.checkpoint.reader import Checkpoint, SourceTensor, row_blocks
 from smolquant.checkpoint.source import FolderSource
 from smolquant.checkpoint.writer import ShardWriter, StoredTensor, index_text, lay_out
@@ -273,6 +286,87 @@ def test_identity_changes_with_a_file_and_not_with_what_is_no_part_of_the_model(
     (tmp_path / "tokenizer.json").write_text("{}")
     assert FolderSource(tmp_path).identity != before
     assert identity({"a": "1", "b": "2"}) == identity({"b": "2", "a": "1"})
+
+
+def write_as_long(path: Path) -> None:
+    """Other bytes, as many, with the old time of writing."""
+    before = path.stat()
+    path.write_bytes(b"x" * before.st_size)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace_by_its_copy(path: Path) -> None:
+    """The same bytes and times in another file."""
+    copy = path.with_name("copy")
+    shutil.copy2(path, copy)
+    copy.replace(path)
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "written": write_as_long,
+    "replaced": replace_by_its_copy,
+    "touched": Path.touch,
+    "removed": Path.unlink,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, state: dict[str, torch.Tensor]) -> Path:
+    """A checkpoint folder."""
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    time.sleep(0.02)  # two changes within one tick of the file system's clock look like one
+    return tmp_path
+
+
+@pytest.mark.parametrize("change", ["written", "replaced", "touched"])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_folders_state_changes_with_a_file_of_the_model(
+    folder: Path, change: str, name: str
+) -> None:
+    before = FolderSource(folder).state
+    (folder / "README.md").write_text("new text")
+    (folder / "model.safetensors").read_bytes()
+    assert FolderSource(folder).state == before
+    CHANGES[change](folder / name)
+    assert FolderSource(folder).state != before
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_folder_that_changed_since_it_was_found_is_refused(
+    folder: Path, change: str, name: str
+) -> None:
+    source = FolderSource(folder)
+    (folder / "README.md").write_text("new text")
+    source.require_unchanged()
+    CHANGES[change](folder / name)
+    with pytest.raises(CheckpointError, match=f"^{name} changed while"):
+        source.require_unchanged()
+
+
+def test_a_folders_state_waits_for_no_hash_and_covers_all_of_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_hash = threading.Event()
+
+    def hash_late(path: Path) -> str:
+        may_hash.wait(20)
+        return sha256_of(path)
+
+    monkeypatch.setattr(source_room, "sha256_of", hash_late)
+    source = FolderSource(folder)
+    assert source.state
+    assert source.companions == ["config.json"]
+    assert not any(file.digest.done() for file in source.files.values())
+    with ThreadPoolExecutor(1) as pool:
+        checked = pool.submit(source.require_unchanged)
+        with pytest.raises(TimeoutError):
+            checked.result(0.2)
+        (folder / "model.safetensors").touch()  # before it was hashed
+        may_hash.set()
+        with pytest.raises(CheckpointError):
+            checked.result(20)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from smolquant.errors import Cancelled, HubError
-from smolquant.record import TensorRecord, VariantRecord
+from smolquant.record import Options, TensorRecord, VariantRecord
 from smolquant.report.console import Console
 from smolquant.tracking.courier import child_environment
 from smolquant.tracking.destination import Destination
@@ -71,7 +71,9 @@ def tell(folder: Path, *variants: str, title: str | None = None, secret: str = "
 
 
 def start(told: Told, variant: str = "int8") -> None:
-    told.recorder.started(variant, options={"group_size": 64}, device="cpu", source=SOURCE)
+    told.recorder.started(
+        variant, options={"group_size": 64}, device="cpu", repo=SOURCE.repo, revision=SHA
+    )
 
 
 def test_a_finished_run(told: Told) -> None:
@@ -94,6 +96,7 @@ def test_a_finished_run(told: Told) -> None:
     metrics: dict[str, Any] = {}
     for entry in told.entries:
         metrics |= entry.metrics
+    assert metrics["source/identity"] == SOURCE.identity
     assert metrics["size/source_bytes"] == 2_000_000
     assert metrics["size/bytes"] == 1_300_123
     assert metrics["size/reduction_percent"] == pytest.approx(34.99385)
@@ -115,7 +118,7 @@ def test_the_start_describes_the_run(told: Told) -> None:
     assert config["quant_type"] == "int8_weight_only"
     assert config["options"] == {"group_size": 64}
     assert config["device"] == "cpu"
-    assert config["source_revision"] == SHA
+    assert (config["source"], config["source_revision"]) == (SOURCE.repo, SHA)
 
 
 def test_the_layers_errors_are_a_series_in_the_layers_order(told: Told) -> None:
@@ -187,6 +190,11 @@ def test_names(tmp_path: Path) -> None:
     assert told.events[0]["name"] == "my run-int8"
 
 
+def test_a_folder_has_no_revision_to_be_named_after(told: Told) -> None:
+    told.recorder.started("int8", options={}, device="cpu", repo=None, revision=None)
+    assert told.events[0]["name"] == "you-tiny-int8"
+
+
 @pytest.mark.parametrize(
     ("repo", "project"),
     [
@@ -247,9 +255,8 @@ def test_a_line_cut_short_costs_no_other(tmp_path: Path) -> None:
 
 def test_the_file_holds_no_secret(tmp_path: Path) -> None:
     told = tell(tmp_path, secret="hf_secret")
-    told.recorder.started(
-        "int8", options={"skip": ["hf_secret"], "x": float("nan")}, device="cpu", source=SOURCE
-    )
+    options: Options = {"skip": ["hf_secret"], "x": float("nan")}
+    told.recorder.started("int8", options=options, device="cpu", repo=None, revision=None)
     assert "hf_secret" not in (tmp_path / "events.jsonl").read_text()
     assert told.entries[0].config is not None
     assert told.entries[0].config["options"] == {"skip": ["***"], "x": None}

@@ -140,7 +140,7 @@ class LocalBytes:
         return done
 
     def verify(self) -> None:
-        """Nothing to do: the source's identity was taken from this file."""
+        """Nothing to do: a folder's files are compared by the source they belong to."""
 
     def close(self) -> None:
         os.close(self._file)
@@ -275,7 +275,7 @@ class PickleFile:
         return copy
 
     def verify(self) -> None:
-        """Nothing to do: the source's identity was taken from this file."""
+        """Nothing to do: a folder's files are compared by the source they belong to."""
 
     def close(self) -> None:
         self._mapped = {}

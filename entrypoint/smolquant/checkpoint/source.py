@@ -1,21 +1,24 @@
 """Where a checkpoint comes from: a folder, or a Hub repository at one commit.
 
 A source tells its identity before a weight is fetched, so that a run with nothing to do costs nothing,
-and hands out local paths when there is work.
+and hands out local paths when there is work. A folder's identity takes reading all of it, which goes on
+beside the work; until it is asked for, the folder's state tells it from others.
 """
 
+import hashlib
+import json
 import os
 import re
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from smolquant.checkpoint.files import (
     identity,
@@ -32,13 +35,52 @@ if TYPE_CHECKING:
     from smolquant.checkpoint.reader import Checkpoint, Layout
 
 
+class FileState(NamedTuple):
+    """What a write, a replacement or a touch changes of a file, known without reading it."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+    changed_ns: int
+    """Of the inode; unlike the time of the last write it cannot be set back."""
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The state of ``path`` now.
+
+        Raises:
+            OSError: it is gone, or out of reach.
+        """
+        stat = path.stat()
+        return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
 @dataclass(frozen=True)
 class LocalFile:
-    """A file of the source on this machine."""
+    """A file of the source on this machine, which is being hashed beside other work."""
 
     path: Path
-    sha256: str
-    size: int
+    found: FileState
+    """Its state before a byte of it was read."""
+    digest: Future[str]
+
+    @property
+    def size(self) -> int:
+        return self.found.size
+
+    @property
+    def sha256(self) -> str:
+        """Hexadecimal; waits until it is known."""
+        return self.digest.result()
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether it is no longer as it was found, or no longer there."""
+        try:
+            return FileState.of(self.path) != self.found
+        except OSError:
+            return True
 
 
 @dataclass(frozen=True)
@@ -52,6 +94,8 @@ class Download:
 class Source(ABC):
     """One checkpoint. ``companions`` is everything of it that is not weights."""
 
+    _companions: list[str]
+    """The files that are no weights; in any order."""
     _layout: str
     """The single weight file, or the index of shards."""
     _shards: list[str]
@@ -74,8 +118,27 @@ class Source(ABC):
 
     @property
     def identity(self) -> str:
-        """What "the same source" means, see :func:`smolquant.checkpoint.files.identity`."""
+        """What "the same source" means, see :func:`smolquant.checkpoint.files.identity`.
+
+        The first to ask for a folder's waits until all of it has been read.
+        """
         return identity(self.digests)
+
+    @property
+    @abstractmethod
+    def state(self) -> str:
+        """What tells this source from another at once, before anything of it was hashed here.
+
+        Equal states mean equal identities. The converse does not hold: a touched folder is another.
+        """
+
+    @abstractmethod
+    def require_unchanged(self) -> None:
+        """Make sure, after reading, that all that was read belongs to the one :attr:`identity`.
+
+        Raises:
+            CheckpointError: something was changed meanwhile.
+        """
 
     @property
     def weight_digests(self) -> Mapping[str, str]:
@@ -89,7 +152,7 @@ class Source(ABC):
     @property
     def companions(self) -> list[str]:
         """Names of the files that travel into every variant."""
-        return sorted(name for name in self.digests if name not in set(self.weights))
+        return sorted(set(self._companions).difference(self.weights))
 
     @property
     def weights(self) -> list[str]:
@@ -153,7 +216,9 @@ class FolderSource(Source):
                     hint="Fetch or save the missing shard.",
                 )
         names = sorted({*self._companions, *self.weights})
-        self._hashing = dict(zip(names, _hash_beside([folder / n for n in names]), strict=True))
+        files = _hash_beside([folder / name for name in names])
+        self.files: Mapping[str, LocalFile] = dict(zip(names, files, strict=True))
+        """Every file of the model."""
 
     @property
     def folder(self) -> Path:
@@ -163,15 +228,20 @@ class FolderSource(Source):
     def digests(self) -> Mapping[str, str]:
         return {name: file.sha256 for name, file in self.files.items()}
 
-    @cached_property
-    def files(self) -> Mapping[str, LocalFile]:
-        """Every file of the model, hashed."""
-        return {
-            name: LocalFile(
-                self._folder / name, digest.result(), (self._folder / name).stat().st_size
+    @property
+    def state(self) -> str:
+        found = json.dumps({name: file.found for name, file in self.files.items()})
+        return hashlib.sha256(found.encode()).hexdigest()
+
+    def require_unchanged(self) -> None:
+        wait([file.digest for file in self.files.values()])  # hashing reads, too
+        changed = [name for name, file in self.files.items() if file.has_changed]
+        if changed:
+            raise CheckpointError(
+                f"{', '.join(changed[:3])} changed while the checkpoint was being read, so what was "
+                "made of it may be of the old and of the new.",
+                hint="Run again when nothing writes to the checkpoint.",
             )
-            for name, digest in self._hashing.items()
-        }
 
     def to_fetch(self) -> Download:
         return Download(0, self._folder)
@@ -236,6 +306,13 @@ class HubSource(Source):
         if unknown:  # small weights need not be in LFS; only their content tells their sha256
             self._download(unknown)
         return {name: self._lfs.get(name) or sha256_of(self._folder / name) for name in names}
+
+    @property
+    def state(self) -> str:
+        return self.identity  # the Hub tells the digests of whatever is large
+
+    def require_unchanged(self) -> None:
+        """Nothing to do: a commit does not change."""
 
     def to_fetch(self) -> Download:
         from huggingface_hub import try_to_load_from_cache
@@ -361,25 +438,25 @@ def _shards(folder: Path, layout: str) -> list[str]:
     return shard_names(layout, (folder / layout).read_bytes())
 
 
-def _hash_beside(paths: Sequence[Path]) -> list[Future[str]]:
-    """sha256 of each file, computed beside whatever comes next, which is the import of torch.
+def _hash_beside(paths: Sequence[Path]) -> list[LocalFile]:
+    """The files as they are now, being hashed beside whatever comes next: import, plan, quantize.
 
     In threads that do not keep a refused run from ending.
     """
-    digests: list[Future[str]] = [Future() for _ in paths]
-    waiting = deque(zip(paths, digests, strict=True))
+    files = [LocalFile(path, FileState.of(path), Future()) for path in paths]
+    waiting = deque(files)
 
     def work() -> None:
         while waiting:
             try:
-                path, digest = waiting.popleft()
+                file = waiting.popleft()
             except IndexError:  # another thread took the last one
                 return
             try:
-                digest.set_result(sha256_of(path))
+                file.digest.set_result(sha256_of(file.path))
             except OSError as error:
-                digest.set_exception(error)
+                file.digest.set_exception(error)
 
     for _ in os.sched_getaffinity(0):
         threading.Thread(target=work, name="hash source", daemon=True).start()
-    return digests
+    return files

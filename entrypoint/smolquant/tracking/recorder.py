@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from smolquant.errors import Cancelled
-from smolquant.record import Metrics, Options, SourceRecord, VariantRecord
+from smolquant.record import Metrics, Options, VariantRecord
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
 from smolquant.text import one_line
@@ -56,8 +56,15 @@ class Tracker:
     def up_to_date(self, variant: str) -> None:
         """The variant is left alone and gets no run."""
 
-    def started(self, variant: str, *, options: Options, device: str, source: SourceRecord) -> None:
-        """Work on a variant begins."""
+    def started(
+        self, variant: str, *, options: Options, device: str, repo: str | None, revision: str | None
+    ) -> None:
+        """Work on a variant begins.
+
+        Args:
+            repo: of the source on the Hub, at commit ``revision``; None for a folder. What identifies
+                that one is still being computed, and comes with the record.
+        """
 
     def advance(self, n_bytes: int) -> None:
         """``n_bytes`` more of the source are done, for every started variant; from any thread."""
@@ -245,9 +252,11 @@ class Recorder(Tracker):
         self._wanted.pop(variant, None)
 
     @_harmless
-    def started(self, variant: str, *, options: Options, device: str, source: SourceRecord) -> None:
+    def started(
+        self, variant: str, *, options: Options, device: str, repo: str | None, revision: str | None
+    ) -> None:
         """See :meth:`Tracker.started`."""
-        self._revision = source.revision or source.identity.removeprefix("sha256:")
+        self._revision = revision
         self._tell(
             "quantization_started",
             run=self._open_run(variant),
@@ -255,9 +264,8 @@ class Recorder(Tracker):
                 **self._config(variant),
                 "options": options,
                 "device": device,
-                "source": source.repo,
-                "source_revision": source.revision,
-                "source_identity": source.identity,
+                "source": repo,
+                "source_revision": revision,
             },
         )
         with self._lock:
@@ -417,10 +425,11 @@ def layer_errors(record: VariantRecord) -> list[tuple[int, float]]:
 
 def _metrics(
     record: VariantRecord, seconds: Mapping[str, float], peak_memory_bytes: int | None
-) -> dict[str, float | None]:
+) -> dict[str, float | str | None]:
     working = seconds.get("quantize", 0.0)
     measured = record.metrics or Metrics()
     return {
+        "source/identity": record.source.identity,
         "size/source_bytes": record.source.size_bytes,
         "size/bytes": record.size_bytes,
         "size/reduction_percent": 100 * (1 - record.ratio),
