@@ -4,11 +4,11 @@ Each variant's files are held against its quantization.json, then the variant is
 and asked for a token. It changes nothing.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from smolquant.checkpoint.files import sha256_of
 from smolquant.errors import CheckpointError, InputError
 from smolquant.hub import Hub, hub_errors
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
@@ -66,9 +66,8 @@ def _check_files(folder: Path, record: VariantRecord) -> None:
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
             raise CheckpointError(f"{name} is missing.")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected.sha256:
-                raise CheckpointError(f"{name} is not the file that was made: its sha256 differs.")
+        if sha256_of(path) != expected.sha256:
+            raise CheckpointError(f"{name} is not the file that was made: its sha256 differs.")
 
 
 def _check_loads(folder: Path, variant: str) -> None:

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +27,7 @@ from smolquant.publish.ahead import SentAhead
 from smolquant.publish.commit import (
     Publication,
     create_repo,
+    is_intact,
     local_records,
     publish,
     tag_commit,
@@ -77,9 +78,12 @@ def quantize(settings: Settings, console: Console, story: Story) -> None:
     if settings.dry_run:
         run.show_plan(source, wanted)
         return
-    records: dict[str, VariantRecord] = {}
-    if wanted:
-        records = run.make(source, target, wanted)
+    records = run.made_before(source, target, wanted)
+    to_make = [quant_type for quant_type in wanted if SCHEMES[quant_type].variant not in records]
+    if to_make:
+        records |= run.make(source, target, to_make)
+    else:
+        run.judge()
     with console.group("Save" if settings.save_only else "Publish"):
         if target is None:
             run.save(source, records)
@@ -105,6 +109,8 @@ class _Run:
     story: Story
     ahead: SentAhead | None = None
     """Where the disk is to be spared: what is on the Hub already, and no longer here."""
+    found: Mapping[str, VariantRecord] = field(default_factory=dict)
+    """Variants of an earlier run, in the output folder."""
 
     @cached_property
     def hub(self) -> Hub:
@@ -194,6 +200,36 @@ class _Run:
             for variant, plan in self._plan(source, self._architecture(source), wanted).items()
         }
 
+    def made_before(
+        self, source: Source, target: Target | None, wanted: Sequence[str]
+    ) -> dict[str, VariantRecord]:
+        """Wanted variants that an earlier run has finished, and did not come to publish."""
+        settings = self.settings
+        if target is None or settings.force:
+            return {}
+        there, found = local_records(settings.output_dir), {}
+        for quant_type in wanted:
+            variant = SCHEMES[quant_type].variant
+            record, place = there.get(variant), settings.output_dir / variant
+            if (
+                record is not None
+                and (record.metrics is not None or settings.evaluate == "never")
+                and record.is_current(
+                    identity=source.identity,
+                    quant_type=quant_type,
+                    options=settings.options_of(quant_type),
+                )
+                and is_intact(place, record)
+            ):
+                found[variant] = record
+                self.console.info(f"{variant}: {place} has what an earlier run made of this source")
+                self.story.tracker.completed(record, seconds={}, peak_memory_bytes=None)
+                made = VariantResult(record, None, None, None, up_to_date=False)
+                self.story.variants[variant] = made
+                self.story.source = record.source
+        self.found = found
+        return dict(found)
+
     def make(
         self, source: Source, target: Target | None, wanted: Sequence[str]
     ) -> dict[str, VariantRecord]:
@@ -220,7 +256,7 @@ class _Run:
                 records = self._quantize(source, architecture, checkpoint, plans, works)
             records = self._measured(source, architecture, checkpoint, records, folders)
             source.require_unchanged()  # it was read for finishing and measuring, too
-            self._judge(records)
+            self.judge()
             for variant, record in records.items():
                 write_record(folders[variant], record)
                 _put_in_place(folders[variant], self._place(variant))
@@ -228,7 +264,8 @@ class _Run:
 
     def _place(self, variant: str) -> Path:
         """Where a finished variant is; out of the way where its shards are on the Hub only."""
-        return self.settings.output_dir / (f".sent-{variant}" if self.ahead else variant)
+        sent = self.ahead is not None and variant not in self.found
+        return self.settings.output_dir / (f".sent-{variant}" if sent else variant)
 
     def _output_bytes(
         self, plans: "Mapping[str, VariantPlan]", works: Mapping[str, WorkFolder]
@@ -445,11 +482,11 @@ class _Run:
             )
         return records
 
-    def _judge(self, records: Mapping[str, VariantRecord]) -> None:
+    def judge(self) -> None:
         """Let nothing out that its owner does not allow, or that no rounding explains."""
-        for variant, record in records.items():
-            if record.metrics is not None:
-                refuse_garbage(variant, record.metrics)
+        for variant, made in self.story.variants.items():
+            if made.record.metrics is not None:
+                refuse_garbage(variant, made.record.metrics)
         release = {variant: made.record.metrics for variant, made in self.story.variants.items()}
         refusal = judge(release, self.settings.gate)
         if refusal is not None:
@@ -479,7 +516,7 @@ class _Run:
             self.story.tracker.pushed(published.variant_urls, published.commit_sha)
             for variant, url in published.variant_urls.items():
                 self.story.variants[variant] = replace(self.story.variants[variant], url=url)
-                if self.ahead:
+                if self.ahead and variant not in self.found:
                     shutil.rmtree(self._place(variant), ignore_errors=True)
         else:
             self.console.info("Nothing to publish")

@@ -307,6 +307,45 @@ def test_a_failing_commit_leaves_the_repository_untouched(
     assert len(run.annotations) == 1
 
 
+def test_after_a_failing_commit_the_same_command_only_publishes(
+    publish: RunSmolquant, hub: LocalHub, tmp_path: Path
+) -> None:
+    hub.fail_next("POST", r"/commit/", 403)
+    assert publish("--quant-type", "both").exit_code == 5
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("quantized/int*/*.safetensors")}
+
+    run = publish("--quant-type", "both")
+
+    assert run.exit_code == 0, run.log
+    assert "int4: quantized/int4 has what an earlier run made of this source" in run.log
+    assert "== Quantize" not in run.log and "::group::Quantize" not in run.log
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert {"int4/model.safetensors", "int8/model.safetensors", "int8/README.md"} <= files(hub)
+    assert run.outputs["changed"] == "true"
+    assert not run.report["variants"]["int8"]["up_to_date"]
+    assert run.report["source"]["identity"].startswith("sha256:")
+
+
+@pytest.mark.parametrize("other", ["spoiled", "forced", "not measured"])
+def test_what_an_earlier_run_left_is_made_again_where_it_is_not_what_is_wanted(
+    publish: RunSmolquant, hub: LocalHub, tmp_path: Path, other: str
+) -> None:
+    hub.fail_next("POST", r"/commit/", 403)
+    assert publish().exit_code == 5
+    weights = tmp_path / "quantized/int8/model.safetensors"
+    content = weights.read_bytes()
+    if other == "spoiled":
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    options = {"forced": ["--force"], "not measured": ["--evaluate", "always"]}
+
+    run = publish(*options.get(other, []))
+
+    assert run.exit_code == 0, run.log
+    assert "an earlier run made" not in run.log
+    assert weights.read_bytes() == content
+    assert (run.report["variants"]["int8"]["metrics"] is not None) == (other == "not measured")
+
+
 @pytest.mark.parametrize(
     ("token", "said"),
     [

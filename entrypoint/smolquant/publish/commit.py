@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smolquant import record
+from smolquant.checkpoint.files import sha256_of
 from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub, hub_errors, upload_errors
 from smolquant.publish.cards import root_card, variant_card
@@ -166,6 +167,13 @@ def local_records(output_dir: Path) -> dict[str, VariantRecord]:
         if found.variant == path.parent.name and _is_complete(path.parent, found):
             records[found.variant] = found
     return records
+
+
+def is_intact(folder: Path, made: VariantRecord) -> bool:
+    """Whether ``folder`` has every file of the variant as it was made, to the byte."""
+    return _is_complete(folder, made) and all(
+        sha256_of(folder / name) == file.sha256 for name, file in made.files.items()
+    )
 
 
 def create_repo(hub: Hub, repo_id: str, *, private: bool) -> Target:
