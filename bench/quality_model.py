@@ -21,8 +21,8 @@ SEED = 0
 VOCABULARY = 2_048
 WINDOW = 256
 BATCH = 8
-STEPS = 500
-PEAK_RATE, WARM_UP = 3e-3, 40
+STEPS = 1_500
+PEAK_RATE, WARM_UP = 6e-3, 40
 HELD_OUT_EVERY = 20
 """One file in so many is not trained on but measured on."""
 HELD_OUT_FILE = "held_out.json"
@@ -109,7 +109,7 @@ def _train(tokens: torch.Tensor) -> Qwen3ForCausalLM:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if step % 50 == 0 or step == STEPS - 1:
+        if step % 100 == 0 or step == STEPS - 1:
             seconds = time.monotonic() - began
             print(f"step {step}: perplexity {loss.exp().item():.1f}, {seconds:.0f} s", flush=True)
     return model.eval()

@@ -393,8 +393,8 @@ def main() -> None:
 
 def _leave(exit_code: int) -> NoReturn:
     """End here and now: taking apart what the libraries have built takes the interpreter a second."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # nobody reads it any more
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed from the start
+        with suppress(OSError, ValueError):  # nobody reads it any more, or nobody can write to it
             stream.flush()
     os._exit(exit_code)
 

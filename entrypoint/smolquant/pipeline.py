@@ -79,11 +79,12 @@ def quantize(settings: Settings, console: Console, story: Story) -> None:
         run.show_plan(source, wanted)
         return
     records = run.made_before(source, target, wanted)
+    if records:
+        run.judge()
+        source.require_unchanged()
     to_make = [quant_type for quant_type in wanted if SCHEMES[quant_type].variant not in records]
     if to_make:
         records |= run.make(source, target, to_make)
-    else:
-        run.judge()
     with console.group("Save" if settings.save_only else "Publish"):
         if target is None:
             run.save(source, records)
@@ -109,7 +110,7 @@ class _Run:
     story: Story
     ahead: SentAhead | None = None
     """Where the disk is to be spared: what is on the Hub already, and no longer here."""
-    found: Mapping[str, VariantRecord] = field(default_factory=dict)
+    found: dict[str, VariantRecord] = field(default_factory=dict)
     """Variants of an earlier run, in the output folder."""
 
     @cached_property
@@ -159,11 +160,7 @@ class _Run:
                 record is None
                 or settings.force
                 or (record.metrics is None and settings.gate.covers(variant))
-                or not record.is_current(
-                    identity=source.identity,
-                    quant_type=quant_type,
-                    options=settings.options_of(quant_type),
-                )
+                or not self._is_current(record, source, quant_type)
             ):
                 wanted.append(quant_type)
                 continue
@@ -204,31 +201,52 @@ class _Run:
         self, source: Source, target: Target | None, wanted: Sequence[str]
     ) -> dict[str, VariantRecord]:
         """Wanted variants that an earlier run has finished, and did not come to publish."""
-        settings = self.settings
-        if target is None or settings.force:
+        if target is None or self.settings.force:
             return {}
-        there, found = local_records(settings.output_dir), {}
+        there = local_records(self.settings.output_dir)
         for quant_type in wanted:
-            variant = SCHEMES[quant_type].variant
-            record, place = there.get(variant), settings.output_dir / variant
-            if (
-                record is not None
-                and (record.metrics is not None or settings.evaluate == "never")
-                and record.is_current(
-                    identity=source.identity,
-                    quant_type=quant_type,
-                    options=settings.options_of(quant_type),
-                )
-                and is_intact(place, record)
-            ):
-                found[variant] = record
-                self.console.info(f"{variant}: {place} has what an earlier run made of this source")
-                self.story.tracker.completed(record, seconds={}, peak_memory_bytes=None)
-                made = VariantResult(record, None, None, None, up_to_date=False)
-                self.story.variants[variant] = made
-                self.story.source = record.source
-        self.found = found
-        return dict(found)
+            record = there.get(SCHEMES[quant_type].variant)
+            if record is not None and self._is_reusable(record, source, quant_type):
+                self._found_made(record, source)
+        return dict(self.found)
+
+    def _is_reusable(self, record: VariantRecord, source: Source, quant_type: str) -> bool:
+        """Whether a variant in the output folder is what this run would make, and measured as asked."""
+        from smolquant.variant import stack_versions
+
+        settings = self.settings
+        own_text = settings.eval_text is not None or settings.eval_tokens is not None
+        measured = record.metrics is not None and not own_text
+        return (
+            (measured or settings.evaluate == "never")
+            and record.versions == stack_versions()
+            and self._is_current(record, source, quant_type)
+            and is_intact(settings.output_dir / record.variant, record)
+        )
+
+    def _found_made(self, record: VariantRecord, source: Source) -> None:
+        variant, story = record.variant, self.story
+        place = self.settings.output_dir / variant
+        self.console.info(f"{variant}: {place} has what an earlier run made of this source")
+        story.tracker.started(
+            variant,
+            options=record.options,
+            device="cpu",
+            repo=source.repo,
+            revision=source.revision,
+        )
+        story.tracker.completed(record, seconds={}, peak_memory_bytes=None)
+        story.variants[variant] = VariantResult(record, None, None, None, up_to_date=False)
+        story.source, story.versions = record.source, dict(record.versions)
+        self.found[variant] = record
+
+    def _is_current(self, record: VariantRecord, source: Source, quant_type: str) -> bool:
+        """Whether ``record`` is of this source and these options; a folder is waited for if it may be."""
+        options = self.settings.options_of(quant_type)
+        return (
+            record.is_made_by(quant_type=quant_type, options=options)
+            and record.source.identity == source.identity
+        )
 
     def make(
         self, source: Source, target: Target | None, wanted: Sequence[str]
@@ -485,7 +503,7 @@ class _Run:
     def judge(self) -> None:
         """Let nothing out that its owner does not allow, or that no rounding explains."""
         for variant, made in self.story.variants.items():
-            if made.record.metrics is not None:
+            if made.record.metrics is not None and not made.up_to_date:
                 refuse_garbage(variant, made.record.metrics)
         release = {variant: made.record.metrics for variant, made in self.story.variants.items()}
         refusal = judge(release, self.settings.gate)

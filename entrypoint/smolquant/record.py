@@ -121,11 +121,10 @@ class VariantRecord:
         """How many source tensors were kept in ``dtype``."""
         return len(self.tensors) - self.quantized_tensors
 
-    def is_current(self, *, identity: str, quant_type: str, options: Options) -> bool:
-        """Whether making this variant again, from that source and with those options, is needless."""
+    def is_made_by(self, *, quant_type: str, options: Options) -> bool:
+        """Whether making this variant again, from the same source with those options, is needless."""
         return (
             self.format_version == FORMAT_VERSION
-            and self.source.identity == identity
             and self.quant_type == quant_type
             and dict(self.options) == dict(options)
         )

@@ -73,13 +73,15 @@ class Story:
     def _tell(self, console: Console, environ: Mapping[str, str]) -> None:
         self.tracker.ended(self.error)
         result = self._result()
-        if not self.dry_run:
-            self._write_report(result, console)
-        elif self.planned:
-            console.info(render_dry_run(self.planned))
-        write_outputs(result, environ, redact=console.redact)
-        write_summary(render_summary(result), environ, redact=console.redact)
-        self.tracker.finish(self.output_dir / REPORT_NAME)
+        try:
+            if not self.dry_run:
+                self._write_report(result, console)
+            elif self.planned:
+                console.info(render_dry_run(self.planned))
+            write_outputs(result, environ, redact=console.redact)
+            write_summary(render_summary(result), environ, redact=console.redact)
+        finally:
+            self.tracker.finish(self.output_dir / REPORT_NAME)
         own_like_workspace([self.output_dir], environ)
 
     def _write_report(self, result: RunResult, console: Console) -> None:

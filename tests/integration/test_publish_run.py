@@ -346,6 +346,35 @@ def test_what_an_earlier_run_left_is_made_again_where_it_is_not_what_is_wanted(
     assert (run.report["variants"]["int8"]["metrics"] is not None) == (other == "not measured")
 
 
+def test_what_an_earlier_run_left_stays_where_the_disk_is_spared(
+    publish: RunSmolquant, hub: LocalHub, tmp_path: Path
+) -> None:
+    hub.fail_next("POST", r"/commit/", 403)
+    assert publish().exit_code == 5
+
+    run = publish("--quant-type", "both", "--low-disk", "always")
+
+    assert run.exit_code == 0, run.log
+    assert "int8: quantized/int8 has what an earlier run made" in run.log
+    assert {"int4/model.safetensors", "int8/model.safetensors"} <= files(hub)
+    assert (tmp_path / "quantized/int8/model.safetensors").is_file()
+    assert not (tmp_path / "quantized/int4/model.safetensors").exists()
+
+
+def test_what_an_earlier_run_left_meets_the_gate_before_the_rest_is_made(
+    publish: RunSmolquant, hub: LocalHub
+) -> None:
+    hub.fail_next("POST", r"/commit/", 403)
+    assert publish("--evaluate", "always").exit_code == 5
+
+    run = publish("--quant-type", "both", "--evaluate", "always", "--max-kl", "0.00000001")
+
+    assert run.exit_code == 6, run.log
+    assert "::group::Quantize" not in run.log
+    assert not files(hub, "int8")
+    assert len(run.annotations) == 1
+
+
 @pytest.mark.parametrize(
     ("token", "said"),
     [

@@ -288,6 +288,19 @@ def test_identity_changes_with_a_file_and_not_with_what_is_no_part_of_the_model(
     assert identity({"a": "1", "b": "2"}) == identity({"b": "2", "a": "1"})
 
 
+def test_whatever_ends_the_hashing_reaches_those_who_wait_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+
+    def hash_nothing(path: Path) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(source_room, "sha256_of", hash_nothing)
+    with pytest.raises(MemoryError):
+        print(FolderSource(tmp_path).identity)
+
+
 def write_as_long(path: Path) -> None:
     """Other bytes, as many, with the old time of writing."""
     before = path.stat()

@@ -130,3 +130,10 @@ def test_without_arguments_help_is_shown_outside_actions() -> None:
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "Usage: smolquant" in ran.stdout
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_closed_streams_are_no_failure(closed: int) -> None:
+    environment = {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
+    command = f"exec {closed}>&-; exec {sys.executable} -m smolquant --version"
+    assert subprocess.run(["sh", "-c", command], env=environment, check=False).returncode == 0

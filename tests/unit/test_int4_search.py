@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from smolquant.errors import MachineError
 from smolquant.schemes import INT4_METHODS, SCHEMES, Scheme, int4_search, scheme_of
 from smolquant.schemes.int4_search import search_grids
 from smolquant.schemes.int4_weight_only import Int4WeightOnly
@@ -180,6 +181,29 @@ def test_what_is_not_a_number_shows_in_the_norms_and_stays_in_its_group(value: f
     differs = rows.parts["qdata"] != SEARCH.quantize_rows(weight, 64).parts["qdata"]
     differs[1, 32:64] = False
     assert not differs.any()
+
+
+def test_what_torch_makes_by_default_does_not_reach_the_compiled_loops() -> None:
+    weight = gaussian(8, 256)
+    expected = search_grids(weight, 64)
+    default = torch.get_default_dtype()
+    int4_search._candidates.cache_clear()
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            found = search_grids(weight, 64)
+    finally:
+        torch.set_default_dtype(default)
+        int4_search._candidates.cache_clear()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_without_the_compiled_loops_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    int4_search._compiled.cache_clear()
+    monkeypatch.setattr(int4_search, "find_spec", lambda name: None)
+    with pytest.raises(MachineError, match="was not compiled") as refused:
+        search_grids(gaussian(1, 64), 64)
+    assert "pip install ." in (refused.value.hint or "")
 
 
 def test_the_arithmetic_is_the_same_with_any_number_of_threads() -> None:

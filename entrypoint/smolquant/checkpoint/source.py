@@ -12,7 +12,7 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -202,23 +202,24 @@ class FolderSource(Source):
             CheckpointError: no weights, or an index that names a missing shard.
         """
         self._folder = folder
+        found = {name: FileState.of(folder / name) for name in _file_names(folder)}
         self._companions = [
-            name
-            for name in _file_names(folder)
-            if is_companion(name) or (with_code and is_code(name))
+            name for name in found if is_companion(name) or (with_code and is_code(name))
         ]
-        self._layout = weight_layout(_file_names(folder))
+        self._layout = weight_layout(found)
         self._shards = _shards(folder, self._layout)
         for shard in self._shards:
-            if not (folder / shard).is_file():
+            if shard not in found:
                 raise CheckpointError(
                     f"{self._layout} names {shard}, which is not there.",
                     hint="Fetch or save the missing shard.",
                 )
         names = sorted({*self._companions, *self.weights})
-        files = _hash_beside([folder / name for name in names])
-        self.files: Mapping[str, LocalFile] = dict(zip(names, files, strict=True))
+        self.files: Mapping[str, LocalFile] = {
+            name: LocalFile(folder / name, found[name], Future()) for name in names
+        }
         """Every file of the model."""
+        _hash_beside(self.files.values())
 
     @property
     def folder(self) -> Path:
@@ -438,12 +439,15 @@ def _shards(folder: Path, layout: str) -> list[str]:
     return shard_names(layout, (folder / layout).read_bytes())
 
 
-def _hash_beside(paths: Sequence[Path]) -> list[LocalFile]:
-    """The files as they are now, being hashed beside whatever comes next: import, plan, quantize.
+_HASHERS = 8
+"""Threads at most; each holds megabytes, and no disk serves more."""
+
+
+def _hash_beside(files: Iterable[LocalFile]) -> None:
+    """Hash the files beside whatever comes next: import, plan, quantize.
 
     In threads that do not keep a refused run from ending.
     """
-    files = [LocalFile(path, FileState.of(path), Future()) for path in paths]
     waiting = deque(files)
 
     def work() -> None:
@@ -454,9 +458,8 @@ def _hash_beside(paths: Sequence[Path]) -> list[LocalFile]:
                 return
             try:
                 file.digest.set_result(sha256_of(file.path))
-            except OSError as error:
+            except BaseException as error:  # somebody waits for it
                 file.digest.set_exception(error)
 
-    for _ in os.sched_getaffinity(0):
+    for _ in range(min(len(os.sched_getaffinity(0)), len(waiting), _HASHERS)):
         threading.Thread(target=work, name="hash source", daemon=True).start()
-    return files

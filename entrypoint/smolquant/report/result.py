@@ -17,7 +17,7 @@ class VariantResult:
 
     record: VariantRecord
     seconds: float | None
-    """Wall time of making it; None when it was up to date."""
+    """Wall time of making it; None where an earlier run did."""
     peak_memory_bytes: int | None
     url: str | None
     """Its subfolder on the Hub; None when nothing was published."""

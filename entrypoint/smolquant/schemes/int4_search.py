@@ -17,11 +17,14 @@ weights give the same bytes on every CPU.
 
 import ctypes
 import itertools
+import platform
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 
 import torch
+
+from smolquant.errors import MachineError
 
 LOWEST, HIGHEST = -8, 7
 _STEPS = HIGHEST - LOWEST
@@ -84,7 +87,9 @@ def _search(groups: torch.Tensor, ranges: torch.Tensor) -> tuple[torch.Tensor, t
         (n, group size) levels, int8; and (n, 3), of each group the scale, the mean of its weights in units,
         and the mean of its levels.
     """
-    levels, found = torch.empty_like(groups, dtype=torch.int8), torch.empty(len(groups), 3)
+    # Whatever torch's defaults are: a model's own code may have changed them, and C trusts these.
+    levels = torch.empty_like(groups, dtype=torch.int8)
+    found = torch.empty(len(groups), 3, dtype=torch.float32, device="cpu")
     candidates = _candidates()
     failed = _compiled()(
         groups.data_ptr(),
@@ -112,15 +117,27 @@ def _candidates() -> torch.Tensor:
     widths = [_STEPS - above_low - below_high for above_low, below_high in _RANGES]
     lines = zip(_RANGES, widths, strict=True)
     return torch.tensor(
-        [(_STEPS / width / _UNITS, -cuts[0] * _STEPS / width) for cuts, width in lines]
+        [(_STEPS / width / _UNITS, -cuts[0] * _STEPS / width) for cuts, width in lines],
+        dtype=torch.float32,
+        device="cpu",
     )
 
 
 @cache
 def _compiled() -> Callable[..., int]:
-    """``smolquant_int4_search`` of int4_search.c, which runs without Python's lock."""
+    """``smolquant_int4_search`` of int4_search.c, which runs without Python's lock.
+
+    Raises:
+        MachineError: it was never compiled.
+    """
     library = find_spec("smolquant.schemes._int4_search")
-    assert library is not None and library.origin is not None, "built by `pip install`"
+    if library is None or library.origin is None:
+        raise MachineError(
+            "int4 is searched for by compiled code, and this copy of smolquant was not compiled for "
+            f"Python {platform.python_version()}.",
+            hint="Install it: `pip install .` where it was cloned, with a C compiler there. Or use "
+            "--int4-method rtn.",
+        )
     search = ctypes.CDLL(library.origin).smolquant_int4_search
     pointer, length = ctypes.c_void_p, ctypes.c_int
     search.argtypes = [pointer, ctypes.c_int64, length, pointer, pointer, length, pointer, pointer]

@@ -149,7 +149,9 @@ def _completed(event: Event, run: Run) -> list[Entry]:
     metrics = {name: value for name, value in event["metrics"].items() if value is not None}
     sizes = f"{human_size(metrics['size/source_bytes'])} to {human_size(metrics['size/bytes'])}"
     reduction = percent(metrics["size/reduction_percent"] / 100)
-    text = f"{sizes} ({reduction} less) in {human_duration(metrics['seconds/total'])}"
+    text = f"{sizes} ({reduction} less)"
+    if "seconds/total" in metrics:  # not where an earlier run made it
+        text += f" in {human_duration(metrics['seconds/total'])}"
     layers = [
         Entry(run, f"{event['id']}-{layer}", layer, {"layers/relative_error": value}, event["time"])
         for layer, value in event["layer_errors"]

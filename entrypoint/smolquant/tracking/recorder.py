@@ -436,7 +436,7 @@ def _metrics(
         "tensors/quantized": record.quantized_tensors,
         "tensors/kept": record.kept_tensors,
         **{f"seconds/{phase}": duration for phase, duration in seconds.items()},
-        "seconds/total": sum(seconds.values()),
+        "seconds/total": sum(seconds.values()) if seconds else None,
         "speed/bytes_per_second": record.source.size_bytes / working if working else None,
         "memory/peak_bytes": peak_memory_bytes,
         "quality/perplexity": measured.perplexity,
