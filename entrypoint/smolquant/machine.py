@@ -89,8 +89,17 @@ def require_disk(output_dir: Path, variants: int, download: Download) -> None:
         )
     else:
         _require(output_dir, variants, f"The variants take {human_size(variants)}")
-        size = human_size(download.size)
-        _require(download.folder, download.size, f"Fetching the model takes {size}")
+        require_room_for(download)
+
+
+def require_room_for(download: Download) -> None:
+    """Refuse to fetch what does not fit.
+
+    Raises:
+        MachineError: with the numbers.
+    """
+    size = human_size(download.size)
+    _require(download.folder, download.size, f"Fetching the model takes {size}")
 
 
 def require_memory() -> None:

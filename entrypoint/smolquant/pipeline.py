@@ -21,7 +21,13 @@ from smolquant.evaluate import measurement
 from smolquant.evaluate.gate import judge, refuse_garbage, refuse_wild_errors, verdict
 from smolquant.evaluate.text import load_tokenizer
 from smolquant.hub import Hub
-from smolquant.machine import DiskUse, OutputBytes, choose_disk_use, require_memory
+from smolquant.machine import (
+    DiskUse,
+    OutputBytes,
+    choose_disk_use,
+    require_memory,
+    require_room_for,
+)
 from smolquant.memory import peak_bytes
 from smolquant.publish.ahead import SentAhead
 from smolquant.publish.commit import (
@@ -553,6 +559,8 @@ class _Run:
     ) -> "dict[str, VariantPlan]":
         from smolquant.plan import make_plan
 
+        if not source.can_stream:  # a pickle has to be here before it tells what it holds
+            require_room_for(source.to_fetch())
         return make_plan(
             source.layout(),
             architecture,

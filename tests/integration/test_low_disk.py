@@ -12,7 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi
+from safetensors.torch import load_file
 from transformers import LlamaConfig
 
 from command import Run, run_killed, run_smolquant
@@ -214,6 +216,38 @@ def test_that_nothing_can_be_spared_is_said(source: Path, tmp_path: Path) -> Non
     run = run_smolquant("quantize", source, "--save-only", "--low-disk", "always", folder=tmp_path)
     assert run.exit_code == 0, run.log
     assert "The disk is not spared" in run.log
+
+
+FULL_DISK = """
+import runpy, shutil
+from types import SimpleNamespace
+
+shutil.disk_usage = lambda folder: SimpleNamespace(free=1_000_000)
+runpy.run_module("smolquant", run_name="__main__")
+"""
+"""The command, where a megabyte is left."""
+
+
+@pytest.mark.parametrize("options", [["--save-only"], ["--dry-run"]])
+def test_a_pickle_that_the_disk_would_not_hold_is_not_fetched(
+    hub: LocalHub, source: Path, tmp_path: Path, options: list[str]
+) -> None:
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    api = HfApi(endpoint=hub.url, token=WRITE.value)
+    api.upload_folder(
+        repo_id=SOURCE,
+        folder_path=source,
+        allow_patterns="*.bin",
+        delete_patterns="*.safetensors",
+    )
+    hub.requests.clear()
+
+    arguments = ("quantize", SOURCE, *options)
+    run = run_smolquant(*arguments, folder=tmp_path, hub=hub, script=FULL_DISK)
+
+    assert run.exit_code == 4, run.log
+    assert "Fetching the model takes 10." in run.log
+    assert not any(r.method == "GET" and r.path.endswith(".bin") for r in hub.requests)
 
 
 def test_others_who_change_a_sent_variant_meanwhile_are_not_overruled(
