@@ -298,7 +298,7 @@ def test_whatever_ends_the_hashing_reaches_those_who_wait_for_it(
 
     monkeypatch.setattr(source_room, "sha256_of", hash_nothing)
     with pytest.raises(MemoryError):
-        print(FolderSource(tmp_path).identity)
+        assert FolderSource(tmp_path).identity
 
 
 def write_as_long(path: Path) -> None:
