@@ -142,7 +142,7 @@ def test_a_run_killed_while_it_calibrates_is_made_up_for(
 
 def test_memory_does_not_grow_with_the_number_of_layers(text: Path, tmp_path: Path) -> None:
     peaks = []
-    for layers in (4, 24):
+    for layers in (4, 32):
         folder = tmp_path / str(layers)
         folder.mkdir()
         sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": layers}
@@ -153,7 +153,7 @@ def test_memory_does_not_grow_with_the_number_of_layers(text: Path, tmp_path: Pa
         peaks.append(run.report["variants"]["int4"]["peak_memory_bytes"])
     small, large = peaks
     # What the allocator keeps differs from run to run by tens of megabytes.
-    assert large < small + 100_000_000, f"{large - small} bytes more for 152 MB of weights more"
+    assert large < small + 100_000_000, f"{large - small} bytes more for 213 MB of weights more"
 
 
 @pytest.mark.parametrize(
