@@ -32,6 +32,7 @@ from smolquant.evaluate.text import bundled_calibration_text, bundled_text, toke
 from smolquant.int4_kernels import unpack_int4
 from smolquant.plan import make_plan
 from smolquant.schemes import SCHEMES, Keep, Scheme, scheme_of
+from smolquant.schemes.base import QuantizedRows
 from smolquant.schemes.int4_gptq import one_thread
 from smolquant.schemes.int4_weight_only import values_of
 
@@ -108,6 +109,7 @@ class Bench:
         self._weights = {
             name: module.weight.detach().bfloat16() for name, module in self._linears.items()
         }
+        self.column_energies = _column_energies(folder, model)
         self._source = list(self._predictions())
         self._source_loss = fmean(self._loss(p, i) for i, p in enumerate(self._source))
 
@@ -149,34 +151,64 @@ class Bench:
         return -predictions.gather(1, self._windows[window, 1:, None]).mean().item()
 
 
+def _column_energies(folder: Path, model: PreTrainedModel) -> dict[str, torch.Tensor | None]:
+    """What the norms in front of the weights tell, as the product's plan finds it."""
+    norms = Architecture(folder, trust_remote_code=False).norms_in_front
+    stored = model.state_dict()
+    return {
+        weight: norm.column_energies(
+            {attribute: stored[name].bfloat16() for attribute, name in norm.parameters.items()}
+        )
+        for weight, norm in norms.items()
+    }
+
+
 def each(quantize: Callable[[torch.Tensor], Quantized]) -> Quantizer:
     """One weight after another, each by itself."""
     return lambda weights: {name: quantize(weight) for name, weight in weights.items()}
 
 
-def by_scheme(scheme: Scheme, group_size: int) -> Callable[[torch.Tensor], Quantized]:
-    """The product's own arithmetic, a block of rows at a time."""
+def by_scheme(
+    scheme: Scheme, group_size: int, energies: Mapping[str, torch.Tensor | None] | None = None
+) -> Quantizer:
+    """The product's own arithmetic, a block of rows at a time.
 
-    def quantize(weight: torch.Tensor) -> Quantized:
+    Args:
+        energies: weight -> its columns' mean square inputs, where they are known.
+    """
+
+    def quantize(name: str, weight: torch.Tensor) -> Quantized:
         decision = scheme.decide(weight.shape[0], weight.shape[1], group_size)
         assert not isinstance(decision, Keep), decision.reason
+        known = energies.get(name) if energies else None
         bits, seconds, blocks = 0, 0.0, []
         for block in torch.split(weight, BLOCK_ROWS):
             began = time.process_time()
-            stored = scheme.quantize_rows(block, decision.group_size).parts.values()
+            rows = scheme.quantize_rows(block, decision.group_size, known)
             seconds += time.process_time() - began
-            bits += 8 * sum(part.numel() * part.element_size() for part in stored)
-            # The same to the bit, as the tensor that can tell what it stands for.
-            blocks.append(scheme.dequantize(scheme.quantize(block, decision.group_size)))
+            bits += _bits(rows)
+            blocks.append(_values(rows))
         return Quantized(torch.cat(blocks), bits, seconds)
 
-    return quantize
+    return lambda weights: {name: quantize(name, weight) for name, weight in weights.items()}
+
+
+def _bits(rows: QuantizedRows) -> int:
+    return 8 * sum(part.numel() * part.element_size() for part in rows.parts.values())
+
+
+def _values(rows: QuantizedRows) -> torch.Tensor:
+    """The float32 weights that int4 or int8 rows stand for."""
+    qdata, scale, zero_point = (rows.parts[part] for part in ("qdata", "scale", "zero_point"))
+    if scale.shape[0] == qdata.shape[0]:
+        return qdata.float() * scale
+    return values_of(unpack_int4(qdata), scale.t(), zero_point.t())
 
 
 def with_quantized_activations(weight: torch.Tensor) -> Quantized:
     """int8_dynamic: torchao's tensor itself, which quantizes activations as it computes."""
     scheme = SCHEMES["int8_dynamic"]
-    found = by_scheme(scheme, 0)(weight)
+    (found,) = by_scheme(scheme, 0)({"": weight}).values()
     return replace(found, weight=scheme.quantize(weight.float(), None))
 
 
@@ -213,10 +245,7 @@ def _found(
 ) -> Quantized:
     rows = weights.quantize_rows(name, weight, 0)
     assert rows is not None, f"{name} was not calibrated"
-    scale, zero_point = (rows.parts[part].t() for part in ("scale", "zero_point"))
-    values = values_of(unpack_int4(rows.parts["qdata"]), scale, zero_point)
-    bits = 8 * sum(part.numel() * part.element_size() for part in rows.parts.values())
-    return Quantized(values, bits, seconds)
+    return Quantized(_values(rows), _bits(rows), seconds)
 
 
 def by_hqq(group_size: int) -> Callable[[torch.Tensor], Quantized]:
@@ -243,12 +272,14 @@ def by_hqq(group_size: int) -> Callable[[torch.Tensor], Quantized]:
 
 def rows(bench: Bench) -> Iterator[Row]:
     """Every line of one model's table, as it is measured."""
-    yield bench.measure("int8", "row", "", each(by_scheme(SCHEMES["int8_weight_only"], 0)))
+    yield bench.measure("int8", "row", "", by_scheme(SCHEMES["int8_weight_only"], 0))
     yield bench.measure("int8_dynamic", "row", "", each(with_quantized_activations))
     for group in GROUP_SIZES:
         methods = {
-            "rtn": each(by_scheme(scheme_of("int4_weight_only", int4_method="rtn"), group)),
-            "search": each(by_scheme(scheme_of("int4_weight_only", int4_method="search"), group)),
+            "rtn": by_scheme(scheme_of("int4_weight_only", int4_method="rtn"), group),
+            "search": by_scheme(
+                scheme_of("int4_weight_only", int4_method="search"), group, bench.column_energies
+            ),
             "calibrated": by_calibration(bench.folder, bench.calibration, group),
             "hqq": each(by_hqq(group)),
         }

@@ -79,13 +79,18 @@ def llama(layers: int) -> PretrainedConfig:
 
 
 def build(config: PretrainedConfig, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
-    """A model with reproducible weights, spread wide enough that logits tell models apart."""
+    """A model with reproducible weights, spread wide enough that logits tell models apart.
+
+    Norms have weights of their own, as trained ones do: some columns matter more than others.
+    """
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.copy_(torch.randn(parameter.shape) * 0.08)
+            else:
+                parameter.add_(torch.randn(parameter.shape) * 0.3)
     return model.eval()
 
 

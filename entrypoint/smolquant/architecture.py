@@ -5,7 +5,9 @@ transformers' own loader and quantizer. It knows nothing of schemes or files.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 from smolquant.errors import CheckpointError
+from smolquant.norms import Norm, is_norm, norms_in_front
 
 _REMOTE_CODE_HINT = (
     "Read the code that the repository brings along; if you trust it, add --trust-remote-code."
@@ -53,7 +56,7 @@ class Architecture:
         self.config_dict = _read_config(folder)
         model = _build(folder, trust_remote_code)
         assert isinstance(model, PreTrainedModel)
-        self.model = model
+        self.model = model.eval()
         self.class_name = type(model).__name__
         self._parameters = dict(model.state_dict())
         self._buffers = {name for name, _ in model.named_buffers()}
@@ -114,6 +117,11 @@ class Architecture:
             and (tied.get(one.name) == other.name or tied.get(other.name) == one.name)
         )
 
+    @cached_property
+    def norms_in_front(self) -> Mapping[str, Norm]:
+        """Linear weight -> the norm whose output it is multiplied with, see :mod:`smolquant.norms`."""
+        return norms_in_front(self.model)
+
     def stored_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """``dtype``, but float32 where the architecture asks for it (``_keep_in_fp32_modules``)."""
         from transformers.core_model_loading import build_glob_alternation
@@ -152,8 +160,7 @@ class Architecture:
             return "bias"
         if isinstance(module, nn.Linear) and attribute == "weight":
             return "" if should_convert_module(name, self.default_skips) else "output head"
-        kind = type(module).__name__
-        return "norm" if "norm" in kind.lower() else f"not a linear layer ({kind})"
+        return "norm" if is_norm(module) else f"not a linear layer ({type(module).__name__})"
 
     def _refuse_fused_experts(self) -> None:
         """transformers fuses experts into 3-D parameters, which it can load quantized but not run."""

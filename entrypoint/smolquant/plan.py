@@ -17,10 +17,20 @@ from smolquant.architecture import Architecture, Parameter
 from smolquant.checkpoint.reader import Layout, SourceTensor
 from smolquant.checkpoint.writer import Shard, StoredTensor, index_text, lay_out
 from smolquant.errors import CheckpointError
+from smolquant.norms import Norm
 from smolquant.record import TensorRecord
 from smolquant.schemes import Decision, Int8WeightOnly, Keep, Quantize, Scheme
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class NormInFront:
+    """The norm whose output a weight is multiplied with, and where its own weights are stored."""
+
+    norm: Norm
+    sources: Mapping[str, SourceTensor]
+    """Attribute of the norm -> the tensor that fills it."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,8 @@ class PlannedTensor:
     """What quantizes it; None where it is kept."""
     tied: bool = False
     """A second name of a weight that is stored under its first."""
+    norm: NormInFront | None = None
+    """What tells how much each column counts, where there is one and the scheme asks for it."""
 
     @property
     def size_bytes(self) -> int:
@@ -150,6 +162,11 @@ class _Planner:
         self.skip = skip
         self.dtype = _base_dtype(layout, dtype)
         self.parameters = {name: architecture.parameter(name) for name in layout.tensors}
+        self.sources = {
+            parameter.name: layout.tensors[name]
+            for name, parameter in self.parameters.items()
+            if parameter
+        }
         _refuse_mismatch(layout, architecture, self.parameters)
         self.embedding_scheme: Scheme | None = None
         """Of the tables with a row a token; None keeps them."""
@@ -235,7 +252,21 @@ class _Planner:
             for stored, part in flat.items()
         }
         used = scheme if isinstance(decision, Quantize) else None
-        return PlannedTensor(source, decision, dtype, parts, metadata[name], name, used)
+        norm = self._norm_in_front(name, source) if used and used.weighs_columns else None
+        return PlannedTensor(
+            source, decision, dtype, parts, metadata[name], name, scheme=used, norm=norm
+        )
+
+    def _norm_in_front(self, name: str, weight: SourceTensor) -> NormInFront | None:
+        norm = self.architecture.norms_in_front.get(name)
+        if norm is None:
+            return None
+        sources = {
+            attribute: self.sources[parameter]
+            for attribute, parameter in norm.parameters.items()
+            if parameter in self.sources and self.sources[parameter].shape == weight.shape[1:]
+        }
+        return NormInFront(norm, sources) if len(sources) == len(norm.parameters) else None
 
     def _as_quantized(
         self, scheme: Scheme, weight: torch.Tensor, group_size: int | None

@@ -24,7 +24,7 @@ from smolquant.checkpoint.reader import Checkpoint, SourceTensor, row_blocks
 from smolquant.checkpoint.writer import Shard, ShardWriter
 from smolquant.errors import CheckpointError
 from smolquant.memory import keep_freed_blocks
-from smolquant.plan import PlannedTensor, VariantPlan
+from smolquant.plan import NormInFront, PlannedTensor, VariantPlan
 from smolquant.record import FileRecord, TensorRecord
 from smolquant.schemes import Quantize, Scheme
 from smolquant.schemes.base import QuantizedRows
@@ -101,7 +101,7 @@ def quantize_checkpoint(
                 window.finish()
                 for output in outputs:
                     output.settle()
-            jobs = [job for output in outputs if (job := output.begin(tensor))]
+            jobs = [job for output in outputs if (job := output.begin(tensor, checkpoint))]
             if not jobs:
                 if tensor.name not in checkpoint.layout.aliases:
                     advance(tensor.size_bytes)
@@ -210,14 +210,16 @@ class _Output:
             if not shard.left:
                 shard.finished.result()
 
-    def begin(self, tensor: SourceTensor) -> "_Job | None":
+    def begin(self, tensor: SourceTensor, checkpoint: Checkpoint) -> "_Job | None":
         """A job for ``tensor``; None where the plan does not store it, or it is stored already."""
         planned = self._planned[tensor.name]
         shard = self._shard_of(planned) if planned.parts else None
         if shard is None:
             return None
         shard.begin()
-        return _Job(planned.scheme or self._plan.scheme, planned, shard, self._calibrated)
+        energies = _column_energies(planned.norm, checkpoint) if planned.norm else None
+        scheme = planned.scheme or self._plan.scheme
+        return _Job(scheme, planned, shard, self._calibrated, energies)
 
     def written(self) -> Written:
         """Wait until every shard is hashed."""
@@ -296,6 +298,8 @@ class _Job:
     planned: PlannedTensor
     shard: _ShardInWork
     calibrated: "CalibratedWeights | None"
+    column_energies: torch.Tensor | None
+    """(K,), of the weight's inputs, as far as they are known."""
     _small: dict[str, torch.Tensor] = field(default_factory=dict)
     """Parts whose rows do not lie one after the other; held whole (a scale a group), written last."""
     _errors: dict[int, tuple[float, float]] = field(default_factory=dict)
@@ -314,7 +318,7 @@ class _Job:
     def quantize(self, rows: torch.Tensor, start: int, group_size: int | None) -> QuantizedRows:
         """Rows from row ``start`` on: as calibration found them, or else by the scheme itself."""
         found = self.calibrated and self.calibrated.quantize_rows(self.planned.name, rows, start)
-        return found or self.scheme.quantize_rows(rows, group_size)
+        return found or self.scheme.quantize_rows(rows, group_size, self.column_energies)
 
     def expect(self, blocks: int) -> None:
         """``blocks`` blocks of rows will come; none for an empty tensor."""
@@ -366,6 +370,16 @@ class _Job:
         norms = [self._errors[row] for row in sorted(self._errors)]
         error, exact = (sum(squares) for squares in zip(*norms, strict=True))
         return float(f"{math.sqrt(error / exact) if exact else 0.0:.4g}")
+
+
+def _column_energies(front: NormInFront, checkpoint: Checkpoint) -> torch.Tensor | None:
+    """What the norm in front of a weight tells, read ahead of its place in the files."""
+    return front.norm.column_energies(
+        {
+            attribute: checkpoint.read_rows(source, 0, source.rows, ahead=True)
+            for attribute, source in front.sources.items()
+        }
+    )
 
 
 def _shared(jobs: Sequence[_Job]) -> list[list[_Job]]:

@@ -9,7 +9,7 @@ import torch
 from smolquant.errors import MachineError
 from smolquant.schemes import INT4_METHODS, SCHEMES, Scheme, int4_search, scheme_of
 from smolquant.schemes.int4_search import search_grids
-from smolquant.schemes.int4_weight_only import Int4WeightOnly
+from smolquant.schemes.int4_weight_only import Int4WeightOnly, values_of
 
 SEARCH, RTN = Int4WeightOnly("search"), Int4WeightOnly("rtn")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -116,58 +116,118 @@ def test_no_weights_are_further_off_than_the_bound_that_a_release_is_held_to(
         assert relative_error(SEARCH, weight.to(dtype), group) <= bound, name
 
 
+def uneven(columns: int) -> torch.Tensor:
+    """Energies of columns as norms give them: most alike, a few a hundred times as large, some nothing."""
+    generator = torch.Generator().manual_seed(columns)
+    energies = torch.randn(columns, generator=generator).mul(0.3).exp().double()
+    energies[torch.rand(columns, generator=generator) < 0.05] *= 100
+    energies[torch.rand(columns, generator=generator) < 0.05] = 0
+    return energies
+
+
+@pytest.mark.parametrize("make", [gaussian, heavy_tailed])
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+def test_columns_with_large_inputs_cost_the_output_less(make, group: int) -> None:  # type: ignore[no-untyped-def]
+    weight, energies = make(128, 1024), uneven(1024)
+
+    def output_error(known: torch.Tensor | None) -> float:
+        error = values_of(*search_grids(weight, group, known)) - weight
+        return float((error.double().square() * energies).sum())
+
+    assert output_error(energies) < 0.93 * output_error(None)
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+def test_no_energies_take_the_rest_of_a_group_beyond_the_bound(group: int) -> None:
+    lone = torch.zeros(256).double()
+    lone[[5, 6]] = 1
+    bound = SEARCH.max_relative_error(256, group)
+    for weight in (gaussian(8, 256), heavy_tailed(8, 256), gaussian(8, 256).abs() + 1):
+        for energies in (
+            uneven(256),
+            lone,
+            torch.zeros(256),
+            torch.full((256,), 1e300, dtype=torch.float64),
+        ):
+            rows = SEARCH.quantize_rows(weight, group, energies)
+            assert (rows.squared_error / rows.squared_norm) ** 0.5 <= bound
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-300, 1.0, 1e300])
+def test_energies_that_are_all_alike_change_nothing(value: float) -> None:
+    weight = heavy_tailed(16, 512)
+    alike = search_grids(weight, 128, torch.full((512,), value, dtype=torch.float64))
+    assert all(torch.equal(a, b) for a, b in zip(alike, search_grids(weight, 128), strict=True))
+
+
+@pytest.mark.parametrize("group", [32, 64, 128, 256])
+def test_weights_of_columns_keep_every_sum_exact(group: int) -> None:
+    """Below 2^24, the sum of the highest level times the largest value, whatever the energies are."""
+    spread = torch.zeros(1024)
+    spread[::6] = 1
+    for energies in (uneven(1024), spread, torch.rand(1024) ** 8, torch.arange(1024.0)):
+        weights = int4_search._column_weights(1024, group, energies)
+        assert torch.equal(weights, weights.round())
+        assert weights.min() >= 1
+        assert 15 * 15 * int4_search._UNITS * weights.sum(1).max() < 2**24
+
+
 def by_the_book(
-    groups: torch.Tensor, ranges: torch.Tensor, candidates: torch.Tensor
+    groups: torch.Tensor, weights: torch.Tensor, ranges: torch.Tensor, candidates: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """int4_search.c, an operation on all groups at a time and every sum in float64."""
-    size = groups.shape[1]
+    weight = weights.double().repeat(len(groups) // len(weights), 1)
     low, unit = ranges.unsqueeze(2).unbind(1)
     units = ((groups - low) * (1 / unit)).round()
-    total_units, squared_units = units.double().sum(1), units.double().square().sum(1)
+    total_weight, total_units = weight.sum(1), (weight * units).sum(1)
+    variance = total_weight * (weight * units.double().square()).sum(1) - total_units**2
 
     def levels_of(factor: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
         product = units * factor
         return (product + offset).round().clamp(0, 15)
 
     def sums(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        exact = levels.double()
+        exact = weight * levels.double()
         total = exact.sum(1)
-        covariance = size * (exact * units).sum(1) - total * total_units
-        return total, covariance, size * exact.square().sum(1) - total * total
+        covariance = total_weight * (exact * units).sum(1) - total * total_units
+        return total, covariance, total_weight * (exact * levels).sum(1) - total * total
 
-    best = (
-        torch.zeros_like(total_units),
-        torch.zeros_like(total_units),
-        torch.ones_like(total_units),
-    )
-    for factor, offset in candidates:
+    best = (torch.zeros_like(total_units),) * 3
+    least = torch.full_like(total_units, torch.inf)
+    for factor, offset, dearness in candidates:
         tried = sums(levels_of(factor, offset))
-        better = tried[1] ** 2 * best[2] > best[1] ** 2 * tried[2]
+        explained = torch.where(tried[2] > 0, tried[1] ** 2 / tried[2], 0)
+        price = (variance - explained) * dearness.double()
+        better = price < least
+        least = torch.where(better, price, least)
         best = tuple(torch.where(better, new, old) for new, old in zip(tried, best, strict=True))  # type: ignore[assignment]
     slope = torch.ones_like(total_units)
     for _ in range(2):
-        total, covariance, variance = best
-        slope = torch.where(covariance > 0, covariance / variance, slope)
-        factor, offset = (1 / slope).float(), ((total - total_units / slope) / size).float()
+        total, covariance, spread = best
+        slope = torch.where(covariance > 0, covariance / spread, slope)
+        factor, offset = (1 / slope).float(), ((total - total_units / slope) / total_weight).float()
         levels = levels_of(factor.unsqueeze(1), offset.unsqueeze(1))
         best = sums(levels)
     total, covariance, _ = best
-    unshrunk = (size * squared_units - total_units * total_units) / covariance
-    slope = torch.where(covariance > 0, unshrunk, slope)
-    means = total_units / size, total / size - 8
+    slope = torch.where(covariance > 0, variance / covariance, slope)
+    means = total_units / total_weight, total / total_weight - 8
     return levels.char() - 8, torch.stack([slope * unit[:, 0], *means], 1).float()
 
 
+@pytest.mark.parametrize("energies", [None, gaussian(1, 1024)[0].square()])
 @pytest.mark.parametrize("group", [32, 64, 128, 256])
-def test_the_compiled_loops_do_to_the_bit_what_plain_arithmetic_does(group: int) -> None:
+def test_the_compiled_loops_do_to_the_bit_what_plain_arithmetic_does(
+    group: int, energies: torch.Tensor | None
+) -> None:
     weight = torch.cat([gaussian(64, 1024), heavy_tailed(64, 1024), gaussian(64, 1024).abs()])
     groups = torch.cat([weight, torch.full((2, 1024), 0.3)]).view(-1, group)
     low, high = groups.amin(1), groups.amax(1)
-    ranges = torch.stack([low, ((high - low) / 15 / 256).clamp(min=2.0**-125)], 1)
+    ranges = torch.stack([low, ((high - low) / 15 / 64).clamp(min=2.0**-125)], 1)
+    weights = int4_search._column_weights(1024, group, energies)
 
-    levels, found = int4_search._search(groups, ranges)
+    levels, found = int4_search._search(groups, weights, ranges)
 
-    expected_levels, expected = by_the_book(groups, ranges, int4_search._candidates())
+    expected_levels, expected = by_the_book(groups, weights, ranges, int4_search._candidates())
     assert torch.equal(levels, expected_levels)
     assert torch.equal(found, expected)
 

@@ -12,7 +12,7 @@ from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CheckpointError
 from smolquant.plan import VariantPlan, make_plan
-from smolquant.schemes import SCHEMES, Quantize
+from smolquant.schemes import SCHEMES, Quantize, scheme_of
 
 
 def plan_of(folder: Path, *quant_types: str, **options: Any) -> dict[str, VariantPlan]:
@@ -160,3 +160,29 @@ def test_configs_that_make_no_model_are_refused(tmp_path: Path, config: str, mes
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no config.json"):
         Architecture(tmp_path, trust_remote_code=False)
+
+
+def test_the_norm_in_front_is_planned_where_the_scheme_weighs_columns(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    plans = plan_of(folder, "int8_weight_only", "int4_weight_only")
+    in_front = {
+        variant: {tensor.name: tensor.norm for tensor in plan.tensors if tensor.norm}
+        for variant, plan in plans.items()
+    }
+    assert not in_front["int8"]
+    assert len(in_front["int4"]) == 2 * 5, "all linear weights but o_proj and down_proj"
+    up = in_front["int4"]["model.layers.1.mlp.up_proj.weight"]
+    assert up is not None
+    stored = {attribute: source.name for attribute, source in up.sources.items()}
+    assert stored == {"weight": "model.layers.1.post_attention_layernorm.weight"}
+    with Checkpoint(sorted(folder.glob("*.safetensors"))) as checkpoint:
+        (rounded,) = make_plan(
+            checkpoint.layout,
+            Architecture(folder, trust_remote_code=False),
+            [scheme_of("int4_weight_only", int4_method="rtn")],
+            group_size=32,
+            dtype="auto",
+            max_shard_size=10**9,
+            skip=(),
+        ).values()
+    assert not any(tensor.norm for tensor in rounded.tensors)

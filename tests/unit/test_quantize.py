@@ -18,6 +18,8 @@ from smolquant.errors import CheckpointError
 from smolquant.plan import make_plan
 from smolquant.quantize import Written, quantize_checkpoint
 from smolquant.schemes import SCHEMES
+from smolquant.schemes.int4_search import search_grids
+from smolquant.schemes.int4_weight_only import pack_int4
 from smolquant.schemes.int8_weight_only import Int8WeightOnly
 from smolquant.workfolder import Journal
 
@@ -103,9 +105,9 @@ def test_types_with_the_same_arithmetic_are_computed_once(
     calls: list[torch.Size] = []
     quantize_rows = Int8WeightOnly.quantize_rows
 
-    def counted(scheme: Int8WeightOnly, weight: torch.Tensor, group: int | None) -> object:
+    def counted(scheme: Int8WeightOnly, weight: torch.Tensor, *options: Any) -> object:
         calls.append(weight.shape)
-        return quantize_rows(scheme, weight, group)
+        return quantize_rows(scheme, weight, *options)
 
     monkeypatch.setattr(Int8WeightOnly, "quantize_rows", counted)
     alone = run("int8_dynamic", output="alone")
@@ -158,3 +160,24 @@ def test_no_file_is_closed_while_a_worker_may_still_write_to_it(
         run("int8_weight_only", "int4_weight_only")
     assert closed
     assert not late
+
+
+def test_columns_are_weighted_by_the_norm_in_front_wherever_that_is_stored(
+    run: Callable[..., dict[str, Written]], source: Path, tmp_path: Path
+) -> None:
+    run("int4_weight_only")
+    state = load_file(source / "model.safetensors")
+    stored: dict[str, torch.Tensor] = {}
+    for file in (tmp_path / "output/int4").iterdir():
+        stored |= load_file(file)
+    layer = "model.layers.1."
+    norm = state[layer + "post_attention_layernorm.weight"].double()
+    for name, energies in (("mlp.up_proj", norm.square()), ("mlp.down_proj", None)):
+        weight = state[f"{layer}{name}.weight"]
+        levels, scale, _ = search_grids(weight, 32, energies)
+        assert torch.equal(stored[f"{layer}{name}._weight_qdata"], pack_int4(levels)), name
+        assert torch.equal(stored[f"{layer}{name}._weight_scale"], scale.t()), name
+    assert not torch.equal(
+        search_grids(state[layer + "mlp.up_proj.weight"], 32)[1].t(),
+        stored[layer + "mlp.up_proj._weight_scale"],
+    )

@@ -109,8 +109,12 @@ class FileBytes(Protocol):
     name: str
     size: int
 
-    def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill ``view`` from ``offset`` on and return how many bytes there were."""
+    def read_into(self, view: memoryview, offset: int, *, ahead: bool = False) -> int:
+        """Fill ``view`` from ``offset`` on and return how many bytes there were.
+
+        Args:
+            ahead: of their turn, so that nothing follows from where they lie.
+        """
 
     def verify(self) -> None:
         """Make sure that all of it is as it should be, as far as that is not known already."""
@@ -133,7 +137,7 @@ class LocalBytes:
         self.size = os.fstat(self._file).st_size
         os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
-    def read_into(self, view: memoryview, offset: int) -> int:
+    def read_into(self, view: memoryview, offset: int, *, ahead: bool = False) -> int:
         done = 0
         while done < len(view) and (count := os.preadv(self._file, [view[done:]], offset + done)):
             done += count
@@ -188,12 +192,14 @@ class SafetensorsFile:
         except (SafetensorError, OSError) as error:
             raise _corrupt(path.name, error) from error
 
-    def read_rows(self, tensor: SourceTensor, start: int, stop: int) -> torch.Tensor:
+    def read_rows(
+        self, tensor: SourceTensor, start: int, stop: int, *, ahead: bool = False
+    ) -> torch.Tensor:
         shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
         block = torch.empty(shape, dtype=tensor.dtype)
         view = bytes_of(block)
         offset = self._offsets[tensor.name] + start * tensor.row_bytes
-        if self._data.read_into(view, offset) < len(view):
+        if self._data.read_into(view, offset, ahead=ahead) < len(view):
             raise CheckpointError(
                 f"{self.name} ends within {tensor.name!r}: it shrank while it was read.",
                 hint="Make sure that nothing writes to the checkpoint during the run.",
@@ -266,7 +272,9 @@ class PickleFile:
         ]
         self.aliases = _aliases(state)
 
-    def read_rows(self, tensor: SourceTensor, start: int, stop: int) -> torch.Tensor:
+    def read_rows(
+        self, tensor: SourceTensor, start: int, stop: int, *, ahead: bool = False
+    ) -> torch.Tensor:
         whole = self._state()[tensor.name]
         rows = whole[start:stop] if tensor.shape else whole
         copy = rows.clone(memory_format=torch.contiguous_format)
@@ -409,9 +417,15 @@ class Checkpoint:
         for file in dict.fromkeys(self._home.values()):
             file.verify()
 
-    def read_rows(self, tensor: SourceTensor, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) along the first axis, in the stored dtype, as memory of the caller's."""
-        return self._home[tensor.name].read_rows(tensor, start, stop)
+    def read_rows(
+        self, tensor: SourceTensor, start: int, stop: int, *, ahead: bool = False
+    ) -> torch.Tensor:
+        """Rows [start, stop) along the first axis, in the stored dtype, as memory of the caller's.
+
+        Args:
+            ahead: whether they are read out of file order, and will be read again in it.
+        """
+        return self._home[tensor.name].read_rows(tensor, start, stop, ahead=ahead)
 
     def close(self) -> None:
         """Close every file."""

@@ -112,8 +112,12 @@ class RemoteBytes:
         self._hasher = ThreadPoolExecutor(1, "hash source")
         self._closed = False
 
-    def read_into(self, view: memoryview, offset: int) -> int:
-        """Fill ``view`` from ``offset`` on; fewer bytes at the end of the file."""
+    def read_into(self, view: memoryview, offset: int, *, ahead: bool = False) -> int:
+        """Fill ``view`` from ``offset`` on; fewer bytes at the end of the file.
+
+        Args:
+            ahead: of their turn: what lies before them is not fetched to be hashed yet.
+        """
         done = 0
         stop = min(len(view), self.size - offset)
         while done < stop:
@@ -122,7 +126,7 @@ class RemoteBytes:
             assert piece, "a chunk is as long as was asked for, and the file as the Hub says"
             view[done : done + len(piece)] = piece
             done += len(piece)
-            if number >= self._hashed:
+            if number >= self._hashed and not ahead:
                 self._hasher.submit(self._hash_to, number + 1)
         return done
 

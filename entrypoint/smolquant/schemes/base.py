@@ -61,6 +61,8 @@ class Scheme(ABC):
     """What is needed to load and run it."""
     row_axes: ClassVar[Mapping[str, int]]
     """Stored part -> the axis along which the weight's rows lie in it."""
+    weighs_columns: bool = False
+    """Whether :meth:`quantize_rows` gains from knowing how large each column's inputs are."""
     arithmetic: str
     """Schemes that share it store the same parts of the same weight, so they are computed once."""
 
@@ -89,11 +91,18 @@ class Scheme(ABC):
             quantized in blocks of rows and the parts joined along :attr:`row_axes`.
         """
 
-    def quantize_rows(self, weight: "torch.Tensor", group_size: int | None) -> QuantizedRows:
+    def quantize_rows(
+        self,
+        weight: "torch.Tensor",
+        group_size: int | None,
+        column_energies: "torch.Tensor | None" = None,
+    ) -> QuantizedRows:
         """The parts of :meth:`quantize`, and their error; a scheme with a faster way overrides it.
 
         Args:
             weight: (n, K) on the CPU, not changed.
+            column_energies: (K,), the mean square of each column's inputs in any unit, for a scheme that
+                :attr:`weighs_columns`; None where nothing is known of them.
         """
         quantized = self.quantize(weight, group_size)
         exact = weight.float()

@@ -44,6 +44,8 @@ class ErrorFeedback:
     """(K,) columns in the order in which they are rounded."""
     factor: torch.Tensor
     """(K, K) float32, upper triangular: the Cholesky factor of the inverse moments, in that order."""
+    energies: torch.Tensor
+    """(K,) sum of squares of each column's inputs."""
 
     @classmethod
     def of(cls, moments: torch.Tensor) -> "ErrorFeedback":
@@ -75,7 +77,7 @@ class ErrorFeedback:
             damping *= 10  # ends: what is mostly diagonal can always be factorized
         unit = torch.eye(len(lower), device=lower.device)
         inverse = torch.linalg.solve_triangular(lower, unit, upper=False, out=unit)
-        return cls(order, inverse.flip(0, 1))
+        return cls(order, inverse.flip(0, 1), diagonal.clone())
 
 
 def gptq_grids(
@@ -91,7 +93,7 @@ def gptq_grids(
     """
     parts = []
     for rows in torch.split(weight, _ROWS):
-        _, scale, zero_point = search_grids(rows, group_size)
+        _, scale, zero_point = search_grids(rows, group_size, feedback.energies)
         levels = _round_in_turn(rows, scale.float(), zero_point.float(), feedback, group_size)
         parts.append((levels, scale, zero_point))
     levels, scale, zero_point = (torch.cat(part) for part in zip(*parts, strict=True))

@@ -22,11 +22,11 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef struct {
-    double levels, squares, products; /* sums of the levels, of their squares, of level times units */
+    double levels, squares, products; /* weighted sums of the levels, of their squares, of level times units */
 } moments;
 
 typedef struct {
-    double with_units, with_itself; /* covariances of the levels, times the square of the group size */
+    double with_units, with_itself; /* covariances of the levels, times the square of the sum of weights */
 } covariances;
 
 INLINE float level_of(float units, float factor, float offset) {
@@ -35,53 +35,65 @@ INLINE float level_of(float units, float factor, float offset) {
     return level < TOP ? level : TOP;
 }
 
-INLINE moments moments_of(const float *units, int size, float factor, float offset) {
+INLINE moments moments_of(const float *units, const float *weights, int size, float factor, float offset) {
     float levels = 0, squares = 0, products = 0;
 #pragma omp simd reduction(+ : levels, squares, products)
     for (int i = 0; i < size; i++) {
-        const float level = level_of(units[i], factor, offset);
-        levels += level;
-        squares += level * level;
-        products += level * units[i];
+        const float level = level_of(units[i], factor, offset), weighted = weights[i] * level;
+        levels += weighted;
+        squares += weighted * level;
+        products += weighted * units[i];
     }
     return (moments){levels, squares, products};
 }
 
-INLINE covariances covariances_of(moments m, double total_units, int size) {
-    return (covariances){size * m.products - m.levels * total_units, size * m.squares - m.levels * m.levels};
+INLINE covariances covariances_of(moments m, double total_units, double total_weight) {
+    return (covariances){total_weight * m.products - m.levels * total_units,
+                         total_weight * m.squares - m.levels * m.levels};
 }
 
 /* Fills in the levels from -8 to 7 of each of `count` groups, and of each group three numbers: the scale,
- * the mean of its weights in units, and the mean of its levels.
+ * the mean of its values in units, and the mean of its levels.
  *
- * ranges: of each group, its lowest weight and its unit.
- * candidates: pairs of factor and offset, level = units * factor + offset with levels from 0 to 15.
+ * weights: of each column of a row of `groups_a_row` groups, how much it counts.
+ * ranges: of each group, its lowest value and its unit.
+ * candidates: of each a factor and an offset, level = units * factor + offset with levels from 0 to 15, and
+ * how dear the error is that it leaves.
  * Returns 0, or -1 where there is no memory for one group. */
 EVERY_CPU
-int smolquant_int4_search(const float *groups, int64_t count, int size, const float *ranges,
-                          const float *candidates, int n_candidates, int8_t *levels, float *found) {
+int smolquant_int4_search(const float *groups, int64_t count, int size, const float *weights,
+                          int groups_a_row, const float *ranges, const float *candidates,
+                          int n_candidates, int8_t *levels, float *found) {
     float *units = malloc(size * sizeof(float));
     if (!units)
         return -1;
     for (int64_t group = 0; group < count; group++, groups += size, levels += size, found += 3) {
         const float low = ranges[2 * group], unit = ranges[2 * group + 1], inverse = 1.0f / unit;
-        double total_units = 0, squared_units = 0;
-#pragma omp simd reduction(+ : total_units, squared_units)
+        const float *const weight = weights + group % groups_a_row * size;
+        double total_weight = 0, total_units = 0, squared_units = 0;
+#pragma omp simd reduction(+ : total_weight, total_units, squared_units)
         for (int i = 0; i < size; i++) {
             const float value = rintf((groups[i] - low) * inverse);
             units[i] = value;
-            total_units += value;
-            squared_units += (double)value * value;
+            total_weight += weight[i];
+            total_units += weight[i] * value;
+            squared_units += (double)(weight[i] * value) * value;
         }
+        const double variance = total_weight * squared_units - total_units * total_units;
 
         moments m = {0, 0, 0};
         covariances c = {0, 1};
+        double least = 0;
         for (int i = 0; i < n_candidates; i++) {
-            const moments tried = moments_of(units, size, candidates[2 * i], candidates[2 * i + 1]);
-            const covariances fit = covariances_of(tried, total_units, size);
-            /* A fit explains covariance^2 / variance; compared so, it takes no division. */
-            if (fit.with_units * fit.with_units * c.with_itself >
-                c.with_units * c.with_units * fit.with_itself) {
+            const float *const candidate = candidates + 3 * i;
+            const moments tried = moments_of(units, weight, size, candidate[0], candidate[1]);
+            const covariances fit = covariances_of(tried, total_units, total_weight);
+            /* Nothing, where all levels are equal. */
+            const double explained =
+                fit.with_itself > 0 ? fit.with_units * fit.with_units / fit.with_itself : 0;
+            const double price = (variance - explained) * candidate[2];
+            if (i == 0 || price < least) {
+                least = price;
                 m = tried;
                 c = fit;
             }
@@ -94,18 +106,18 @@ int smolquant_int4_search(const float *groups, int64_t count, int size, const fl
                 slope = c.with_units / c.with_itself;
             /* The line from levels to units by least squares, turned around. */
             factor = (float)(1 / slope);
-            offset = (float)((m.levels - total_units / slope) / size);
-            m = moments_of(units, size, factor, offset);
-            c = covariances_of(m, total_units, size);
+            offset = (float)((m.levels - total_units / slope) / total_weight);
+            m = moments_of(units, weight, size, factor, offset);
+            c = covariances_of(m, total_units, total_weight);
         }
         for (int i = 0; i < size; i++)
             levels[i] = (int8_t)((int)level_of(units[i], factor, offset) + LOWEST);
-        /* Not the least squared error, but one that is orthogonal to the weights. */
+        /* Not the least squared error, but one that is orthogonal to the values. */
         if (c.with_units > 0)
-            slope = (size * squared_units - total_units * total_units) / c.with_units;
+            slope = variance / c.with_units;
         found[0] = (float)(slope * unit);
-        found[1] = (float)(total_units / size);
-        found[2] = (float)(m.levels / size + LOWEST);
+        found[1] = (float)(total_units / total_weight);
+        found[2] = (float)(m.levels / total_weight + LOWEST);
     }
     free(units);
     return 0;

@@ -5,6 +5,9 @@ outliers decide how coarse everything between them becomes. Here both ends are s
 candidate range is fitted by least squares, and the best is rounded and fitted once more (a step of Lloyd's
 algorithm for a grid of two parameters; further steps change nothing that a model would notice).
 
+What an error does to a layer's output depends on its column: it is multiplied by that column's input.
+Where something is known of how large the inputs are, the squared errors are weighted by it.
+
 Two things matter more to a model than the last per cent of squared error, and are settled last. Least
 squares shrinks: what it fits is smaller than the weights by the share of its error, in every layer in the
 same direction. So the scale is set to where the error is orthogonal to the weights. And the zero point
@@ -35,21 +38,29 @@ _RANGES = [cuts for cuts in itertools.product(_CUTS, _CUTS) if abs(cuts[0] - cut
 to nearest. Cutting deeper gives less squared error, and worse models: large weights matter. What cuts one
 end much deeper than the other is a third of all pairs and is chosen where it hardly matters."""
 
-_UNITS = 256
-"""In a step of rounding to nearest: weights are searched for as whole numbers of units. The finest that
-keeps a sum of level times weight over 256 columns below 2^24, where float32 ends to hold every integer."""
+_CUT_PRICE = 0.03
+"""How much dearer a squared error is for each step that was cut to have it, for the same reason."""
+
+_UNITS = 64
+"""In a step of rounding to nearest: weights are searched for as whole numbers of units. Like this the sums
+of level times weight, columns weighted, stay below 2^24, where float32 ends to hold every integer."""
+
+_MEAN_WEIGHT, _MOST_WEIGHT = 3, 16
+"""Of a column, in whole numbers from 1 on: with more, one column would decide where a group's range ends;
+and 256 columns (a mean of 4, if most are below 1) of 15 levels of 15 * 64 units are what 2^24 holds."""
 
 _LEAST_STEP = 2.0**-117
 """What a group of equal values is given for a step; a unit of it has a finite inverse."""
 
 
 def search_grids(
-    weight: torch.Tensor, group_size: int
+    weight: torch.Tensor, group_size: int, energies: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Choose levels, scales and zero points, so that w is about level * scale + zero_point.
 
     Args:
         weight: (n, K), K a multiple of ``group_size``; bfloat16, float16 or float32.
+        energies: (K,), the mean square of each column's inputs in any unit; None where all are alike.
 
     Returns:
         (n, K) levels in [-8, 7], int8; scales and zero points, both (n, K / group_size) in the
@@ -58,7 +69,8 @@ def search_grids(
     groups = weight.to("cpu", torch.float32).contiguous().view(-1, group_size)
     low, high = groups.amin(1), groups.amax(1)  # takes a tenth of what aminmax takes
     unit = high.sub_(low).div_(_STEPS).clamp_(min=_LEAST_STEP).div_(_UNITS)
-    levels, found = _search(groups, torch.stack([low, unit], 1))
+    weights = _column_weights(weight.shape[1], group_size, energies)
+    levels, found = _search(groups, weights, torch.stack([low, unit], 1))
     wanted, mean_units, mean_levels = found.unbind(1)
     scale = wanted.to(weight.dtype).clamp_(min=_least_scale(weight.dtype))
     stored = scale.float()
@@ -77,10 +89,25 @@ def search_grids(
     )
 
 
-def _search(groups: torch.Tensor, ranges: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _column_weights(columns: int, group_size: int, energies: torch.Tensor | None) -> torch.Tensor:
+    """(K / group size, group size): how much each column counts in its group, in whole numbers."""
+    if energies is None:
+        return torch.ones(columns // group_size, group_size, dtype=torch.float32, device="cpu")
+    grouped = energies.to("cpu", torch.float64).view(-1, group_size)
+    # Whole numbers from here on, whose sum does not depend on the order either.
+    parts = (grouped / grouped.amax(1, keepdim=True).clamp(min=_LEAST_STEP) * 2**24).long()
+    total = parts.sum(1, keepdim=True).clamp(min=1)
+    weights = (2 * _MEAN_WEIGHT * group_size * parts + total) // (2 * total)
+    return weights.clamp(1, _MOST_WEIGHT).float()
+
+
+def _search(
+    groups: torch.Tensor, weights: torch.Tensor, ranges: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The grids of ``groups``, (n, group size).
 
     Args:
+        weights: (groups of a row, group size), how much each column counts.
         ranges: (n, 2), of each group the lowest weight and the unit.
 
     Returns:
@@ -94,6 +121,8 @@ def _search(groups: torch.Tensor, ranges: torch.Tensor) -> tuple[torch.Tensor, t
     failed = _compiled()(
         groups.data_ptr(),
         *groups.shape,
+        weights.data_ptr(),
+        len(weights),
         ranges.data_ptr(),
         candidates.data_ptr(),
         len(candidates),
@@ -113,14 +142,14 @@ def _least_scale(dtype: torch.dtype) -> float:
 
 @cache
 def _candidates() -> torch.Tensor:
-    """(number of ranges, 2): level = units * factor + offset, with levels counted from 0."""
-    widths = [_STEPS - above_low - below_high for above_low, below_high in _RANGES]
-    lines = zip(_RANGES, widths, strict=True)
-    return torch.tensor(
-        [(_STEPS / width / _UNITS, -cuts[0] * _STEPS / width) for cuts, width in lines],
-        dtype=torch.float32,
-        device="cpu",
-    )
+    """(number of ranges, 3): factor and offset of level = units * factor + offset, with levels counted
+    from 0, and how dear the error is that it leaves."""
+    candidates = []
+    for above_low, below_high in _RANGES:
+        cut = above_low + below_high
+        stretch = _STEPS / (_STEPS - cut)
+        candidates.append((stretch / _UNITS, -above_low * stretch, 1 + _CUT_PRICE * cut))
+    return torch.tensor(candidates, dtype=torch.float32, device="cpu")
 
 
 @cache
@@ -140,7 +169,8 @@ def _compiled() -> Callable[..., int]:
         )
     search = ctypes.CDLL(library.origin).smolquant_int4_search
     pointer, length = ctypes.c_void_p, ctypes.c_int
-    search.argtypes = [pointer, ctypes.c_int64, length, pointer, pointer, length, pointer, pointer]
+    sizes, weights, candidates = (ctypes.c_int64, length), (pointer, length), (pointer, length)
+    search.argtypes = (pointer, *sizes, *weights, pointer, *candidates, pointer, pointer)
     search.restype = length
     compiled: Callable[..., int] = search
     return compiled

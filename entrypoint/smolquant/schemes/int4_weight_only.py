@@ -59,6 +59,7 @@ class Int4WeightOnly(Scheme):
         """``calibration``: the sha256 of the text, where one decides the bytes."""
         self.method = method
         self._calibration = calibration
+        self.weighs_columns = method == "search"
         self.arithmetic = f"int4 by {method}"
 
     def options(self, group_size: int) -> dict[str, int | str]:
@@ -93,11 +94,17 @@ class Int4WeightOnly(Scheme):
         )
         return quantized
 
-    def quantize_rows(self, weight: "torch.Tensor", group_size: int | None) -> QuantizedRows:
-        """The parts of :meth:`quantize` to the bit, without torchao's slower arithmetic."""
+    def quantize_rows(
+        self,
+        weight: "torch.Tensor",
+        group_size: int | None,
+        column_energies: "torch.Tensor | None" = None,
+    ) -> QuantizedRows:
+        """What :meth:`quantize` does, without torchao's slower arithmetic, and with columns weighted."""
         assert group_size is not None
-        find = _round_fast if self.method == "rtn" else _search
-        return stored_rows(weight, *find(weight, group_size))
+        if self.method == "rtn":
+            return stored_rows(weight, *_round_fast(weight, group_size))
+        return stored_rows(weight, *_search(weight, group_size, column_energies))
 
     def max_relative_error(self, columns: int, group_size: int | None) -> float:
         # At most half a step of (high - low)/15 in each column, of a group whose norm is at least that
@@ -146,10 +153,12 @@ def values_of(
     return grouped.view(levels.shape)
 
 
-def _search(weight: "torch.Tensor", group_size: int) -> _Grid:
+def _search(
+    weight: "torch.Tensor", group_size: int, column_energies: "torch.Tensor | None" = None
+) -> _Grid:
     from smolquant.schemes.int4_search import search_grids
 
-    return search_grids(weight, group_size)
+    return search_grids(weight, group_size, column_energies)
 
 
 def _round(weight: "torch.Tensor", group_size: int) -> _Grid:

@@ -40,7 +40,12 @@ class Int8WeightOnly(Scheme):
         quantized: torch.Tensor = Int8Tensor.from_hp(weight, granularity=PerRow())
         return quantized
 
-    def quantize_rows(self, weight: "torch.Tensor", group_size: int | None) -> QuantizedRows:
+    def quantize_rows(
+        self,
+        weight: "torch.Tensor",
+        group_size: int | None,
+        column_energies: "torch.Tensor | None" = None,
+    ) -> QuantizedRows:
         """torchao's arithmetic to the bit, six times as fast: no kernel sees two dtypes at once.
 
         Source: ``choose_qparams_affine`` (symmetric) and ``quantize_affine`` of

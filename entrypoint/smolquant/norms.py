@@ -1,0 +1,111 @@
+"""Which normalization a linear weight is given the output of, and what that tells of its columns.
+
+Seen by running the skeleton: a linear module that is handed the very tensor which a norm returned stands
+right behind it, whatever the family calls the two. A normalized vector has a mean square of one, so how
+large each column of the norm's output is follows from the norm's own weights, without data. Nothing here
+knows of schemes, files or variants.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether ``module`` is a normalization: by its class's name, as transformers has no common class."""
+    return "norm" in type(module).__name__.lower()
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A normalization module with weights of its own."""
+
+    module: nn.Module
+    parameters: Mapping[str, str]
+    """Attribute of the module -> the parameter's name in the model."""
+
+    def column_energies(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """Mean square of each column of its output, for inputs whose columns are all alike.
+
+        Args:
+            values: attribute -> its value, each (K,), on the CPU.
+
+        Returns:
+            (K,) float64; None where the module cannot be asked.
+        """
+        columns = next(iter(values.values())).shape[0]
+        # A mean of zero and a mean square of one, so it is normalized already.
+        probe = torch.ones(columns, device="cpu", dtype=torch.float32)
+        probe[1::2] = -1
+        exact = {attribute: value.float() for attribute, value in values.items()}
+        try:
+            with torch.inference_mode():
+                # Both signs, because a bias adds to one what it takes from the other.
+                outputs = torch.stack(
+                    [
+                        torch.func.functional_call(self.module, exact, (some.view(1, 1, -1),))
+                        for some in (probe, -probe)
+                    ]
+                )
+        except Exception:  # a model's own code raises anything
+            return None
+        energies = outputs.double().square().mean(0).view(-1)
+        return energies if energies.shape == (columns,) and not energies.is_meta else None
+
+
+def norms_in_front(model: nn.Module) -> dict[str, Norm]:
+    """Linear weight (its name in ``model``) -> the norm whose output its module is given.
+
+    Args:
+        model: a causal language model on the meta device; nothing is computed. One that cannot run
+            there has no norm in front of anything.
+    """
+    watch = _Watch(model)
+    hooks = [hook for name, module in model.named_modules() for hook in watch.hooks(name, module)]
+    try:
+        with torch.inference_mode():
+            # Without a cache, masks would depend on what the tokens are.
+            model(torch.zeros(1, 2, dtype=torch.int64, device="meta"), use_cache=True)
+    except Exception:  # a model's own code raises anything
+        return {}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {weight: norm for weight, norm in watch.found.items() if norm is not None}
+
+
+class _Watch:
+    """What linear modules were given, while the model runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.found: dict[str, Norm | None] = {}
+        """Linear weight -> the norm in front; None where that is another each time, or none."""
+        self._returned: dict[int, tuple[torch.Tensor, Norm]] = {}
+        """By identity, and kept alive, so that no other tensor is given the same."""
+
+    def hooks(self, name: str, module: nn.Module) -> list[Any]:
+        if isinstance(module, nn.Linear):
+            return [module.register_forward_pre_hook(self._linear(f"{name}.weight"))]
+        if not is_norm(module):
+            return []
+        parameters = {
+            attribute: f"{name}.{attribute}" for attribute, _ in module.named_parameters()
+        }
+        return [module.register_forward_hook(self._norm(Norm(module, parameters)))]
+
+    def _norm(self, norm: Norm) -> Any:
+        def returned(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and norm.parameters:
+                self._returned[id(output)] = (output, norm)
+
+        return returned
+
+    def _linear(self, weight: str) -> Any:
+        def given(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            _, norm = self._returned.get(id(inputs[0]), (None, None)) if inputs else (None, None)
+            self.found[weight] = norm if self.found.get(weight, norm) is norm else None
+
+        return given
