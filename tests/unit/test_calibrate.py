@@ -204,8 +204,8 @@ def test_what_is_stored_has_the_planned_layout_and_other_levels(parts: Parts) ->
     layout = {name: (tensor.dtype, tensor.shape) for name, tensor in by_search.items()}
     assert {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()} == layout
     changed = {name for name in tensors if not torch.equal(tensors[name], by_search[name])}
-    assert changed == {name for name in tensors if name.endswith("_qdata")}
-    assert any(name.endswith("_scale") for name in tensors), "the grids are the search's"
+    quantized = {name for name in tensors if name.endswith(("_qdata", "_scale", "_zero_point"))}
+    assert {name for name in tensors if name.endswith("_qdata")} < changed <= quantized
     bounds = plan.error_bounds
     for name, record in written.tensors.items():
         if record.relative_error is not None:

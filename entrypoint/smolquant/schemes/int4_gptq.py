@@ -3,8 +3,9 @@
 Rounding moves a weight; what that does to the layer's outputs depends on its inputs, and most of it can be
 made good by the weights that are not rounded yet. So columns are rounded one after another, and each one's
 error is taken out of those that follow, as the inputs' second moments say. The grids are those of
-:mod:`smolquant.schemes.int4_search`, found beforehand: so columns may come in any order without their
-groups being torn apart, and those that carry most of the input come first, while most can be adjusted.
+:mod:`smolquant.schemes.int4_search`, found beforehand for the columns' inputs: so columns may come in any
+order without their groups being torn apart, and those that carry most of the input come first, while most
+can be adjusted.
 
 torchao has GPTQ (torchao.prototype.gptq), which does not serve: it runs on CUDA only, takes its grids from
 mslk (rounding to nearest), goes through the columns in their own order, and observes a model that is in
@@ -89,7 +90,8 @@ def gptq_grids(
         weight: (n, K), K a multiple of ``group_size``; bfloat16, float16 or float32.
 
     Returns:
-        As :func:`smolquant.schemes.int4_search.search_grids`, whose scales and zero points these are.
+        As :func:`smolquant.schemes.int4_search.search_grids`, whose scales and zero points these are,
+        with columns weighted by their inputs.
     """
     parts = []
     for rows in torch.split(weight, _ROWS):

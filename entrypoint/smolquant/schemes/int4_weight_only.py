@@ -59,7 +59,7 @@ class Int4WeightOnly(Scheme):
         """``calibration``: the sha256 of the text, where one decides the bytes."""
         self.method = method
         self._calibration = calibration
-        self.weighs_columns = method == "search"
+        self.weighs_columns = method != "rtn"
         self.arithmetic = f"int4 by {method}"
 
     def options(self, group_size: int) -> dict[str, int | str]:
