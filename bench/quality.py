@@ -53,8 +53,9 @@ every column.
 * **perplexity**: against the source's, in per cent.
 * **seconds**: CPU time to find what is stored, on one core.
 
-`rtn` rounds to nearest with torchao's tinygemm parameters, `search` is smolquant's default, `calibrated`
-is `--int4-method calibrated` on a text that is not the one measured on, and `hqq` is torchao's, which
+`rtn` rounds to nearest with torchao's tinygemm parameters. `search` is smolquant's default: it looks for
+the grid of each group, with columns weighted by the norm in front of them. `calibrated` is
+`--int4-method calibrated` on a text that is not the one measured on, and `hqq` is torchao's, which
 smolquant does not offer.
 """
 
@@ -157,7 +158,8 @@ def _column_energies(folder: Path, model: PreTrainedModel) -> dict[str, torch.Te
     stored = model.state_dict()
     return {
         weight: norm.column_energies(
-            {attribute: stored[name].bfloat16() for attribute, name in norm.parameters.items()}
+            {attribute: stored[name] for attribute, name in norm.parameters.items()},
+            stored[weight].shape[1],
         )
         for weight, norm in norms.items()
     }
@@ -187,7 +189,7 @@ def by_scheme(
             rows = scheme.quantize_rows(block, decision.group_size, known)
             seconds += time.process_time() - began
             bits += _bits(rows)
-            blocks.append(_values(rows))
+            blocks.append(_int4_values(rows) if decision.group_size else _int8_values(rows))
         return Quantized(torch.cat(blocks), bits, seconds)
 
     return lambda weights: {name: quantize(name, weight) for name, weight in weights.items()}
@@ -197,11 +199,14 @@ def _bits(rows: QuantizedRows) -> int:
     return 8 * sum(part.numel() * part.element_size() for part in rows.parts.values())
 
 
-def _values(rows: QuantizedRows) -> torch.Tensor:
-    """The float32 weights that int4 or int8 rows stand for."""
+def _int8_values(rows: QuantizedRows) -> torch.Tensor:
+    """The float32 weights that rows of int8 stand for."""
+    return rows.parts["qdata"].float() * rows.parts["scale"]
+
+
+def _int4_values(rows: QuantizedRows) -> torch.Tensor:
+    """The float32 weights that groups of int4 stand for."""
     qdata, scale, zero_point = (rows.parts[part] for part in ("qdata", "scale", "zero_point"))
-    if scale.shape[0] == qdata.shape[0]:
-        return qdata.float() * scale
     return values_of(unpack_int4(qdata), scale.t(), zero_point.t())
 
 
@@ -245,7 +250,7 @@ def _found(
 ) -> Quantized:
     rows = weights.quantize_rows(name, weight, 0)
     assert rows is not None, f"{name} was not calibrated"
-    return Quantized(_values(rows), _bits(rows), seconds)
+    return Quantized(_int4_values(rows), _bits(rows), seconds)
 
 
 def by_hqq(group_size: int) -> Callable[[torch.Tensor], Quantized]:

@@ -56,7 +56,8 @@ class Architecture:
         self.config_dict = _read_config(folder)
         model = _build(folder, trust_remote_code)
         assert isinstance(model, PreTrainedModel)
-        self.model = model.eval()
+        model.eval()  # not all code of a model's own returns it
+        self.model = model
         self.class_name = type(model).__name__
         self._parameters = dict(model.state_dict())
         self._buffers = {name for name, _ in model.named_buffers()}

@@ -23,24 +23,29 @@ def is_norm(module: nn.Module) -> bool:
 class Norm:
     """A normalization module with weights of its own."""
 
+    name: str
+    """Of the module, in the model."""
     module: nn.Module
     parameters: Mapping[str, str]
     """Attribute of the module -> the parameter's name in the model."""
 
-    def column_energies(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    def column_energies(
+        self, values: Mapping[str, torch.Tensor], columns: int
+    ) -> torch.Tensor | None:
         """Mean square of each column of its output, for inputs whose columns are all alike.
 
         Args:
-            values: attribute -> its value, each (K,), on the CPU.
+            values: attribute -> its value, on the CPU.
+            columns: K, of the output.
 
         Returns:
-            (K,) float64; None where the module cannot be asked.
+            (K,) float64, finite; None where the module cannot be asked.
         """
-        columns = next(iter(values.values())).shape[0]
-        # A mean of zero and a mean square of one, so it is normalized already.
-        probe = torch.ones(columns, device="cpu", dtype=torch.float32)
+        # A mean of zero and a mean square of one, so it is normalized already; in float64, so that
+        # processors whose vectors round differently agree far beyond what is made of it.
+        probe = torch.ones(columns, device="cpu", dtype=torch.float64)
         probe[1::2] = -1
-        exact = {attribute: value.float() for attribute, value in values.items()}
+        exact = {attribute: value.double() for attribute, value in values.items()}
         try:
             with torch.inference_mode():
                 # Both signs, because a bias adds to one what it takes from the other.
@@ -53,15 +58,16 @@ class Norm:
         except Exception:  # a model's own code raises anything
             return None
         energies = outputs.double().square().mean(0).view(-1)
-        return energies if energies.shape == (columns,) and not energies.is_meta else None
+        usable = energies.shape == (columns,) and not energies.is_meta
+        return energies if usable and bool(energies.isfinite().all()) else None
 
 
 def norms_in_front(model: nn.Module) -> dict[str, Norm]:
     """Linear weight (its name in ``model``) -> the norm whose output its module is given.
 
     Args:
-        model: a causal language model on the meta device; nothing is computed. One that cannot run
-            there has no norm in front of anything.
+        model: a causal language model on the meta device, not in training; nothing is computed. Of one
+            that cannot run there to its end, nothing is known.
     """
     watch = _Watch(model)
     hooks = [hook for name, module in model.named_modules() for hook in watch.hooks(name, module)]
@@ -94,7 +100,7 @@ class _Watch:
         parameters = {
             attribute: f"{name}.{attribute}" for attribute, _ in module.named_parameters()
         }
-        return [module.register_forward_hook(self._norm(Norm(module, parameters)))]
+        return [module.register_forward_hook(self._norm(Norm(name, module, parameters)))]
 
     def _norm(self, norm: Norm) -> Any:
         def returned(module: nn.Module, inputs: Any, output: Any) -> None:

@@ -31,6 +31,8 @@ class NormInFront:
     norm: Norm
     sources: Mapping[str, SourceTensor]
     """Attribute of the norm -> the tensor that fills it."""
+    columns: int
+    """Of the weight, and so of the norm's output."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class PlannedTensor:
             reason=self.decision.note
             if isinstance(self.decision, Quantize)
             else self.decision.reason,
+            columns_by=self.norm.norm.name if self.norm else None,
         )
 
 
@@ -252,21 +255,17 @@ class _Planner:
             for stored, part in flat.items()
         }
         used = scheme if isinstance(decision, Quantize) else None
-        norm = self._norm_in_front(name, source) if used and used.weighs_columns else None
+        norm = self._norm_in_front(name, source.shape[1]) if used and used.weighs_columns else None
         return PlannedTensor(
             source, decision, dtype, parts, metadata[name], name, scheme=used, norm=norm
         )
 
-    def _norm_in_front(self, name: str, weight: SourceTensor) -> NormInFront | None:
-        norm = self.architecture.norms_in_front.get(name)
-        if norm is None:
+    def _norm_in_front(self, weight: str, columns: int) -> NormInFront | None:
+        norm = self.architecture.norms_in_front.get(weight)
+        if norm is None or not self.sources.keys() >= set(norm.parameters.values()):
             return None
-        sources = {
-            attribute: self.sources[parameter]
-            for attribute, parameter in norm.parameters.items()
-            if parameter in self.sources and self.sources[parameter].shape == weight.shape[1:]
-        }
-        return NormInFront(norm, sources) if len(sources) == len(norm.parameters) else None
+        sources = {attribute: self.sources[name] for attribute, name in norm.parameters.items()}
+        return NormInFront(norm, sources, columns)
 
     def _as_quantized(
         self, scheme: Scheme, weight: torch.Tensor, group_size: int | None

@@ -95,13 +95,16 @@ def quantize_checkpoint(
             for variant, plan in plans.items()
         ]
         pool = stack.enter_context(_one_torch_thread_each(workers))
+        energies = _column_energies(
+            [norm for output in outputs for norm in output.norms], checkpoint, pool
+        )
         window = stack.enter_context(_Window(pool, workers * _TASKS_AHEAD))
         for tensor in checkpoint.layout.tensors.values():
             if send and any(output.needs_another_shard(tensor) for output in outputs):
                 window.finish()
                 for output in outputs:
                     output.settle()
-            jobs = [job for output in outputs if (job := output.begin(tensor, checkpoint))]
+            jobs = [job for output in outputs if (job := output.begin(tensor, energies))]
             if not jobs:
                 if tensor.name not in checkpoint.layout.aliases:
                     advance(tensor.size_bytes)
@@ -210,16 +213,31 @@ class _Output:
             if not shard.left:
                 shard.finished.result()
 
-    def begin(self, tensor: SourceTensor, checkpoint: Checkpoint) -> "_Job | None":
-        """A job for ``tensor``; None where the plan does not store it, or it is stored already."""
+    @property
+    def norms(self) -> list[NormInFront]:
+        """In front of weights that are not stored yet."""
+        return [
+            planned.norm
+            for planned in self._planned.values()
+            if planned.norm and self._shard_of(planned)
+        ]
+
+    def begin(
+        self, tensor: SourceTensor, energies: "Mapping[str, torch.Tensor | None]"
+    ) -> "_Job | None":
+        """A job for ``tensor``; None where the plan does not store it, or it is stored already.
+
+        Args:
+            energies: norm -> those of its output's columns.
+        """
         planned = self._planned[tensor.name]
         shard = self._shard_of(planned) if planned.parts else None
         if shard is None:
             return None
         shard.begin()
-        energies = _column_energies(planned.norm, checkpoint) if planned.norm else None
+        known = energies[planned.norm.norm.name] if planned.norm else None
         scheme = planned.scheme or self._plan.scheme
-        return _Job(scheme, planned, shard, self._calibrated, energies)
+        return _Job(scheme, planned, shard, self._calibrated, known)
 
     def written(self) -> Written:
         """Wait until every shard is hashed."""
@@ -309,7 +327,7 @@ class _Job:
 
     @property
     def arithmetic(self) -> Hashable:
-        """What the stored bytes depend on beside the weight."""
+        """What the stored bytes depend on beside the weight, and the norm in front, which is its own."""
         decision = self.planned.decision
         if isinstance(decision, Quantize):
             return self.planned.dtype, self.scheme.arithmetic, decision.group_size
@@ -372,14 +390,32 @@ class _Job:
         return float(f"{math.sqrt(error / exact) if exact else 0.0:.4g}")
 
 
-def _column_energies(front: NormInFront, checkpoint: Checkpoint) -> torch.Tensor | None:
-    """What the norm in front of a weight tells, read ahead of its place in the files."""
-    return front.norm.column_energies(
-        {
-            attribute: checkpoint.read_rows(source, 0, source.rows, ahead=True)
+def _column_energies(
+    norms: Sequence[NormInFront], checkpoint: Checkpoint, pool: ThreadPoolExecutor
+) -> dict[str, torch.Tensor | None]:
+    """What each norm tells of the columns of its output, by the norm's name; a few kB each.
+
+    Read before the weights, which lie on either side of it. In file order, because a pickle of the old
+    format is loaded whole for it; and several at a time, because the Hub may be far.
+    """
+    place = {name: i for i, name in enumerate(checkpoint.layout.tensors)}
+
+    def read(front: NormInFront) -> torch.Tensor | None:
+        values = {
+            attribute: checkpoint.read_rows(source, 0, source.rows, in_turn=False)
             for attribute, source in front.sources.items()
         }
+        return front.norm.column_energies(values, front.columns)
+
+    fronts = {front.norm.name: front for front in norms}
+    ordered = sorted(
+        fronts.values(),
+        key=lambda front: min(place[source.name] for source in front.sources.values()),
     )
+    return {
+        front.norm.name: found
+        for front, found in zip(ordered, pool.map(read, ordered), strict=True)
+    }
 
 
 def _shared(jobs: Sequence[_Job]) -> list[list[_Job]]:

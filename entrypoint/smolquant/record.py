@@ -47,6 +47,8 @@ class TensorRecord:
     relative_error: float | None = None
     """Frobenius norm of (dequantized - source) over that of the source."""
     reason: str = ""
+    columns_by: str | None = None
+    """The norm that its columns were weighted by, where the method weighs them and one is in front."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "group_size": (int, type(None)),
     "relative_error": (int, float, type(None)),
     "reason": (str,),
+    "columns_by": (str, type(None)),
     "sha256": (str,),
     "text": (str, type(None)),
     "machine": (str, type(None)),

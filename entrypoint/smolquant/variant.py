@@ -35,7 +35,10 @@ def work_key(plan: VariantPlan, source_state: str, options: Options) -> str:
     Args:
         source_state: :attr:`Source.state`, as its identity may not be known before the work.
     """
-    decides = json.dumps([source_state, plan.scheme.quant_type, options, stack_versions()])
+    columns_by = [tensor.norm.norm.name if tensor.norm else None for tensor in plan.tensors]
+    decides = json.dumps(
+        [source_state, plan.scheme.quant_type, options, stack_versions(), columns_by]
+    )
     digest = hashlib.sha256(decides.encode())
     for shard in plan.shards:
         digest.update(shard.header)

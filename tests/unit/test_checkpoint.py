@@ -411,7 +411,7 @@ class InMemory:
     def __init__(self, content: bytes) -> None:
         self._content, self.size = content, len(content)
 
-    def read_into(self, view: memoryview, offset: int, *, ahead: bool = False) -> int:
+    def read_into(self, view: memoryview, offset: int, *, in_turn: bool = True) -> int:
         piece = self._content[offset : offset + len(view)]
         view[: len(piece)] = piece
         return len(piece)

@@ -163,13 +163,14 @@ def test_energies_that_are_all_alike_change_nothing(value: float) -> None:
 @pytest.mark.parametrize("group", [32, 64, 128, 256])
 def test_weights_of_columns_keep_every_sum_exact(group: int) -> None:
     """Below 2^24, the sum of the highest level times the largest value, whatever the energies are."""
-    spread = torch.zeros(1024)
-    spread[::6] = 1
-    for energies in (uneven(1024), spread, torch.rand(1024) ** 8, torch.arange(1024.0)):
-        weights = int4_search._column_weights(1024, group, energies)
+    steps = torch.ones(group, group).tril() + 1e-6
+    for energies in (uneven(group), torch.rand(group) ** 8, torch.arange(float(group)), *steps):
+        weights = int4_search._column_weights(group, group, energies)
         assert torch.equal(weights, weights.round())
-        assert weights.min() >= 1
-        assert 15 * 15 * int4_search._UNITS * weights.sum(1).max() < 2**24
+        assert 1 <= weights.min() <= weights.max() <= int4_search._MOST_WEIGHT
+        assert 15 * 15 * int4_search._UNITS * weights.sum() < 2**24
+    # A whole number is at most one more than what it is rounded from, or raised from.
+    assert 15 * 15 * int4_search._UNITS * (int4_search._MEAN_WEIGHT + 1) * 256 < 2**24
 
 
 def by_the_book(

@@ -68,7 +68,8 @@ def test_the_energies_are_the_mean_squares_of_what_the_norm_returns(family: str)
     inputs = torch.randn(1, 4_000, config.hidden_size, generator=generator)
     for norm in norms_in_front(skeleton(config)).values():
         energies = norm.column_energies(
-            {attribute: parameters[name].data for attribute, name in norm.parameters.items()}
+            {attribute: parameters[name].data for attribute, name in norm.parameters.items()},
+            config.hidden_size,
         )
         assert energies is not None
         name = norm.parameters["weight"].removesuffix(".weight")
@@ -126,15 +127,26 @@ def test_a_model_that_cannot_run_without_weights_has_no_norms(kind: type[nn.Laye
 @pytest.mark.parametrize("kind", [PairNorm, BrokenNorm])
 def test_a_norm_that_cannot_be_asked_tells_nothing(kind: type[nn.LayerNorm]) -> None:
     with torch.device("meta"):
-        norm = Norm(kind(8), {"weight": "w", "bias": "b"})
+        norm = Norm("n", kind(8), {"weight": "w", "bias": "b"})
     values = {"weight": torch.ones(8), "bias": torch.zeros(8)}
-    assert norm.column_energies(values) is None
+    assert norm.column_energies(values, 8) is None
+
+
+def test_values_that_are_none_or_of_another_shape_tell_nothing() -> None:
+    norm = Norm("n", nn.LayerNorm(8, device="meta"), {"weight": "w", "bias": "b"})
+    values = {"weight": torch.ones(8), "bias": torch.zeros(8)}
+    assert norm.column_energies(values, 8) is not None
+    assert norm.column_energies(values, 4) is None
+    for value in (torch.nan, torch.inf):
+        assert norm.column_energies(values | {"bias": torch.full((8,), value)}, 8) is None
+    largest = torch.full((8,), torch.finfo(torch.bfloat16).max, dtype=torch.bfloat16)
+    assert norm.column_energies({"weight": largest, "bias": largest}, 8) is not None
 
 
 def test_what_torch_makes_by_default_does_not_reach_the_energies() -> None:
-    norm = Norm(nn.LayerNorm(8, device="meta"), {"weight": "w", "bias": "b"})
+    norm = Norm("n", nn.LayerNorm(8, device="meta"), {"weight": "w", "bias": "b"})
     values = {"weight": torch.arange(8.0), "bias": torch.ones(8)}
     with torch.device("meta"):
-        energies = norm.column_energies(values)
+        energies = norm.column_energies(values, 8)
     assert energies is not None
     assert torch.allclose(energies, torch.arange(8.0).double().square() + 1, rtol=1e-4)

@@ -1,5 +1,6 @@
 """Every source tensor exactly once, with its reason, and sizes known before a weight is read."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,9 @@ def test_the_norm_in_front_is_planned_where_the_scheme_weighs_columns(tmp_path: 
     assert up is not None
     stored = {attribute: source.name for attribute, source in up.sources.items()}
     assert stored == {"weight": "model.layers.1.post_attention_layernorm.weight"}
+    told = {tensor.name: tensor.record().columns_by for tensor in plans["int4"].tensors}
+    assert told["model.layers.1.mlp.up_proj.weight"] == "model.layers.1.post_attention_layernorm"
+    assert told["model.layers.1.mlp.down_proj.weight"] is None
     with Checkpoint(sorted(folder.glob("*.safetensors"))) as checkpoint:
         (rounded,) = make_plan(
             checkpoint.layout,
@@ -186,3 +190,24 @@ def test_the_norm_in_front_is_planned_where_the_scheme_weighs_columns(tmp_path: 
             skip=(),
         ).values()
     assert not any(tensor.norm for tensor in rounded.tensors)
+
+
+def test_a_norm_whose_weights_are_not_in_the_checkpoint_tells_nothing(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    architecture = Architecture(folder, trust_remote_code=False)
+    assert not architecture.model.training, "dropout would stand between a norm and its weight"
+    up = "model.layers.0.mlp.up_proj.weight"
+    norm = architecture.norms_in_front[up]
+    elsewhere = replace(norm, parameters={"weight": "nowhere"})
+    architecture.norms_in_front = {up: elsewhere}
+    with Checkpoint(sorted(folder.glob("*.safetensors"))) as checkpoint:
+        (plan,) = make_plan(
+            checkpoint.layout,
+            architecture,
+            [SCHEMES["int4_weight_only"]],
+            group_size=32,
+            dtype="auto",
+            max_shard_size=10**9,
+            skip=(),
+        ).values()
+    assert not any(tensor.norm for tensor in plan.tensors)

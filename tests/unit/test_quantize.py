@@ -181,3 +181,37 @@ def test_columns_are_weighted_by_the_norm_in_front_wherever_that_is_stored(
         search_grids(state[layer + "mlp.up_proj.weight"], 32)[1].t(),
         stored[layer + "mlp.up_proj._weight_scale"],
     )
+
+
+def test_norms_beside_their_weights_cost_no_pickle_more_than_one_reading(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pickles of the old format, which are loaded whole, cut where a layer's norms lie apart from it."""
+    state = load_file(source / "model.safetensors")
+    cut = {name for name in state if "layers.1" in name and "norm" in name}
+    paths = [tmp_path / "1.bin", tmp_path / "2.bin"]
+    for path, names in zip(paths, (state.keys() - cut, cut), strict=True):
+        held = {name: state[name] for name in state if name in names}
+        torch.save(held, path, _use_new_zipfile_serialization=False)
+    loaded: list[Path] = []
+    load = torch.load
+
+    def noted(path: Path, **how: Any) -> Any:
+        loaded.append(path)
+        return load(path, **how)
+
+    with Checkpoint(paths) as checkpoint:
+        plans = make_plan(
+            checkpoint.layout,
+            Architecture(source, trust_remote_code=False),
+            [SCHEMES["int4_weight_only"]],
+            group_size=32,
+            dtype="auto",
+            max_shard_size=10**9,
+            skip=(),
+        )
+        monkeypatch.setattr(torch, "load", noted)
+        (tmp_path / "int4").mkdir()
+        quantize_checkpoint(checkpoint, plans, {"int4": tmp_path / "int4"}, advance=lambda _: None)
+    # Workers that are at the boundary together may need the first once more.
+    assert len(loaded) <= 2 * len(paths) + 2

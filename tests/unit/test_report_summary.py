@@ -2,6 +2,7 @@ import ast
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -308,6 +309,15 @@ def test_the_dry_run_predicts_to_the_byte() -> None:
     summary = render_summary(run_result(planned=planned, dry_run=True, commit_sha=None))
     assert summary.startswith("### 📋 Dry run: `int4` of `them/tiny`\n")
     assert table(summary)[1] == ["`int4`", "2.00 MB", "1.23 MB", "61.7%", "3 / 4"]
+
+
+def test_the_dry_run_says_whose_columns_are_weighted() -> None:
+    of_norm = {
+        name: replace(tensor, columns_by="norm" if tensor.quantized else None)
+        for name, tensor in tensors("int4").items()
+    }
+    text = render_dry_run({"int4": Planned("int4_weight_only", of_norm, 1)})
+    assert "\n  columns  of 3 tensors weighted by the norm in front\n" in text
 
 
 def test_the_report_room_is_light() -> None:

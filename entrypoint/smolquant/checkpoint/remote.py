@@ -43,7 +43,7 @@ class RemoteFiles:
             size: bytes.
             sha256: hexadecimal, as the Hub tells it.
         """
-        return RemoteBytes(name, size, sha256, self._chunk)
+        return RemoteBytes(name, size, sha256, self._chunk, self._get)
 
     def close(self) -> None:
         """Fetch no more."""
@@ -102,22 +102,32 @@ class RemoteBytes:
     """One file on the Hub, see :class:`smolquant.checkpoint.reader.FileBytes`."""
 
     def __init__(
-        self, name: str, size: int, sha256: str, chunk: Callable[[str, int, int], bytes]
+        self,
+        name: str,
+        size: int,
+        sha256: str,
+        chunk: Callable[[str, int, int], bytes],
+        get: Callable[[str, int, int], bytes],
     ) -> None:
         self.name, self.size = name, size
-        self._sha256, self._chunk = sha256, chunk
+        self._sha256, self._chunk, self._range = sha256, chunk, get
         self._digest = hashlib.sha256()
         self._hashed = 0
         """Chunks, from the beginning."""
         self._hasher = ThreadPoolExecutor(1, "hash source")
         self._closed = False
 
-    def read_into(self, view: memoryview, offset: int, *, ahead: bool = False) -> int:
+    def read_into(self, view: memoryview, offset: int, *, in_turn: bool = True) -> int:
         """Fill ``view`` from ``offset`` on; fewer bytes at the end of the file.
 
         Args:
-            ahead: of their turn: what lies before them is not fetched to be hashed yet.
+            in_turn: otherwise no more is fetched than these bytes, and they are not hashed: they will be
+                once more, with the chunk that they lie in.
         """
+        if not in_turn:
+            content = self._range(self.name, offset, min(offset + len(view), self.size))
+            view[: len(content)] = content
+            return len(content)
         done = 0
         stop = min(len(view), self.size - offset)
         while done < stop:
@@ -126,7 +136,7 @@ class RemoteBytes:
             assert piece, "a chunk is as long as was asked for, and the file as the Hub says"
             view[done : done + len(piece)] = piece
             done += len(piece)
-            if number >= self._hashed and not ahead:
+            if number >= self._hashed:
                 self._hasher.submit(self._hash_to, number + 1)
         return done
 

@@ -26,6 +26,8 @@ def _lines(name: str, plan: PlannedVariant) -> Iterator[str]:
         of_it = percent(kept / plan.predicted_bytes)
         yield f"  of that  {human_size(kept)} ({of_it}) embeddings"
     yield f"  tensors  {quantized} quantized, {len(tensors) - quantized} kept"
+    if weighted := sum(tensor.columns_by is not None for tensor in tensors.values()):
+        yield f"  columns  of {weighted} tensors weighted by the norm in front"
     for group in plan_exceptions(tensors):
         yield f"  {group.fate}: {one_line(group.reason)} ({human_size(group.size_bytes)})"
         for pattern, count in group.names:

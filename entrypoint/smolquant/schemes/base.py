@@ -97,7 +97,9 @@ class Scheme(ABC):
         group_size: int | None,
         column_energies: "torch.Tensor | None" = None,
     ) -> QuantizedRows:
-        """The parts of :meth:`quantize`, and their error; a scheme with a faster way overrides it.
+        """What is stored of whole rows, and its error; a scheme with a faster or better way overrides it.
+
+        Without ``column_energies``, the parts of :meth:`quantize` to the bit.
 
         Args:
             weight: (n, K) on the CPU, not changed.

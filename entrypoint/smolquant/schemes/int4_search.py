@@ -46,8 +46,9 @@ _UNITS = 64
 of level times weight, columns weighted, stay below 2^24, where float32 ends to hold every integer."""
 
 _MEAN_WEIGHT, _MOST_WEIGHT = 3, 16
-"""Of a column, in whole numbers from 1 on: with more, one column would decide where a group's range ends;
-and 256 columns (a mean of 4, if most are below 1) of 15 levels of 15 * 64 units are what 2^24 holds."""
+"""Of a column, in whole numbers from 1 on. With more, few columns would decide where a group's range ends.
+Rounding and the least weight add at most 1 to the mean; 256 columns of 4, at level 15 and 15 * 64 units,
+are what 2^24 holds."""
 
 _LEAST_STEP = 2.0**-117
 """What a group of equal values is given for a step; a unit of it has a finite inverse."""

@@ -59,7 +59,7 @@ class Int4WeightOnly(Scheme):
         """``calibration``: the sha256 of the text, where one decides the bytes."""
         self.method = method
         self._calibration = calibration
-        self.weighs_columns = method != "rtn"
+        self.weighs_columns = method == "search"
         self.arithmetic = f"int4 by {method}"
 
     def options(self, group_size: int) -> dict[str, int | str]:
@@ -100,7 +100,7 @@ class Int4WeightOnly(Scheme):
         group_size: int | None,
         column_energies: "torch.Tensor | None" = None,
     ) -> QuantizedRows:
-        """What :meth:`quantize` does, without torchao's slower arithmetic, and with columns weighted."""
+        """Without torchao's slower arithmetic, and by search with columns weighted."""
         assert group_size is not None
         if self.method == "rtn":
             return stored_rows(weight, *_round_fast(weight, group_size))
