@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from command import Run, run_smolquant
 from smolquant.record import VariantRecord
@@ -23,7 +24,10 @@ ids = tokenizer(prompt, return_tensors="pt").input_ids
 with torch.no_grad():
     text = tokenizer.decode(model.generate(ids, max_new_tokens=24, do_sample=False)[0])
     read = tokenizer(read or text, return_tensors="pt").input_ids
-    torch.save(torch.log_softmax(model(read).logits.float(), -1), out)
+    # In float32, because logits in bfloat16 are multiples of an eighth.
+    hidden = model.model(read).last_hidden_state.float()
+    logits = hidden @ model.get_output_embeddings().weight.float().t()
+    torch.save(torch.log_softmax(logits, -1), out)
 print("TEXT" + json.dumps(text))
 """
 OURS = (
@@ -76,7 +80,8 @@ def test_int4_means_the_same_on_every_cpu(quantized: Run, tmp_path: Path) -> Non
     """A weight packed for another CPU's kernel would give garbage without an error.
 
     Kernels round differently, so where two words are as likely, either may win: all along one text, every
-    CPU prefers what the others prefer, but for such ties.
+    CPU prefers what the others prefer, but for such ties, and what it writes itself parts there at the
+    earliest.
     """
     where = quantized.folder / "quantized"
     text, reference = generate(OURS, where, tmp_path, "default")
@@ -84,13 +89,21 @@ def test_int4_means_the_same_on_every_cpu(quantized: Run, tmp_path: Path) -> Non
     best, second = reference.topk(2).values.unbind(-1)
     clear = best - second > 0.25
     assert clear.float().mean().item() > 0.75, "most words are no ties"
-    n_prompt = len(PROMPT.split())
     for capability in ("avx2", "avx512"):
         also, log_probabilities = generate(OURS, where, tmp_path, capability, read=text)
-        assert also.split()[:12] == text.split()[:12]
+        assert "Paris" in also
+        if also != text:
+            part = next(i for i, (a, b) in enumerate(zip(also, text, strict=False)) if a != b)
+            assert not clear[0, _token_at(part, text, where) - 1], "no tie"
         assert torch.equal(log_probabilities.argmax(-1)[clear], reference.argmax(-1)[clear])
         kl = (reference.exp() * (reference - log_probabilities)).sum(-1)
-        assert kl[:, :n_prompt].mean().item() < 1e-3
+        assert kl.mean().item() < 2e-3, "bfloat16 in another order costs half of that"
+
+
+def _token_at(character: int, text: str, where: Path) -> int:
+    """The number of the token of ``text`` that ``character`` lies in."""
+    offsets = AutoTokenizer.from_pretrained(where / "int4")(text, return_offsets_mapping=True)
+    return next(i for i, (_, end) in enumerate(offsets["offset_mapping"]) if character < end)
 
 
 def test_the_stock_snippet_runs_after_one_import(quantized: Run, tmp_path: Path) -> None:
