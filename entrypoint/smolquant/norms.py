@@ -67,7 +67,8 @@ def norms_in_front(model: nn.Module) -> dict[str, Norm]:
 
     Args:
         model: a causal language model on the meta device, not in training; nothing is computed. Of one
-            that cannot run there to its end, nothing is known.
+            that cannot run there to its end nothing is known, nor of a norm that needs more than its
+            input.
     """
     watch = _Watch(model)
     hooks = [hook for name, module in model.named_modules() for hook in watch.hooks(name, module)]
@@ -80,7 +81,20 @@ def norms_in_front(model: nn.Module) -> dict[str, Norm]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {weight: norm for weight, norm in watch.found.items() if norm is not None}
+    return {
+        weight: norm
+        for weight, norm in watch.found.items()
+        if norm is not None and _answers(norm, model.get_parameter(weight).shape[1])
+    }
+
+
+def _answers(norm: Norm, columns: int) -> bool:
+    """Whether a norm can be asked by itself, so that a plan may promise it."""
+    ones = {
+        attribute: torch.ones(parameter.shape, device="cpu")
+        for attribute, parameter in norm.module.named_parameters()
+    }
+    return norm.column_energies(ones, columns) is not None
 
 
 class _Watch:

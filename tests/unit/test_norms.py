@@ -107,6 +107,14 @@ class BrokenNorm(nn.LayerNorm):
         raise RuntimeError("cannot be run here")
 
 
+class InContextNorm(nn.LayerNorm):
+    """Of no use by itself."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        assert hidden.is_meta
+        return super().forward(hidden)
+
+
 def test_only_a_norm_with_weights_that_is_always_in_front_is_taken() -> None:
     with torch.device("meta"):
         assert norms_in_front(Model(nn.LayerNorm(8)))["linear.weight"].parameters == {
@@ -115,6 +123,7 @@ def test_only_a_norm_with_weights_that_is_always_in_front_is_taken() -> None:
         }
         assert norms_in_front(Model(nn.LayerNorm(8, elementwise_affine=False))) == {}
         assert norms_in_front(Model(nn.Identity())) == {}
+        assert norms_in_front(Model(InContextNorm(8))) == {}
         assert norms_in_front(TwiceNormed(nn.LayerNorm(8))) == {}, "once in front, once not"
 
 
