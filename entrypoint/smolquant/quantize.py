@@ -4,7 +4,7 @@ Each block of rows is one task, done by one worker from reading to writing, so t
 arithmetic and writing overlap and every core is busy. A shard is hashed as soon as its last block is
 written, beside the rest of the work; on a disk that is too small for all of them, it is handed on
 before the next is begun. The stored bytes depend neither on the block size nor on the
-number of workers, because in every scheme a row depends on itself only.
+number of workers, because in every scheme a row depends on itself and the norm in front only.
 """
 
 import math

@@ -18,17 +18,30 @@ PROMPT = "The capital of France is"
 GENERATE = """
 import sys, json, torch
 {imports}
-prompt, read, out = sys.argv[1:]
+prompt, read, out, *exactly = sys.argv[1:]
 {load}
-ids = tokenizer(prompt, return_tensors="pt").input_ids
-with torch.no_grad():
-    text = tokenizer.decode(model.generate(ids, max_new_tokens=24, do_sample=False)[0])
-    read = tokenizer(read or text, return_tensors="pt").input_ids
-    # In float32, because logits in bfloat16 are multiples of an eighth.
-    hidden = model.model(read).last_hidden_state.float()
-    logits = hidden @ model.get_output_embeddings().weight.float().t()
-    torch.save(torch.log_softmax(logits, -1), out)
-print("TEXT" + json.dumps(text))
+
+def generate(read):
+    ids = tokenizer(prompt, return_tensors="pt").input_ids
+    with torch.no_grad():
+        text = tokenizer.decode(model.generate(ids, max_new_tokens=24, do_sample=False)[0])
+        read = tokenizer(read or text, return_tensors="pt").input_ids
+        return text, torch.log_softmax(model(read).logits.float(), -1)
+
+def compute_in_float32():
+    for module in model.modules():
+        for name, weight in list(module._parameters.items()):
+            if hasattr(weight, "scale_and_zero"):  # the levels stay as they were packed
+                weight.scale_and_zero = weight.scale_and_zero.float()
+            elif weight is not None:
+                module._parameters[name] = torch.nn.Parameter(weight.float(), requires_grad=False)
+
+runs = [generate(read)]
+if exactly:
+    compute_in_float32()
+    runs.append(generate(""))
+torch.save([log_probabilities for _, log_probabilities in runs], out)
+print("TEXT" + json.dumps([text for text, _ in runs]))
 """
 OURS = (
     "import smolquant",
@@ -52,11 +65,16 @@ def quantized(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def generate(
-    program: tuple[str, str], where: Path, tmp_path: Path, capability: str = "", read: str = ""
-) -> tuple[str, torch.Tensor]:
-    """Greedy text, and next-token log probabilities all along ``read`` (that text, if it is empty).
+    program: tuple[str, str],
+    where: Path,
+    tmp_path: Path,
+    capability: str = "",
+    read: str = "",
+    *exactly: str,
+) -> tuple[list[str], list[torch.Tensor]]:
+    """Greedy text as a user has it, and with ``exactly`` in float32 too, from a process of its own.
 
-    In a process of its own.
+    Each with next-token log probabilities all along it; the first along ``read``, where that is given.
     """
     imports, load = program
     code = GENERATE.format(imports=imports, load=load.format(where=str(where)))
@@ -65,7 +83,7 @@ def generate(
         environ["ATEN_CPU_CAPABILITY"] = capability
     out = tmp_path / "logits.pt"
     shown = subprocess.run(
-        [sys.executable, "-c", code, PROMPT, read, out],
+        [sys.executable, "-c", code, PROMPT, read, out, *exactly],
         env=environ,
         capture_output=True,
         text=True,
@@ -79,25 +97,28 @@ def generate(
 def test_int4_means_the_same_on_every_cpu(quantized: Run, tmp_path: Path) -> None:
     """A weight packed for another CPU's kernel would give garbage without an error.
 
-    Kernels round differently, so where two words are as likely, either may win: all along one text, every
-    CPU prefers what the others prefer, but for such ties, and what it writes itself parts there at the
-    earliest.
+    In float32 every CPU writes the same. Kernels for bfloat16 round differently, so where two words are as
+    likely, either may win: all along one text, every CPU prefers what the others prefer, but for such ties,
+    and what it writes itself parts there at the earliest.
     """
     where = quantized.folder / "quantized"
-    text, reference = generate(OURS, where, tmp_path, "default")
+    (text, exact_text), (reference, exact) = generate(
+        OURS, where, tmp_path, "default", "", "exactly"
+    )
     assert "Paris" in text
+    assert "Paris" in exact_text
     best, second = reference.topk(2).values.unbind(-1)
     clear = best - second > 0.25
     assert clear.float().mean().item() > 0.75, "most words are no ties"
     for capability in ("avx2", "avx512"):
-        also, log_probabilities = generate(OURS, where, tmp_path, capability, read=text)
-        assert "Paris" in also
-        if also != text:
-            part = next(i for i, (a, b) in enumerate(zip(also, text, strict=False)) if a != b)
+        texts, found = generate(OURS, where, tmp_path, capability, text, "exactly")
+        assert texts[1] == exact_text
+        assert (exact.exp() * (exact - found[1])).sum(-1).mean().item() < 1e-4
+        assert torch.equal(found[0].argmax(-1)[clear], reference.argmax(-1)[clear])
+        assert "Paris" in texts[0]
+        if texts[0] != text:
+            part = next(i for i, (a, b) in enumerate(zip(texts[0], text, strict=False)) if a != b)
             assert not clear[0, _token_at(part, text, where) - 1], "no tie"
-        assert torch.equal(log_probabilities.argmax(-1)[clear], reference.argmax(-1)[clear])
-        kl = (reference.exp() * (reference - log_probabilities)).sum(-1)
-        assert kl.mean().item() < 2e-3, "bfloat16 in another order costs half of that"
 
 
 def _token_at(character: int, text: str, where: Path) -> int:

@@ -27,10 +27,10 @@ from smolquant.evaluate.text import (
 )
 from smolquant.plan import VariantPlan, make_plan
 from smolquant.quantize import Written, quantize_checkpoint
-from smolquant.schemes import Int4Method, scheme_of
+from smolquant.schemes import Int4Method, Quantize, scheme_of
 from smolquant.schemes.int4_gptq import ErrorFeedback, gptq_grids
 from smolquant.schemes.int4_search import search_grids
-from smolquant.schemes.int4_weight_only import Int4WeightOnly, values_of
+from smolquant.schemes.int4_weight_only import Int4WeightOnly, pack_int4, values_of
 
 CALIBRATED = Int4WeightOnly("calibrated")
 WINDOWS = torch.randint(3, 320, (8, 64), generator=torch.Generator().manual_seed(1))
@@ -95,6 +95,16 @@ def test_columns_are_rounded_as_in_the_plain_algorithm() -> None:
         wanted[:, later] -= torch.outer(error / factor[place, place], factor[place, place + 1 :])
     # Sums in another order round a few values the other way, each of which others then make good.
     assert (levels.double() == expected).double().mean() > 0.98
+
+
+def test_grids_are_the_search_s_for_the_inputs_that_were_seen() -> None:
+    weight, inputs = gaussian(16, 256), correlated_inputs(2048, 256)
+    moments = inputs.t() @ inputs
+    found = gptq_grids(weight, ErrorFeedback.of(moments), 64)
+    searched, without = search_grids(weight, 64, moments.diagonal()), search_grids(weight, 64)
+    for part in (1, 2):
+        assert torch.equal(found[part], searched[part])
+        assert not torch.equal(found[part], without[part])
 
 
 def test_inputs_that_tell_columns_apart_in_nothing_leave_the_search_as_it_is() -> None:
@@ -244,10 +254,20 @@ def test_what_is_skipped_or_never_reached_is_stored_as_without_calibration(parts
         calibrated={"int4": Nothing()},  # type: ignore[dict-item]
     )
     unreached = load_file(folder / "model.safetensors")
-    name = "model.layers.0.mlp.up_proj"
-    source = next(t for t in plan.tensors if t.name == f"{name}.weight").source
-    weight = parts.checkpoint.read_rows(source, 0, source.rows)
-    assert torch.equal(unreached[f"{name}._weight_scale"], search_grids(weight, 64)[1].t())
+    assert unreached.keys() == by_search.keys()
+    for tensor in plan.tensors:
+        if isinstance(tensor.decision, Quantize) and tensor.decision.group_size:
+            weight = parts.checkpoint.read_rows(tensor.source, 0, tensor.source.rows)
+            levels, scale, zero_point = search_grids(weight, tensor.decision.group_size)
+            expected = {
+                "qdata": pack_int4(levels),
+                "scale": scale.t(),
+                "zero_point": zero_point.t(),
+            }
+        else:
+            expected = {"": by_search[tensor.name]} if tensor.parts else {}
+        for part, values in expected.items():
+            assert torch.equal(unreached[tensor.parts[part].name], values)
 
 
 @pytest.mark.parametrize("family", ["phi3", "gpt_neox", "gemma3", "llama"])

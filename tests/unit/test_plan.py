@@ -14,9 +14,16 @@ from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CheckpointError
 from smolquant.plan import VariantPlan, make_plan
 from smolquant.schemes import SCHEMES, Quantize, scheme_of
+from smolquant.schemes.int4_weight_only import DEFAULT_INT4_METHOD, Int4Method
 
 
-def plan_of(folder: Path, *quant_types: str, **options: Any) -> dict[str, VariantPlan]:
+def plan_of(
+    folder: Path,
+    *quant_types: str,
+    architecture: Architecture | None = None,
+    int4_method: Int4Method = DEFAULT_INT4_METHOD,
+    **options: Any,
+) -> dict[str, VariantPlan]:
     with Checkpoint(sorted(folder.glob("*.safetensors"))) as checkpoint:
         asked: dict[str, Any] = {
             "group_size": 128,
@@ -25,8 +32,10 @@ def plan_of(folder: Path, *quant_types: str, **options: Any) -> dict[str, Varian
             "skip": (),
             **options,
         }
-        architecture = Architecture(folder, trust_remote_code=False)
-        schemes = [SCHEMES[quant_type] for quant_type in quant_types or SCHEMES]
+        architecture = architecture or Architecture(folder, trust_remote_code=False)
+        schemes = [
+            scheme_of(quant_type, int4_method=int4_method) for quant_type in quant_types or SCHEMES
+        ]
         return make_plan(checkpoint.layout, architecture, schemes, **asked)
 
 
@@ -179,16 +188,7 @@ def test_the_norm_in_front_is_planned_where_the_scheme_weighs_columns(tmp_path: 
     told = {tensor.name: tensor.record().columns_by for tensor in plans["int4"].tensors}
     assert told["model.layers.1.mlp.up_proj.weight"] == "model.layers.1.post_attention_layernorm"
     assert told["model.layers.1.mlp.down_proj.weight"] is None
-    with Checkpoint(sorted(folder.glob("*.safetensors"))) as checkpoint:
-        (rounded,) = make_plan(
-            checkpoint.layout,
-            Architecture(folder, trust_remote_code=False),
-            [scheme_of("int4_weight_only", int4_method="rtn")],
-            group_size=32,
-            dtype="auto",
-            max_shard_size=10**9,
-            skip=(),
-        ).values()
+    (rounded,) = plan_of(folder, "int4_weight_only", int4_method="rtn").values()
     assert not any(tensor.norm for tensor in rounded.tensors)
 
 
@@ -200,14 +200,5 @@ def test_a_norm_whose_weights_are_not_in_the_checkpoint_tells_nothing(tmp_path: 
     norm = architecture.norms_in_front[up]
     elsewhere = replace(norm, parameters={"weight": "nowhere"})
     architecture.norms_in_front = {up: elsewhere}
-    with Checkpoint(sorted(folder.glob("*.safetensors"))) as checkpoint:
-        (plan,) = make_plan(
-            checkpoint.layout,
-            architecture,
-            [SCHEMES["int4_weight_only"]],
-            group_size=32,
-            dtype="auto",
-            max_shard_size=10**9,
-            skip=(),
-        ).values()
+    (plan,) = plan_of(folder, "int4_weight_only", architecture=architecture).values()
     assert not any(tensor.norm for tensor in plan.tensors)

@@ -162,7 +162,7 @@ def test_no_file_is_closed_while_a_worker_may_still_write_to_it(
     assert not late
 
 
-def test_columns_are_weighted_by_the_norm_in_front_wherever_that_is_stored(
+def test_columns_are_weighted_by_the_norm_in_front(
     run: Callable[..., dict[str, Written]], source: Path, tmp_path: Path
 ) -> None:
     run("int4_weight_only")
