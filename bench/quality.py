@@ -75,7 +75,7 @@ class Row:
     def cells(self) -> str:
         return (
             f"| {self.scheme} | {self.group} | {self.method} | {self.bits:.2f} | {self.kl:.5f} "
-            f"| {self.perplexity_percent:+.2f} % | {self.seconds:.1f} |"
+            f"| {self.perplexity_percent:+.2f} % | {self.seconds:.2f} |"
         )
 
 

@@ -2,6 +2,11 @@
 
 import itertools
 import math
+import platform
+import subprocess
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -231,6 +236,38 @@ def test_the_compiled_loops_do_to_the_bit_what_plain_arithmetic_does(
     expected_levels, expected = by_the_book(groups, weights, ranges, int4_search._candidates())
     assert torch.equal(levels, expected_levels)
     assert torch.equal(found, expected)
+
+
+def test_every_cpu_gets_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The copies for other CPUs than this one, as far as this one can run them."""
+    source = Path(int4_search.__file__).with_suffix(".c")
+    pyproject = tomllib.loads(Path("pyproject.toml").read_text())
+    (module,) = pyproject["tool"]["setuptools"]["ext-modules"]
+    options = ["-shared", "-fPIC", "-DEVERY_CPU=", *module["extra-compile-args"]]
+    copies = [""]
+    if platform.machine() == "x86_64":
+        features = Path("/proc/cpuinfo").read_text().split()
+        copies += [f"-m{feature}" for feature in ("avx2", "avx512f") if feature in features]
+    weight = heavy_tailed(37, 1024).bfloat16()
+    expected = search_grids(weight, 64, uneven(1024))
+    for copy in copies:
+        library = tmp_path / f"copy{copy}.so"
+        subprocess.run(["cc", *options, *copy.split(), source, "-o", library], check=True)
+        int4_search._compiled.cache_clear()
+        with monkeypatch.context() as patched:
+            spec = SimpleNamespace(origin=str(library))
+            patched.setattr(int4_search, "find_spec", lambda name, spec=spec: spec)
+            found = search_grids(weight, 64, uneven(1024))
+        int4_search._compiled.cache_clear()
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), copy
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33])
+def test_groups_that_are_searched_together_do_not_touch_each_other(rows: int) -> None:
+    weight = heavy_tailed(40, 256).bfloat16()
+    whole = search_grids(weight, 32, uneven(256))
+    part = search_grids(weight[:rows], 32, uneven(256))
+    assert all(torch.equal(a, b[:rows]) for a, b in zip(part, whole, strict=True))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -14,8 +14,8 @@ same direction. So the scale is set to where the error is orthogonal to the weig
 is chosen for the scale as stored, rounded to the model's precision, so that a group keeps its mean.
 
 The loops over a group's weights are in int4_search.c. Their sums are of whole numbers that floating point
-holds exactly, so that they come out the same in whatever order a processor's vectors add them up: the same
-weights give the same bytes on every CPU.
+holds exactly, so that they come out the same in whatever order they are added up: the same weights give
+the same bytes on every CPU.
 """
 
 import ctypes
@@ -105,7 +105,7 @@ def _column_weights(columns: int, group_size: int, energies: torch.Tensor | None
 def _search(
     groups: torch.Tensor, weights: torch.Tensor, ranges: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The grids of ``groups``, (n, group size).
+    """The grids of ``groups``, (n, group size), whole rows of them.
 
     Args:
         weights: (groups of a row, group size), how much each column counts.
@@ -119,11 +119,13 @@ def _search(
     levels = torch.empty_like(groups, dtype=torch.int8)
     found = torch.empty(len(groups), 3, dtype=torch.float32, device="cpu")
     candidates = _candidates()
+    groups_a_row, group_size = weights.shape
     failed = _compiled()(
         groups.data_ptr(),
-        *groups.shape,
+        len(groups) // groups_a_row,
+        groups_a_row,
+        group_size,
         weights.data_ptr(),
-        len(weights),
         ranges.data_ptr(),
         candidates.data_ptr(),
         len(candidates),
@@ -170,8 +172,8 @@ def _compiled() -> Callable[..., int]:
         )
     search = ctypes.CDLL(library.origin).smolquant_int4_search
     pointer, length = ctypes.c_void_p, ctypes.c_int
-    sizes, weights, candidates = (ctypes.c_int64, length), (pointer, length), (pointer, length)
-    search.argtypes = (pointer, *sizes, *weights, pointer, *candidates, pointer, pointer)
+    sizes, candidates = (ctypes.c_int64, length, length), (pointer, length)
+    search.argtypes = (pointer, *sizes, pointer, pointer, *candidates, pointer, pointer)
     search.restype = length
     compiled: Callable[..., int] = search
     return compiled
