@@ -2,9 +2,11 @@
 
 import itertools
 import math
-import platform
+import shlex
 import subprocess
+import sysconfig
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -179,11 +181,12 @@ def test_weights_of_columns_keep_every_sum_exact(group: int) -> None:
 
 
 def by_the_book(
-    groups: torch.Tensor, weights: torch.Tensor, ranges: torch.Tensor, candidates: torch.Tensor
+    groups: torch.Tensor, weights: torch.Tensor, candidates: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """int4_search.c, an operation on all groups at a time and every sum in float64."""
     weight = weights.double().repeat(len(groups) // len(weights), 1)
-    low, unit = ranges.unsqueeze(2).unbind(1)
+    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+    unit = ((high - low) / 15).clamp(min=2.0**-117) / int4_search._UNITS
     units = ((groups - low) * (1 / unit)).round()
     total_weight, total_units = weight.sum(1), (weight * units).sum(1)
     variance = total_weight * (weight * units.double().square()).sum(1) - total_units**2
@@ -216,8 +219,10 @@ def by_the_book(
         best = sums(levels)
     total, covariance, _ = best
     slope = torch.where(covariance > 0, variance / covariance, slope)
-    means = total_units / total_weight, total / total_weight - 8
-    return levels.char() - 8, torch.stack([slope * unit[:, 0], *means], 1).float()
+    scale = (slope * unit[:, 0]).float()
+    mean = low[:, 0] + (total_units / total_weight).float() * unit[:, 0]
+    mean_level = (total / total_weight - 8).float()
+    return levels.char() - 8, torch.stack([scale, mean, mean_level], 1)
 
 
 @pytest.mark.parametrize("energies", [None, gaussian(1, 1024)[0].square()])
@@ -226,45 +231,67 @@ def test_the_compiled_loops_do_to_the_bit_what_plain_arithmetic_does(
     group: int, energies: torch.Tensor | None
 ) -> None:
     weight = torch.cat([gaussian(64, 1024), heavy_tailed(64, 1024), gaussian(64, 1024).abs()])
-    groups = torch.cat([weight, torch.full((2, 1024), 0.3)]).view(-1, group)
-    low, high = groups.amin(1), groups.amax(1)
-    ranges = torch.stack([low, ((high - low) / 15 / 64).clamp(min=2.0**-125)], 1)
+    # A row of equal weights beside others, as rows are searched together, and one row too many for it.
+    groups = torch.cat([torch.full((1, 1024), 0.3), weight]).view(-1, group)
     weights = int4_search._column_weights(1024, group, energies)
 
-    levels, found = int4_search._search(groups, weights, ranges)
+    levels, found = int4_search._search(groups, weights)
 
-    expected_levels, expected = by_the_book(groups, weights, ranges, int4_search._candidates())
+    expected_levels, expected = by_the_book(groups, weights, int4_search._candidates())
     assert torch.equal(levels, expected_levels)
     assert torch.equal(found, expected)
 
 
-def test_every_cpu_gets_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The copies for other CPUs than this one, as far as this one can run them."""
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+
+
+def compiled(library: Path, *options: str) -> Path:
+    """int4_search.c as it is built for release, but in one copy, for the CPU that ``options`` name."""
+    (module,) = tomllib.loads(PYPROJECT.read_text())["tool"]["setuptools"]["ext-modules"]
+    compiler = shlex.split(sysconfig.get_config_var("CC"))
     source = Path(int4_search.__file__).with_suffix(".c")
-    pyproject = tomllib.loads(Path("pyproject.toml").read_text())
-    (module,) = pyproject["tool"]["setuptools"]["ext-modules"]
-    options = ["-shared", "-fPIC", "-DEVERY_CPU=", *module["extra-compile-args"]]
-    copies = [""]
-    if platform.machine() == "x86_64":
-        features = Path("/proc/cpuinfo").read_text().split()
-        copies += [f"-m{feature}" for feature in ("avx2", "avx512f") if feature in features]
-    weight = heavy_tailed(37, 1024).bfloat16()
-    expected = search_grids(weight, 64, uneven(1024))
-    for copy in copies:
-        library = tmp_path / f"copy{copy}.so"
-        subprocess.run(["cc", *options, *copy.split(), source, "-o", library], check=True)
+    given = ["-DEVERY_CPU=", *options, *module["extra-compile-args"]]
+    subprocess.run([*compiler, "-shared", "-fPIC", *given, source, "-o", library], check=True)
+    return library
+
+
+@pytest.fixture
+def use_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """Search with another library than the installed one."""
+
+    def use(library: Path) -> None:
+        spec = SimpleNamespace(origin=str(library))
+        monkeypatch.setattr(int4_search, "find_spec", lambda name: spec)
         int4_search._compiled.cache_clear()
-        with monkeypatch.context() as patched:
-            spec = SimpleNamespace(origin=str(library))
-            patched.setattr(int4_search, "find_spec", lambda name, spec=spec: spec)
-            found = search_grids(weight, 64, uneven(1024))
-        int4_search._compiled.cache_clear()
-        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)), copy
+
+    yield use
+    int4_search._compiled.cache_clear()
+
+
+@pytest.mark.parametrize("feature", ["any", "avx2", "avx512f", "any, and CFLAGS=-ffast-math"])
+def test_every_cpu_gets_the_same_bytes(
+    tmp_path: Path, use_library: Callable[[Path], None], feature: str
+) -> None:
+    """Not the copies that the loader chooses from, which have no names, but the same made one by one."""
+    if feature.startswith("avx") and feature not in Path("/proc/cpuinfo").read_text().split():
+        pytest.skip("not on this CPU")
+    options = {"any": (), "any, and CFLAGS=-ffast-math": ("-ffast-math",)}
+    weight = torch.cat([torch.full((1, 1024), 0.3), heavy_tailed(36, 1024)])
+    groups = weight.view(-1, 64)
+    weights = int4_search._column_weights(1024, 64, uneven(1024))
+    expected = int4_search._search(groups, weights)
+
+    use_library(compiled(tmp_path / "copy.so", *options.get(feature, (f"-m{feature}",))))
+    found = int4_search._search(groups, weights)
+
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1].view(torch.int32), expected[1].view(torch.int32)), "to the bit"
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 33])
 def test_groups_that_are_searched_together_do_not_touch_each_other(rows: int) -> None:
     weight = heavy_tailed(40, 256).bfloat16()
+    weight[::3] = 0.3
     whole = search_grids(weight, 32, uneven(256))
     part = search_grids(weight[:rows], 32, uneven(256))
     assert all(torch.equal(a, b[:rows]) for a, b in zip(part, whole, strict=True))
@@ -302,6 +329,14 @@ def test_without_the_compiled_loops_it_is_said_what_to_do(monkeypatch: pytest.Mo
     with pytest.raises(MachineError, match="was not compiled") as refused:
         search_grids(gaussian(1, 64), 64)
     assert "pip install ." in (refused.value.hint or "")
+
+
+def test_what_another_version_compiled_is_not_called(
+    tmp_path: Path, use_library: Callable[[Path], None]
+) -> None:
+    use_library(compiled(tmp_path / "old.so", "-Dsmolquant_int4_search_rows=another_name"))
+    with pytest.raises(MachineError, match="was not compiled"):
+        search_grids(gaussian(1, 64), 64)
 
 
 def test_the_arithmetic_is_the_same_with_any_number_of_threads() -> None:

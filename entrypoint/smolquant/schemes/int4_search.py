@@ -13,9 +13,7 @@ squares shrinks: what it fits is smaller than the weights by the share of its er
 same direction. So the scale is set to where the error is orthogonal to the weights. And the zero point
 is chosen for the scale as stored, rounded to the model's precision, so that a group keeps its mean.
 
-The loops over a group's weights are in int4_search.c. Their sums are of whole numbers that floating point
-holds exactly, so that they come out the same in whatever order they are added up: the same weights give
-the same bytes on every CPU.
+The loops over a group's weights are in int4_search.c: the same weights give the same bytes on every CPU.
 """
 
 import ctypes
@@ -50,8 +48,8 @@ _MEAN_WEIGHT, _MOST_WEIGHT = 3, 16
 Rounding and the least weight add at most 1 to the mean; 256 columns of 4, at level 15 and 15 * 64 units,
 are what 2^24 holds."""
 
-_LEAST_STEP = 2.0**-117
-"""What a group of equal values is given for a step; a unit of it has a finite inverse."""
+_LEAST_ENERGY = 2.0**-117
+"""Of a group's largest; below it all columns count alike."""
 
 
 def search_grids(
@@ -68,14 +66,12 @@ def search_grids(
         weight's dtype, the scales positive.
     """
     groups = weight.to("cpu", torch.float32).contiguous().view(-1, group_size)
-    low, high = groups.amin(1), groups.amax(1)  # takes a tenth of what aminmax takes
-    unit = high.sub_(low).div_(_STEPS).clamp_(min=_LEAST_STEP).div_(_UNITS)
     weights = _column_weights(weight.shape[1], group_size, energies)
-    levels, found = _search(groups, weights, torch.stack([low, unit], 1))
-    wanted, mean_units, mean_levels = found.unbind(1)
+    levels, found = _search(groups, weights)
+    wanted, mean, mean_level = found.unbind(1)
     scale = wanted.to(weight.dtype).clamp_(min=_least_scale(weight.dtype))
     stored = scale.float()
-    exact_zero = low + mean_units * unit - mean_levels * stored
+    exact_zero = mean - mean_level * stored
     zero_point = exact_zero.to(weight.dtype)
     # Far from zero a stored zero point may be steps away from where it should be.
     steps_away = (exact_zero - zero_point.float()).div_(stored).round_()
@@ -96,37 +92,35 @@ def _column_weights(columns: int, group_size: int, energies: torch.Tensor | None
         return torch.ones(columns // group_size, group_size, dtype=torch.float32, device="cpu")
     grouped = energies.to("cpu", torch.float64).view(-1, group_size)
     # Whole numbers from here on, whose sum does not depend on the order either.
-    parts = (grouped / grouped.amax(1, keepdim=True).clamp(min=_LEAST_STEP) * 2**24).long()
+    parts = (grouped / grouped.amax(1, keepdim=True).clamp(min=_LEAST_ENERGY) * 2**24).long()
     total = parts.sum(1, keepdim=True).clamp(min=1)
     weights = (2 * _MEAN_WEIGHT * group_size * parts + total) // (2 * total)
     return weights.clamp(1, _MOST_WEIGHT).float()
 
 
-def _search(
-    groups: torch.Tensor, weights: torch.Tensor, ranges: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _search(groups: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The grids of ``groups``, (n, group size), whole rows of them.
 
     Args:
         weights: (groups of a row, group size), how much each column counts.
-        ranges: (n, 2), of each group the lowest weight and the unit.
 
     Returns:
-        (n, group size) levels, int8; and (n, 3), of each group the scale, the mean of its weights in units,
-        and the mean of its levels.
+        (n, group size) levels, int8; and (n, 3), of each group the scale, the mean of its weights, and the
+        mean of its levels.
     """
     # Whatever torch's defaults are: a model's own code may have changed them, and C trusts these.
     levels = torch.empty_like(groups, dtype=torch.int8)
     found = torch.empty(len(groups), 3, dtype=torch.float32, device="cpu")
     candidates = _candidates()
     groups_a_row, group_size = weights.shape
+    assert len(groups) % groups_a_row == 0
     failed = _compiled()(
         groups.data_ptr(),
         len(groups) // groups_a_row,
         groups_a_row,
         group_size,
         weights.data_ptr(),
-        ranges.data_ptr(),
+        _UNITS,
         candidates.data_ptr(),
         len(candidates),
         levels.data_ptr(),
@@ -157,23 +151,25 @@ def _candidates() -> torch.Tensor:
 
 @cache
 def _compiled() -> Callable[..., int]:
-    """``smolquant_int4_search`` of int4_search.c, which runs without Python's lock.
+    """``smolquant_int4_search_rows`` of int4_search.c, which runs without Python's lock.
 
     Raises:
-        MachineError: it was never compiled.
+        MachineError: it was never compiled, or from another version's source.
     """
     library = find_spec("smolquant.schemes._int4_search")
-    if library is None or library.origin is None:
+    search = None
+    if library is not None and library.origin is not None:
+        search = getattr(ctypes.CDLL(library.origin), "smolquant_int4_search_rows", None)
+    if search is None:
         raise MachineError(
-            "int4 is searched for by compiled code, and this copy of smolquant was not compiled for "
+            "int4 is searched for by compiled code, and this version of smolquant was not compiled for "
             f"Python {platform.python_version()}.",
             hint="Install it: `pip install .` where it was cloned, with a C compiler there. Or use "
             "--int4-method rtn.",
         )
-    search = ctypes.CDLL(library.origin).smolquant_int4_search
     pointer, length = ctypes.c_void_p, ctypes.c_int
     sizes, candidates = (ctypes.c_int64, length, length), (pointer, length)
-    search.argtypes = (pointer, *sizes, pointer, pointer, *candidates, pointer, pointer)
+    search.argtypes = (pointer, *sizes, pointer, ctypes.c_float, *candidates, pointer, pointer)
     search.restype = length
     compiled: Callable[..., int] = search
     return compiled

@@ -102,9 +102,18 @@ class Int4WeightOnly(Scheme):
     ) -> QuantizedRows:
         """Without torchao's slower arithmetic, and by search with columns weighted."""
         assert group_size is not None
+        return stored_rows(weight, *self.find_grid(weight, group_size, column_energies))
+
+    def find_grid(
+        self,
+        weight: "torch.Tensor",
+        group_size: int,
+        column_energies: "torch.Tensor | None" = None,
+    ) -> "Grid":
+        """The levels, scales and zero points of :meth:`quantize_rows`, before they are packed."""
         if self.method == "rtn":
-            return stored_rows(weight, *_round_fast(weight, group_size))
-        return stored_rows(weight, *_search(weight, group_size, column_energies))
+            return _round_fast(weight, group_size)
+        return _search(weight, group_size, column_energies)
 
     def max_relative_error(self, columns: int, group_size: int | None) -> float:
         # At most half a step of (high - low)/15 in each column, of a group whose norm is at least that
@@ -127,7 +136,7 @@ class Int4WeightOnly(Scheme):
         return weight
 
 
-_Grid = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
+Grid = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
 """(n, K) levels in [-8, 7], int8, and (n, K / group size) scales and zero points in the weight's dtype."""
 
 
@@ -155,13 +164,13 @@ def values_of(
 
 def _search(
     weight: "torch.Tensor", group_size: int, column_energies: "torch.Tensor | None" = None
-) -> _Grid:
+) -> Grid:
     from smolquant.schemes.int4_search import search_grids
 
     return search_grids(weight, group_size, column_energies)
 
 
-def _round(weight: "torch.Tensor", group_size: int) -> _Grid:
+def _round(weight: "torch.Tensor", group_size: int) -> Grid:
     """Round to nearest by torchao's own functions."""
     import torch
     from torchao.quantization import MappingType
@@ -179,7 +188,7 @@ def _round(weight: "torch.Tensor", group_size: int) -> _Grid:
     return levels.sub_(_MIDPOINT).to(torch.int8), scale.view(rows, -1), zero.view(rows, -1)
 
 
-def _round_fast(weight: "torch.Tensor", group_size: int) -> _Grid:
+def _round_fast(weight: "torch.Tensor", group_size: int) -> Grid:
     """The arithmetic of :func:`_round` to the bit, in place and several times as fast."""
     import torch
 
