@@ -181,12 +181,24 @@ def test_weights_of_a_quantized_dtype_are_refused(tmp_path: Path) -> None:
 def test_blocks_cover_every_row_once() -> None:
     tensor = SourceTensor("w", torch.bfloat16, (10, 8))
     assert list(row_blocks(tensor, 64)) == [(0, 4), (4, 8), (8, 10)]
+    assert next(row_blocks(SourceTensor("w", torch.bfloat16, (99, 8)), 640)) == (0, 32), "not 40"
     assert list(row_blocks(tensor, 1)) == [(i, i + 1) for i in range(10)], "at least one row"
     assert list(row_blocks(SourceTensor("w", torch.bfloat16, (0, 8)), 64)) == []
 
 
 def stored(state: dict[str, torch.Tensor]) -> list[list[StoredTensor]]:
     return [[StoredTensor(name, t.dtype, tuple(t.shape))] for name, t in state.items()]
+
+
+def test_a_shard_with_a_hole_is_not_taken_for_finished(
+    tmp_path: Path, state: dict[str, torch.Tensor]
+) -> None:
+    (shard,) = lay_out(stored(state), {"format": "pt"}, 10**6)
+    with ShardWriter(tmp_path, shard) as writer:
+        for name, tensor in list(state.items())[1:]:
+            writer.write(name, tensor)
+        with pytest.raises(RuntimeError, match="were not written as planned"):
+            writer.digest()
 
 
 def test_shards_written_out_of_order_read_back_through_safetensors(

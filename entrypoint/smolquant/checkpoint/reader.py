@@ -452,8 +452,13 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat)
 
 
+_ROWS_AT_A_TIME = 16
+"""What quantizes several rows at a time takes so many, and is idle in what a block leaves over."""
+
+
 def row_blocks(tensor: SourceTensor, block_bytes: int) -> Iterator[tuple[int, int]]:
     """Row ranges of about ``block_bytes`` that cover ``tensor`` once; none for an empty tensor."""
     step = max(1, block_bytes // max(1, tensor.row_bytes))
+    step -= step % _ROWS_AT_A_TIME if step > _ROWS_AT_A_TIME else 0
     for start in range(0, tensor.rows, step):
         yield start, min(start + step, tensor.rows)

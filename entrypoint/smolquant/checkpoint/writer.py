@@ -5,6 +5,7 @@ the data in any order from any thread. It knows nothing of quantization.
 """
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -125,6 +126,7 @@ class ShardWriter:
         """
         self.shard = shard
         self.path = folder / shard.name
+        self._missing_bytes, self._lock = shard.data_bytes, threading.Lock()
         self._file = DiskFile(self.path, shard.size_bytes)
         self._file.write(memoryview(shard.header), 0)
 
@@ -133,9 +135,19 @@ class ShardWriter:
         if data.numel() == 0:
             return
         self._file.write(bytes_of(data.contiguous()), self.shard.offset(name) + skip_bytes)
+        with self._lock:
+            self._missing_bytes -= data.numel() * data.element_size()
 
     def digest(self) -> str:
-        """sha256 of the finished file."""
+        """sha256 of the finished file.
+
+        Raises:
+            RuntimeError: not every byte was written once; a file with holes reads as zeros.
+        """
+        if self._missing_bytes:
+            raise RuntimeError(
+                f"{self.path.name}: {self._missing_bytes} bytes were not written as planned"
+            )
         return self._file.sha256()
 
     def close(self) -> None:
