@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,12 +70,54 @@ def test_every_window_begins_as_the_tokenizer_begins_a_text() -> None:
     assert windows.tolist() == [[BOS, 100, 101, 102], [BOS, 103, 104, 105], [BOS, 106, 107, 108]]
 
 
+@pytest.mark.parametrize(("tokens", "windows"), [(4096, 8), (2048, 4), (1024, 2), (512, 1)])
+@pytest.mark.parametrize("opening", [False, True])
+def test_tokens_of_the_ladder_are_windows_of_512(tokens: int, windows: int, opening: bool) -> None:
+    text = EvalText("one", [words(100, 4200)])
+    start = [BOS] if opening else []
+    step = WINDOW - len(start)
+    expected = [
+        [*start, *range(100 + window * step, 100 + (window + 1) * step)]
+        for window in range(windows)
+    ]
+    assert token_windows(text, tokenizer(opening=opening), tokens).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "shape"),
+    [
+        (1000, (2, 500)),
+        (1500, (3, 500)),
+        (513, (2, 256)),
+        (511, (1, 511)),
+        (1537, (4, 384)),
+        (2, (1, 2)),
+    ],
+)
+def test_tokens_that_are_no_multiple_of_512_are_as_few_equal_windows_as_hold_them(
+    tokens: int, shape: tuple[int, int]
+) -> None:
+    text = EvalText("one", [words(100, 2000)])
+    windows = token_windows(text, tokenizer(), tokens, exact=True)
+    assert windows.shape == shape
+    assert windows.flatten().tolist() == list(range(100, 100 + shape[0] * shape[1]))
+    assert 0 <= tokens - windows.numel() < len(windows)
+
+
 def test_windows_are_no_longer_than_the_text_the_model_or_the_tokens_asked_for() -> None:
     long = EvalText("long", [words(100, 2000)])
-    assert token_windows(long, tokenizer(), 1500).shape == (2, WINDOW)
+    assert token_windows(long, tokenizer(), 1500).shape == (3, 500)
     assert token_windows(long, tokenizer(), 1500, longest=100).shape == (15, 100)
     assert token_windows(long, tokenizer(), 30).shape == (1, 30)
     assert token_windows(EvalText("short", [words(100, 9)]), tokenizer(), 1000).shape == (1, 9)
+
+
+def test_all_there_is_is_taken_in_windows_as_long_as_can_be_where_no_number_was_asked_for() -> None:
+    short = EvalText("short", [words(100, 1100)])
+    assert token_windows(short, tokenizer(), 4000).shape == (2, WINDOW)
+    assert token_windows(short, tokenizer(opening=True), 4000).shape == (2, WINDOW)
+    few = EvalText("few", [words(100, 9), words(200, 20), words(300, 25)])
+    assert token_windows(few, tokenizer(), 1000).tolist() == [list(range(300, 325))]
 
 
 def test_too_little_text_is_refused_where_so_much_was_asked_for() -> None:
@@ -83,6 +126,19 @@ def test_too_little_text_is_refused_where_so_much_was_asked_for() -> None:
         token_windows(text, tokenizer(), 1000, exact=True)
     with pytest.raises(InputError, match="has 1 tokens"):
         token_windows(EvalText("mine.txt", ["w5"]), tokenizer(), 1000)
+    with pytest.raises(InputError, match="has 2 tokens"):
+        token_windows(EvalText("mine.txt", ["w5 w6"]), tokenizer(), 3, exact=True)
+    with pytest.raises(InputError, match="has 0 tokens"):
+        token_windows(EvalText("mine.jsonl", []), tokenizer(), 1000)
+
+
+def test_tokens_that_are_only_there_in_pieces_are_refused_where_so_many_were_asked_for() -> None:
+    text = EvalText("two", [words(100, 700), words(1000, 700)])
+    assert token_windows(text, tokenizer(), 1000, exact=True).shape == (2, 500)
+    assert token_windows(text, tokenizer(), 1400).shape == (2, WINDOW)
+    complaint = r"has 1400 tokens.* 932 in whole windows of 466: fewer than the 1400"
+    with pytest.raises(InputError, match=complaint):
+        token_windows(text, tokenizer(), 1400, exact=True)
 
 
 def test_the_ladder_falls_with_size() -> None:
@@ -91,6 +147,21 @@ def test_the_ladder_falls_with_size() -> None:
     assert ladder == sorted(ladder, reverse=True)
     assert ladder[0] > ladder[-1]
     assert all(tokens % WINDOW == 0 for tokens in ladder)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens"),
+    [
+        (1_000_000_000, 4_096),
+        (1_000_000_001, 2_048),
+        (8_000_000_000, 2_048),
+        (8_000_000_001, 1_024),
+    ],
+)
+def test_the_ladder_s_steps_stay_where_they_are_so_that_releases_compare(
+    parameters: int, tokens: int
+) -> None:
+    assert default_tokens(parameters) == tokens
 
 
 CHAT = [{"role": "user", "content": "w100 w101"}, {"role": "assistant", "content": "w102 w103"}]
@@ -116,6 +187,110 @@ def test_conversations_are_rendered_by_the_chat_template(
 
 
 @pytest.mark.parametrize(
+    ("content", "rendered"),
+    [
+        ("w100 w101", [100, 101]),
+        ([{"type": "text", "text": "w100 "}, {"type": "text", "text": "w101"}], [100, 101]),
+        ([], []),
+        (None, []),
+    ],
+)
+def test_a_turn_is_its_text_whole_or_in_parts_or_none_where_it_calls_tools(
+    content: Any, rendered: list[int], tmp_path: Path
+) -> None:
+    path = tmp_path / "chats.json"
+    turns = [{"role": "assistant", "content": content}, {"role": "user", "content": "w102 w103"}]
+    path.write_text(json.dumps([turns]))
+    templated = tokenizer()
+    templated.chat_template = "{% for m in messages %}{{ m['content'] }} w201 {% endfor %}"
+    windows = token_windows(read_text(path), templated, 100)
+    assert windows.tolist() == [[*rendered, 201, 102, 103, 201]]
+
+
+TEMPLATE = "{% for m in messages %}<s> w200 {{ m['content'] }} {% endfor %}"
+
+
+def test_no_window_begins_twice_where_the_chat_template_begins_it_too() -> None:
+    conversations = [[{"role": "user", "content": words(first, 5)}] for first in (100, 110, 120)]
+    templated = tokenizer(opening=True)
+    templated.chat_template = TEMPLATE
+    windows = token_windows(EvalText("chats", conversations), templated, 16, longest=4, exact=True)
+    assert windows.tolist() == [
+        [BOS, 200, 100, 101],
+        [BOS, 102, 103, 104],
+        [BOS, 200, 110, 111],
+        [BOS, 112, 113, 114],
+    ]
+
+
+def test_a_text_that_the_chat_template_begins_is_no_longer_for_it() -> None:
+    text = EvalText("chats", [[{"role": "user", "content": "w100 w101"}]])
+    templated = tokenizer(opening=True)
+    templated.chat_template = TEMPLATE
+    assert token_windows(text, templated, 1000).tolist() == [[BOS, 200, 100, 101]]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (
+            "{{ raise_exception('System role not\\n\x1b[31msupported') }}",
+            "System role not supported",
+        ),
+        ("{{ messages[0].nothing.more }}", "has no attribute 'nothing'"),
+        ("{{ 1 // 0 }}", "by zero"),
+        ("{{ raise_exception('') }}", "TemplateError"),
+        ("{% if %}", "Expected an expression"),
+    ],
+)
+def test_conversations_that_the_chat_template_refuses_are_bad_input(
+    template: str, said: str
+) -> None:
+    text = EvalText("chats.jsonl", [CHAT])
+    templated = tokenizer()
+    templated.chat_template = template
+    with pytest.raises(InputError, match="conversation 1 of chats.jsonl") as refusal:
+        token_windows(text, templated, 8)
+    assert said in refusal.value.message
+    assert "plain text" in refusal.value.hint
+    assert "\n" not in refusal.value.message and "\x1b" not in refusal.value.message
+
+
+def test_the_conversation_that_the_chat_template_refuses_is_told_and_its_words_are_kept_short() -> (
+    None
+):
+    text = EvalText("chats.jsonl", [CHAT, [{"role": "system", "content": "w5"}, *CHAT]])
+    templated = tokenizer()
+    templated.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no ' * 9999) }}{% endif %}w200"
+    )
+    with pytest.raises(InputError, match='conversation 2 of .* "no no .*…"') as refusal:
+        token_windows(text, templated, 8)
+    assert len(refusal.value.message) < 300
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "user", "content": 5},
+        {"role": "user", "content": {"type": "text", "text": "w5"}},
+        {"role": "user", "content": ["w5"]},
+        {"role": "user", "content": [{"type": "text", "text": None}]},
+        {"role": "user", "content": [{"type": "text", "text": "w5"}, {"type": "image"}]},
+        {"role": "user"},
+        {"role": None, "content": "w5"},
+        {"content": "w5"},
+        "w5",
+    ],
+)
+def test_a_turn_that_is_not_text_is_refused(turn: Any, tmp_path: Path) -> None:
+    path = tmp_path / "chats.json"
+    path.write_text(json.dumps([[*CHAT, turn]]))
+    with pytest.raises(InputError, match="not a list of conversations"):
+        read_text(path)
+
+
+@pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
         ("empty.txt", b" \n", "is empty"),
@@ -124,6 +299,12 @@ def test_conversations_are_rendered_by_the_chat_template(
         ("empty.json", b"[[]]", "without messages"),
         ("other.jsonl", b'{"text": "hello"}', "not a list of conversations"),
         ("number.json", b"5", "not a list of conversations"),
+        ("deep.json", b"[" * 99_999, "not a list of conversations"),
+        (
+            "half.json",
+            b'[[{"role": "user", "content": "\\ud83d"}]]',
+            "not a list of conversations.*surrogates",
+        ),
     ],
 )
 def test_a_file_that_is_not_what_it_says_is_refused(

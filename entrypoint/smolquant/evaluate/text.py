@@ -7,13 +7,14 @@ many.
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolquant.errors import CheckpointError, InputError
+from smolquant.text import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,8 @@ _LADDER = (
 )
 """Parameters up to which so many tokens are taken."""
 _FEWEST = 1_024
+
+_LONGEST_QUOTE = 200
 
 Conversation = list[dict[str, str]]
 
@@ -82,7 +85,8 @@ def read_text(path: Path, option: str = "--eval-text") -> EvalText:
     """The owner's text: plain UTF-8, or conversations.
 
     A ``.json`` file is a list of conversations, a ``.jsonl`` file has one a line: a list of
-    ``{"role", "content"}``, or an object that has one as ``messages``.
+    ``{"role", "content"}``, or an object that has one as ``messages``. A content is a text, a list of
+    ``{"type": "text", "text"}``, or null.
 
     Args:
         option: that named the file.
@@ -107,7 +111,7 @@ def read_text(path: Path, option: str = "--eval-text") -> EvalText:
             else [json.loads(line) for line in content.splitlines() if line.strip()]
         )
         return EvalText(path.name, [_conversation(entry) for entry in entries])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{option} {path} is not a list of conversations: {error!r}.",
             hint='Each is a list of {"role": ..., "content": ...}, or has one as "messages".',
@@ -117,11 +121,39 @@ def read_text(path: Path, option: str = "--eval-text") -> EvalText:
 def _conversation(entry: Any) -> Conversation:
     messages = entry["messages"] if isinstance(entry, dict) else entry
     conversation = [
-        {"role": str(turn["role"]), "content": str(turn["content"])} for turn in messages
+        {"role": _role(turn["role"]), "content": _content(turn["content"])} for turn in messages
     ]
     if not conversation:
         raise ValueError("a conversation without messages")
+    for turn in conversation:
+        turn["content"].encode()  # half a surrogate pair is no text, and refused as a ValueError
     return conversation
+
+
+def _role(role: Any) -> str:
+    if not isinstance(role, str):
+        raise TypeError("a role that is not a text")
+    return role
+
+
+def _content(content: Any) -> str:
+    match content:
+        case str():
+            return content
+        case None:  # the turn calls tools
+            return ""
+        case list():
+            return "".join(map(_part, content))
+        case _:
+            raise TypeError("a content that is neither a text nor a list of parts")
+
+
+def _part(part: Any) -> str:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case _:
+            raise TypeError("a part of a content that is not a text")
 
 
 def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
@@ -153,41 +185,44 @@ def token_windows(
     longest: int = WINDOW,
     exact: bool = False,
 ) -> "torch.Tensor":
-    """The first ``tokens`` tokens of ``text``, rounded down to whole windows.
+    """The first ``tokens`` tokens of ``text``, in as few windows of equal length as hold them.
 
-    Every window begins as the tokenizer begins a text (a beginning-of-sequence token where it has
-    one), since models are far off without it. Conversations follow each other as the chat template
-    renders them, or as plain text where there is no template.
+    Where ``tokens`` is no multiple of that length, fewer than one a window are left out. Every window
+    begins as the tokenizer begins a text (a beginning-of-sequence token where it has one), since models
+    are far off without it. Conversations follow each other as the chat template renders them, or as
+    plain text where there is no template.
 
     Args:
         longest: tokens that the model can see at once; windows have :data:`WINDOW` at most.
-        exact: refuse a text that has fewer tokens; otherwise all there are is taken.
+        exact: refuse a text that fills fewer windows; otherwise all there is is taken, in windows as
+            long as they can be.
 
     Returns:
         (windows, window length) int64 token ids.
 
     Raises:
-        InputError: too little text.
+        InputError: too little text, or conversations that the chat template refuses.
     """
     import torch
 
     opening = _opening(tokenizer)
     sequences = [_encode(document, tokenizer) for document in _streams(text, tokenizer)]
-    available = sum(map(len, sequences))
-    if available < 2 or (exact and available < tokens):
+    longest_sequence = max((len(_opened(ids, opening)) for ids in sequences), default=0)
+    # A window of one token has nothing to predict.
+    most = max(2, min(WINDOW, longest, longest_sequence))
+    count = -(-tokens // most)
+    length = max(2, tokens // count)
+    windows = _in_turn(sequences, opening, length, count)
+    if not windows or (exact and len(windows) < count):
         raise InputError(
-            f"{text.name} has {available} tokens in this model's vocabulary, "
-            f"fewer than the {max(tokens, 2)} that are wanted.",
-            hint="Give a longer text, or a smaller --eval-tokens.",
+            f"{text.name} has {sum(map(len, sequences))} tokens in this model's vocabulary, which make "
+            f"{len(windows) * length} in whole windows of {length}: fewer than the "
+            f"{tokens if exact else 2} that are wanted.",
+            hint="Give a longer text" + (", or a smaller --eval-tokens." if exact else "."),
         )
-    length = min(WINDOW, longest, tokens, max(map(len, sequences)) + len(opening))
-    step = length - len(opening)
-    cut = [
-        [[*opening, *ids[i : i + step]] for i in range(0, len(ids) - step + 1, step)]
-        for ids in sequences
-    ]
-    in_turn = [window for window in chain.from_iterable(zip_longest(*cut)) if window]
-    return torch.tensor(in_turn[: max(1, tokens // length)], dtype=torch.int64)
+    if len(windows) < count:
+        windows = _in_turn(sequences, opening, most, count)
+    return torch.tensor(windows, dtype=torch.int64)
 
 
 def _streams(text: EvalText, tokenizer: "PreTrainedTokenizerBase") -> Iterable[str]:
@@ -198,11 +233,49 @@ def _streams(text: EvalText, tokenizer: "PreTrainedTokenizerBase") -> Iterable[s
         return
     if tokenizer.chat_template:
         yield "".join(
-            str(tokenizer.apply_chat_template(conversation, tokenize=False))
-            for conversation in conversations
+            _rendered(conversation, f"conversation {number} of {text.name}", tokenizer)
+            for number, conversation in enumerate(conversations, 1)
         )
     else:
         yield "\n\n".join(turn["content"] for messages in conversations for turn in messages)
+
+
+def _rendered(conversation: Conversation, name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    try:
+        return str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    except Exception as error:  # a template is the model's code: it raises what it likes
+        said = one_line(str(error)) or type(error).__name__
+        if len(said) > _LONGEST_QUOTE:
+            said = f"{said[:_LONGEST_QUOTE]}…"
+        raise InputError(
+            f'The model\'s chat template refuses {name}, saying "{said}".',
+            hint="Write the conversations as the template takes them, or give plain text.",
+        ) from error
+
+
+def _in_turn(
+    sequences: Iterable[list[int]], opening: list[int], length: int, count: int
+) -> list[list[int]]:
+    """The first ``count`` windows, from each sequence in turn; fewer where there are no more."""
+    cut = zip_longest(*(_cut(ids, opening, length) for ids in sequences))
+    return list(islice(filter(None, chain.from_iterable(cut)), count))
+
+
+def _cut(ids: list[int], opening: list[int], length: int) -> Iterator[list[int]]:
+    """Windows of ``length``, one after another, without the rest that does not fill one."""
+    start = 0
+    while True:
+        taken = ids[start : start + length]
+        window = _opened(taken, opening)[:length]
+        if len(window) < length:
+            return
+        yield window
+        start += length if window == taken else length - len(opening)
+
+
+def _opened(ids: list[int], opening: list[int]) -> list[int]:
+    """``ids`` behind ``opening``; as they are where a chat template has printed it there already."""
+    return ids if ids[: len(opening)] == opening else [*opening, *ids]
 
 
 def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
