@@ -5,7 +5,8 @@ Names and reasons come from a model repository; whatever they hold, they render 
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from urllib.parse import quote
 
 _ANSI_ESCAPE = re.compile(
@@ -51,8 +52,30 @@ def human_duration(seconds: float) -> str:
 
 
 def percent(share: float) -> str:
-    """A share of one as a percentage with one decimal: ``percent(0.512) == "51.2%"``."""
-    return f"{share:.1%}"
+    """A share of one as a percentage with one decimal, ``51.2%``; ``100%`` only where it is all.
+
+    What would be rounded to all gets the decimals that tell it apart: ``percent(0.9996) == "99.96%"``.
+    """
+    if share == 1:
+        return "100%"
+    decimals = 1
+    while (text := f"{share:.{decimals}%}") == f"{1:.{decimals}%}":
+        decimals += 1
+    return text
+
+
+def significant(value: float, *, signed: bool = False) -> str:
+    """A finite number's three significant digits, never with an exponent: ``0.0000123``, ``0.29``.
+
+    Zero is only zero. ``signed``: a plus before what is not negative.
+    """
+    rounded = Decimal(f"{value:.2e}").normalize()
+    return f"{rounded:+zf}" if signed else f"{rounded:zf}"
+
+
+def plain(value: float) -> str:
+    """All the digits of a finite number, never with an exponent: ``0.00005``, ``5``."""
+    return f"{Decimal(repr(value)).normalize():zf}"
 
 
 def visible(text: str) -> str:
@@ -105,6 +128,12 @@ def link(text: str, url: str | None) -> Markdown:
     if url is None or not url.startswith(("https://", "http://")):
         return label
     return Markdown(f"[{label}]({quote(url, safe=':/?#@!$&*+,;=%~')})")
+
+
+def listed(items: Sequence[Markdown]) -> Markdown:
+    """``a``, ``a and b``, ``a, b and c``."""
+    head = ", ".join(items[:-1])
+    return Markdown(f"{head} and {items[-1]}" if head else "".join(items))
 
 
 def fold_names(names: Iterable[str]) -> list[tuple[str, int]]:

@@ -28,6 +28,14 @@ METRICS = Metrics(
     top1_agreement=0.95,
     tokens_per_second=40.0,
     source_tokens_per_second=20.0,
+    prefill_tokens_per_second=500.0,
+    source_prefill_tokens_per_second=300.0,
+    peak_memory_bytes=700_000_000,
+    source_peak_memory_bytes=900_000_000,
+    tokens=4088,
+    text="Debian Reference, six languages",
+    text_sha256="e" * 64,
+    machine="AMD EPYC, 2 cores",
 )
 
 
@@ -282,8 +290,13 @@ def test_metrics_are_shown_only_where_measured() -> None:
     text = root(None, record("int8", metrics=METRICS), record("int4"))
     header, _, main, int8, int4 = table_rows(text)
     column = header.index("Perplexity")
-    assert (main[column], int8[column], int4[column]) == ("12.000", "12.346", "")
-    assert int8[column + 1 :] == ["+2.88%", "0.0123", "95.0%", "40.0"]
+    assert header[column:] == [
+        "Perplexity", "Perplexity increase", "Mean KL", "Same top token",
+        "Tokens/s", "Prompt tokens/s", "Peak memory",
+    ]  # fmt: skip
+    assert main[column:] == ["12.000", "", "", "", "20.0", "300.0", "900 MB"]
+    assert int8[column:] == ["12.346", "+2.88%", "0.0123", "95.0%", "40.0", "500.0", "700 MB"]
+    assert set(int4[column:]) == {""}
     only_speed = root(None, record(metrics=Metrics(tokens_per_second=3.0)))
     assert "Tokens/s" in only_speed
     assert "Perplexity" not in only_speed
@@ -293,16 +306,161 @@ def test_a_number_that_is_none_is_not_shown() -> None:
     assert "nan" not in root(None, record(metrics=Metrics(perplexity=float("nan"))))
 
 
+def test_what_was_nearly_kept_does_not_read_as_wholly_kept() -> None:
+    close = replace(
+        METRICS, mean_kl=0.0000123, top1_agreement=0.9996, perplexity_increase_percent=0.0034
+    )
+    shown = ["+0.0034%", "0.0000123", "99.96%"]
+    header, _, _, int8 = table_rows(root(None, record(metrics=close)))
+    column = header.index("Perplexity increase")
+    assert int8[column : column + 3] == shown
+    rows = {row[0]: row[1] for row in table_rows(card(record(metrics=close)))}
+    assert [rows[title] for title in header[column : column + 3]] == shown
+
+
+def pair(int4: Metrics, **changes: Any) -> tuple[str, dict[str, dict[str, str]]]:
+    """The root card of int8 with METRICS and int4 with its own; its table as row -> column -> cell."""
+    text = root(None, record("int8", metrics=METRICS), record("int4", metrics=int4), **changes)
+    header, _, *rows = table_rows(text)
+    names = {"[int8](int8/README.md)": "int8", "[int4](int4/README.md)": "int4"}
+    return text, {
+        names.get(row[0].removesuffix(" †"), row[0]): dict(zip(header, row, strict=True))
+        for row in rows
+    }
+
+
+def test_the_table_says_once_what_all_its_numbers_were_measured_on() -> None:
+    text, rows = pair(replace(METRICS, perplexity=13.5, tokens_per_second=50.0))
+    assert (
+        "\n\nMeasured on 4,088 tokens of Debian Reference, six languages; "
+        "speed and memory on AMD EPYC, 2 cores.\n\n"
+    ) in text
+    assert [rows[name]["Perplexity"] for name in ("main model", "int8", "int4")] == [
+        "12.000", "12.346", "13.500",
+    ]  # fmt: skip
+    assert [rows[name]["Tokens/s"] for name in ("main model", "int8", "int4")] == [
+        "20.0", "40.0", "50.0",
+    ]  # fmt: skip
+    assert "→" not in text
+
+
+def test_speeds_of_two_machines_stand_beside_the_originals_of_each() -> None:
+    on_cpu = replace(
+        METRICS,
+        tokens_per_second=9.0,
+        source_tokens_per_second=4.0,
+        prefill_tokens_per_second=90.0,
+        source_prefill_tokens_per_second=60.0,
+        peak_memory_bytes=500_000_000,
+        source_peak_memory_bytes=1_100_000_000,
+        machine="ARM, 4 cores",
+    )
+    text, rows = pair(on_cpu)
+    speeds = ("Tokens/s", "Prompt tokens/s", "Peak memory")
+    assert [rows["main model"][title] for title in speeds] == ["", "", ""]
+    assert [rows["int8"][title] for title in speeds] == [
+        "20.0 → 40.0", "300.0 → 500.0", "900 MB → 700 MB",
+    ]  # fmt: skip
+    assert [rows["int4"][title] for title in speeds] == [
+        "4.0 → 9.0", "60.0 → 90.0", "1.10 GB → 500 MB",
+    ]  # fmt: skip
+    assert [row["Perplexity"] for row in rows.values()] == ["12.000", "12.346", "12.346"]
+    assert (
+        "six languages; speed and memory on AMD EPYC, 2 cores (int8) and ARM, 4 cores (int4).\n"
+        "Of two numbers in a cell, the first is the original's"
+    ) in text
+
+
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        (
+            {"text": "notes.txt", "text_sha256": "f" * 64, "tokens": 2000},
+            "on 4,088 tokens of Debian Reference, six languages (int8) "
+            "and 2,000 tokens of notes.txt (int4);",
+        ),
+        (
+            {"tokens": 2044},
+            "on 4,088 tokens of Debian Reference, six languages (int8) "
+            "and 2,044 tokens of Debian Reference, six languages (int4);",
+        ),
+        (
+            {"text_sha256": "f" * 64},
+            "on 4,088 tokens of Debian Reference, six languages, sha256 eeeeeeee (int8) "
+            "and 4,088 tokens of Debian Reference, six languages, sha256 ffffffff (int4);",
+        ),
+    ],
+    ids=["another text", "less of it", "another text of that name"],
+)
+def test_perplexities_on_two_texts_stand_beside_the_originals_on_each(
+    on: dict[str, Any], said: str
+) -> None:
+    text, rows = pair(replace(METRICS, **on))
+    assert rows["main model"]["Perplexity"] == ""
+    assert rows["int8"]["Perplexity"] == rows["int4"]["Perplexity"] == "12.000 → 12.346"
+    assert said in text
+    assert [row["Tokens/s"] for row in rows.values()] == ["20.0", "40.0", "40.0"]
+
+
+def test_equal_speeds_on_two_machines_are_not_taken_for_one_measurement() -> None:
+    text, rows = pair(replace(METRICS, machine="ARM, 4 cores"))
+    assert [row["Tokens/s"] for row in rows.values()] == ["", "20.0 → 40.0", "20.0 → 40.0"]
+    assert "on AMD EPYC, 2 cores (int8) and ARM, 4 cores (int4)." in text
+
+
+def test_a_machine_that_was_slower_the_other_time_is_not_taken_for_one_measurement() -> None:
+    _, rows = pair(replace(METRICS, tokens_per_second=30.0, source_tokens_per_second=15.0))
+    assert [row["Tokens/s"] for row in rows.values()] == ["", "20.0 → 40.0", "15.0 → 30.0"]
+
+
+def test_the_main_models_row_takes_no_number_of_an_older_source() -> None:
+    header, _, main, int8 = table_rows(
+        root(
+            None,
+            record("int8", metrics=METRICS, source=SourceRecord(OLD, 1_000_000, REPO)),
+            record("int4"),
+        )
+    )[:4]
+    column = header.index("Perplexity")
+    assert (main[0], set(main[column:])) == ("main model", {""})
+    assert (int8[column], int8[-1]) == ("12.000 → 12.346", "900 MB → 700 MB")
+
+
+def test_without_a_main_model_the_original_stands_beside_each_variant() -> None:
+    text, rows = pair(METRICS, has_main_model=False, location="bob/tiny-quantized")
+    assert [row["Perplexity"] for row in rows.values()] == ["12.000 → 12.346"] * 2
+    assert "Of two numbers in a cell" in text
+
+
+def test_a_variant_alone_is_shown_where_the_original_did_not_run() -> None:
+    alone = replace(METRICS, source_tokens_per_second=None)
+    header, _, main, int8 = table_rows(root(None, record(metrics=alone)))
+    column = header.index("Tokens/s")
+    assert (main[column], int8[column]) == ("", "40.0")
+
+
+def test_of_a_machine_nothing_is_said_where_only_quality_was_measured() -> None:
+    text = root(
+        None, record(metrics=replace(Metrics(mean_kl=0.1), text="a", tokens=9, machine="m"))
+    )
+    assert "\nMeasured on 9 tokens of a.\n" in text
+    assert "Measured" not in root(None, record())
+
+
 def test_nothing_from_a_published_record_breaks_out_of_the_card() -> None:
     evil = f"x|y\n{END}<script>[a](javascript:b)`"
     hostile = record(
         quant_type=evil,
+        metrics=replace(METRICS, text=evil, text_sha256=evil, machine=evil),
         source=SourceRecord(NEW, 0, evil),
         tensors={evil: TensorRecord(False, 0, 0, reason=evil)},
     )
     text = root_card(
         "# Mine\n",
-        {"int8": record(), evil: replace(hostile, variant=evil)},
+        {
+            "int8": record(metrics=replace(METRICS, text=evil)),
+            evil: replace(hostile, variant=evil),
+        },
         location=REPO,
         has_main_model=False,
         source_identity=NEW,
@@ -409,9 +567,33 @@ def test_a_variants_card_claims_nothing_unmeasured() -> None:
     text = card(record())
     for word in ("erplexity", "Tokens/s", "KL", "What it cost"):
         assert word not in text
-    measured = card(record(metrics=METRICS))
-    assert ["Perplexity", "12.346", "12.000"] in table_rows(measured)
-    assert ["Mean KL", "0.0123", ""] in table_rows(measured)
+
+
+def test_a_variants_card_holds_every_number_against_the_originals() -> None:
+    text = card(record(metrics=METRICS))
+    rows = table_rows(text)
+    start = rows.index(["", "This variant", "Original"])
+    assert rows[start + 2 : start + 9] == [
+        ["Perplexity", "12.346", "12.000"],
+        ["Perplexity increase", "+2.88%", ""],
+        ["Mean KL", "0.0123", ""],
+        ["Same top token", "95.0%", ""],
+        ["Tokens/s", "40.0", "20.0"],
+        ["Prompt tokens/s", "500.0", "300.0"],
+        ["Peak memory", "700 MB", "900 MB"],
+    ]
+
+
+def test_a_variants_card_says_what_was_measured_on_what() -> None:
+    text = " ".join(card(record(metrics=METRICS)).split())
+    on_text = "Measured on the same 4,088 tokens of `Debian Reference, six languages`"
+    on_machine = "Speed and memory are those of one machine: `AMD EPYC, 2 cores`."
+    assert f"{on_text} for this variant and for the original" in text
+    assert on_machine in text
+    quality = Metrics(mean_kl=0.1, text="a", tokens=9, machine="m")
+    assert "one machine" not in card(record(metrics=quality))
+    speed = Metrics(tokens_per_second=3.0, text="a", tokens=9, machine="m")
+    assert "Measured on" not in card(record(metrics=speed))
 
 
 @pytest.mark.parametrize("variant", BY_VARIANT)

@@ -159,10 +159,13 @@ def test_the_report_holds_what_the_design_promises(tmp_path: Path) -> None:
     path = write_report(result, tmp_path / "new" / "folder", redact=unchanged)
     assert path == tmp_path / "new" / "folder" / "report.json"
     report = json.loads(path.read_text())
-    assert list(report) == ["source", "variants", "commit_sha", "trackio_url", "error"]
+    assert list(report) == [
+        "source", "variants", "commit_sha", "trackio_url", "unmeasured", "error",
+    ]  # fmt: skip
     assert report["source"]["identity"] == result.source.identity  # type: ignore[union-attr]
     assert report["commit_sha"] == SHA
     assert report["error"] is None
+    assert report["unmeasured"] is None
     int8 = report["variants"]["int8"]
     assert int8.pop("metrics")["perplexity"] == 12.5
     assert int8 == {
@@ -176,6 +179,12 @@ def test_the_report_holds_what_the_design_promises(tmp_path: Path) -> None:
         "url": f"{REPO_URL}/tree/main/int8",
         "up_to_date": False,
     }
+
+
+def test_the_report_says_why_nothing_was_measured(tmp_path: Path) -> None:
+    result = run_result("int8", unmeasured="It needs hf_secret GB.")
+    report = json.loads(write_report(result, tmp_path, redact=redact).read_text())
+    assert report["unmeasured"] == "It needs *** GB."
 
 
 def test_the_report_of_a_failure_says_what_to_do(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import ast
+import math
 import re
 import subprocess
 import sys
@@ -124,16 +125,55 @@ def test_metrics_are_shown_only_where_measured() -> None:
     }
     headers, int8, int4 = table(render_summary(run_result(variants=variants)))
     assert headers[6:] == ["Perplexity"]
-    assert int8[6:] == ["12.00 → 12.50 (+4.2%)"]
+    assert int8[6:] == ["12.000 → 12.500 (+4.17%)"]
     assert int4[6:] == [""]
 
 
 def test_every_metric_has_its_column() -> None:
-    metrics = Metrics(12.5, 12.0, 4.166, 0.01234, 0.975, 20.0, 10.0)
+    metrics = Metrics(
+        perplexity=12.5,
+        source_perplexity=12.0,
+        perplexity_increase_percent=4.166,
+        mean_kl=0.01234,
+        top1_agreement=0.975,
+        tokens_per_second=20.0,
+        source_tokens_per_second=10.0,
+        prefill_tokens_per_second=80.0,
+        source_prefill_tokens_per_second=70.0,
+        peak_memory_bytes=600_000_000,
+        source_peak_memory_bytes=1_500_000_000,
+    )
     variants = {"int8": variant_result("int8", metrics=metrics)}
     headers, int8 = table(render_summary(run_result(variants=variants)))
-    assert headers[6:] == ["Perplexity", "Mean KL", "Same top token", "Tokens/s"]
-    assert int8[7:] == ["0.0123", "97.5%", "10.0 → 20.0"]
+    assert dict(zip(headers[6:], int8[6:], strict=True)) == {
+        "Perplexity": "12.000 → 12.500 (+4.17%)",
+        "Mean KL": "0.0123",
+        "Same top token": "97.5%",
+        "Tokens/s": "10.0 → 20.0",
+        "Peak memory": "1.50 GB → 600 MB",
+    }
+
+
+def test_what_was_nearly_kept_does_not_read_as_wholly_kept() -> None:
+    metrics = Metrics(12.0001, 12.0, 0.000833, mean_kl=0.0000123, top1_agreement=0.9996)
+    variants = {"int8": variant_result("int8", metrics=metrics)}
+    _, int8 = table(render_summary(run_result(variants=variants)))
+    assert int8[6:] == ["12.000 → 12.000 (+0.000833%)", "0.0000123", "99.96%"]
+
+
+def test_a_number_that_is_none_is_not_shown() -> None:
+    metrics = Metrics(perplexity=math.inf, mean_kl=math.nan, top1_agreement=0.5)
+    variants = {"int8": variant_result("int8", metrics=metrics)}
+    headers, _ = table(render_summary(run_result(variants=variants)))
+    assert headers[6:] == ["Same top token"]
+
+
+def test_what_kept_a_run_from_measuring_is_told_under_the_table() -> None:
+    summary = render_summary(run_result("int8", unmeasured="It needs 9 GB, and 4 GB are free."))
+    assert "|\n\nNot measured: It needs 9 GB, and 4 GB are free.\n" in summary
+    early = run_result(unmeasured="No tokenizer.", error=HubError("no"), commit_sha=None)
+    assert "\n\nNot measured: No tokenizer.\n" in render_summary(early)
+    assert "Not measured" not in render_summary(run_result("int8"))
 
 
 def charts(summary: str) -> list[dict[str, float]]:
@@ -167,7 +207,7 @@ def test_sizes_are_charted_beside_the_original() -> None:
 
 def test_divergences_are_charted_where_there_are_two_to_compare() -> None:
     two = run_result(variants=measured(int8=0.0004, int4=0.11))
-    assert charts(render_summary(two))[1:] == [{"int8, 0.0004": 0.0004, "int4, 0.1100": 0.11}]
+    assert charts(render_summary(two))[1:] == [{"int8, 0.0004": 0.0004, "int4, 0.11": 0.11}]
     for alone in ({"int8": 0.1}, {"int8": 0.1, "int4": None}, {"int8": 0.1, "int4": float("nan")}):
         assert len(charts(render_summary(run_result(variants=measured(**alone))))) == 1
     assert len(charts(render_summary(run_result(variants=measured(int8=0.0, int4=0.0))))) == 1
@@ -182,7 +222,7 @@ def test_a_failed_gate_shows_what_it_judged() -> None:
         )
     )
     assert "above" in summary
-    assert charts(summary)[1]["int4, 0.5000"] == 0.5
+    assert charts(summary)[1]["int4, 0.5"] == 0.5
 
 
 def test_without_a_variant_there_is_no_chart() -> None:
@@ -256,6 +296,7 @@ def test_nothing_from_a_model_repository_is_taken_for_markdown() -> None:
             versions={EVIL: EVIL},
             command=EVIL,
             error=CheckpointError(EVIL, hint=EVIL),
+            unmeasured=EVIL,
         )
     )
     outside_fences = re.sub(r"^(`{3,})sh\n.*?^\1$", "", summary, flags=re.S | re.M)
@@ -277,7 +318,12 @@ def test_the_load_snippets_are_python() -> None:
 
 def test_no_block_runs_into_another() -> None:
     """GitHub needs a blank line before a table, before a block of HTML and after it."""
-    for changes in ({}, {"trackio_url": "https://t.example"}, {"error": HubError("no")}):
+    for changes in (
+        {},
+        {"trackio_url": "https://t.example"},
+        {"error": HubError("no")},
+        {"unmeasured": "no"},
+    ):
         lines = render_summary(run_result("int8", "int4", **changes)).split("\n")
         for before, line in pairwise(lines):
             if line.startswith(("<details>", "</details>", "###")):

@@ -1,6 +1,7 @@
 import pytest
 
 from smolquant.text import (
+    Markdown,
     code_block,
     code_span,
     escape_markdown,
@@ -8,8 +9,10 @@ from smolquant.text import (
     human_duration,
     human_size,
     link,
+    listed,
     one_line,
     percent,
+    significant,
     visible,
 )
 
@@ -46,8 +49,54 @@ def test_durations(seconds: float, text: str) -> None:
     assert human_duration(seconds) == text
 
 
-def test_percent_takes_a_share() -> None:
-    assert percent(0.5124) == "51.2%"
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (0.5124, "51.2%"),
+        (0.0, "0.0%"),
+        (0.9994, "99.9%"),
+        (0.9996, "99.96%"),
+        (0.999996, "99.9996%"),
+        (1.0, "100%"),
+        (1.0003, "100.03%"),
+        (1.5, "150.0%"),
+    ],
+)
+def test_only_all_of_it_is_100_percent(share: float, text: str) -> None:
+    assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (-0.0, "0"),
+        (0.00000001234, "0.0000000123"),
+        (0.0000123, "0.0000123"),
+        (0.004926, "0.00493"),
+        (0.29, "0.29"),
+        (0.9996, "1"),
+        (-0.004926, "-0.00493"),
+        (31.76, "31.8"),
+        (12345.0, "12300"),
+        (1e300, "1" + "0" * 300),
+    ],
+)
+def test_a_number_has_three_digits_and_no_exponent_and_is_zero_only_where_it_is(
+    value: float, text: str
+) -> None:
+    assert significant(value) == text
+
+
+def test_a_signed_number_has_its_sign() -> None:
+    assert [significant(value, signed=True) for value in (2.881, -0.0034, 0.0)] == [
+        "+2.88", "-0.0034", "+0",
+    ]  # fmt: skip
+
+
+def test_a_list_is_joined_as_people_do() -> None:
+    names = [Markdown(name) for name in "abc"]
+    assert [listed(names[:count]) for count in range(4)] == ["", "a", "a and b", "a, b and c"]
 
 
 def test_names_fold_where_their_numbers_vary_and_only_there() -> None:

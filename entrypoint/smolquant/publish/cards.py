@@ -8,8 +8,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,8 +16,9 @@ from urllib.parse import quote
 from smolquant import plot
 from smolquant.hub import valid_repo_id
 from smolquant.publish.front_matter import Readme
-from smolquant.record import Metrics, VariantRecord
+from smolquant.record import Metrics, SourceRecord, VariantRecord
 from smolquant.report.exceptions import PlanException, plan_exceptions
+from smolquant.report.measures import MEASURES, Measure
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import (
     Markdown,
@@ -27,6 +27,7 @@ from smolquant.text import (
     escape_markdown,
     human_size,
     link,
+    listed,
     one_line,
     percent,
 )
@@ -41,67 +42,6 @@ END = "<!-- smolquant:end -->"
 _SECTION = re.compile(f"{BEGIN}(?:(?!{BEGIN}).)*?{END}", re.DOTALL)
 _STRAY = re.compile(f"^[ \t]*(?:{BEGIN}|{END})[ \t]*(?:\r?\n|$)|{BEGIN}|{END}", re.MULTILINE)
 _TAGS = ("torchao", "smolquant")
-
-
-@dataclass(frozen=True)
-class _Measure:
-    """A measured quantity: how it reads for a variant, and for the source where that has one."""
-
-    title: str
-    of_variant: Callable[[Metrics], float | None]
-    of_source: Callable[[Metrics], float | None]
-    show: Callable[[float], str]
-    hub: tuple[str, str] | None = None
-    """Identifier and name in the front matter, of what does not depend on the machine."""
-
-
-_MEASURES = (
-    _Measure(
-        "Perplexity",
-        lambda m: m.perplexity,
-        lambda m: m.source_perplexity,
-        "{:.3f}".format,
-        hub=("perplexity", "Perplexity"),
-    ),
-    _Measure(
-        "Perplexity increase",
-        lambda m: m.perplexity_increase_percent,
-        lambda m: None,
-        "{:+.2f}%".format,
-    ),
-    _Measure(
-        "Mean KL",
-        lambda m: m.mean_kl,
-        lambda m: None,
-        "{:.4f}".format,
-        hub=("kl_divergence", "Mean KL divergence from the original model, nats"),
-    ),
-    _Measure(
-        "Same top token",
-        lambda m: m.top1_agreement,
-        lambda m: None,
-        percent,
-        hub=("top1_agreement", "Top-1 agreement with the original model"),
-    ),
-    _Measure(
-        "Tokens/s",
-        lambda m: m.tokens_per_second,
-        lambda m: m.source_tokens_per_second,
-        "{:.1f}".format,
-    ),
-    _Measure(
-        "Prompt tokens/s",
-        lambda m: m.prefill_tokens_per_second,
-        lambda m: m.source_prefill_tokens_per_second,
-        "{:.1f}".format,
-    ),
-    _Measure(
-        "Peak memory",
-        lambda m: m.peak_memory_bytes,
-        lambda m: m.source_peak_memory_bytes,
-        lambda n_bytes: human_size(int(n_bytes)),
-    ),
-)
 
 
 def variant_card(
@@ -122,15 +62,15 @@ def variant_card(
     from huggingface_hub import ModelCardData
 
     name = _name(location)
-    measured = record.metrics is not None and record.metrics.perplexity is not None
-    results = _eval_results(record.metrics)
+    metrics = record.metrics or Metrics()
+    results = _eval_results(metrics)
     front = ModelCardData(
         base_model=base_model,
         base_model_relation="quantized" if base_model else None,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=[*_TAGS, record.quant_type],
-        metrics=["perplexity"] if measured else None,
+        metrics=["perplexity"] if metrics.perplexity is not None else None,
         model_name=f"{name}, {record.variant}" if results else None,
         eval_results=results or None,
         **terms,  # type: ignore[arg-type]  # three keys, all of them texts
@@ -147,7 +87,9 @@ def variant_card(
         kept=[_exception_row(group) for group in exceptions if group.fate == "kept"],
         regrouped=[_exception_row(group) for group in exceptions if group.fate != "kept"],
         groups=_group_sizes(record),
-        measures=_measure_rows(record.metrics),
+        measures=_measure_rows(metrics),
+        tokens=_tokens_of(metrics, code_span) if _has(metrics, on_machine=False) else None,
+        machine=metrics.machine if _has(metrics, on_machine=True) else None,
         picture=Markdown(plot.FILE_NAME) if plot.FILE_NAME in record.files else None,
         worst=plot.largest_error(record.tensors),
         run=link("in Trackio", tracking_url) if tracking_url else None,
@@ -215,28 +157,36 @@ def _section(
         for name, record in records.items()
         if source_identity is not None and record.source.identity != source_identity
     }
-    measures = [
-        measure
-        for measure in _MEASURES
-        if any(_cell(measure, record.metrics) for record in records.values())
-    ]
-    rows = [_variant_row(name, records[name], measures, name in older) for name in ordered]
     of_main = [
-        records[name]
+        name
         for name in ordered
-        if name not in older and records[name].source.repo in (None, location)
+        if has_main_model and name not in older and records[name].source.repo in (None, location)
     ]
-    if has_main_model and of_main:
-        rows.insert(0, _main_row(of_main, measures))
+    metrics = {name: one for name in ordered if (one := records[name].metrics) is not None}
+    columns = {
+        measure: _main_number(measure, metrics, of_main)
+        for measure in MEASURES
+        if any(map(measure.variant, metrics.values()))
+    }
+    rows = [_variant_row(name, records[name], columns, name in older) for name in ordered]
+    if of_main:
+        rows.insert(0, _main_row(records[of_main[0]].source, columns.values()))
     return _render(
         "section.md.j2",
         begin=Markdown(BEGIN),
         end=Markdown(END),
         headers=[
             "Variant", "Type", "Size", "Of the original", "Tensors quantized / kept",
-            *(measure.title for measure in measures),
+            *(measure.title for measure in columns),
         ],
         rows=rows,
+        measured_on=_measured_on(metrics),
+        has_pairs=any(
+            measure.beside_source(one) != measure.variant(one)
+            for measure, main in columns.items()
+            for one in metrics.values()
+            if not main
+        ),
         sources=[_repo_link(repo) for repo in _other_sources(records, location)],
         has_older=bool(older),
         schemes=[(name, BY_VARIANT[name]) for name in known],
@@ -251,42 +201,108 @@ def _other_sources(records: Mapping[str, VariantRecord], location: str) -> list[
     return sorted(repo for repo in repos if repo and repo != location)
 
 
-def _main_row(of_main: list[VariantRecord], measures: list[_Measure]) -> list[Markdown]:
-    """The main model, with the size and metrics that its variants were held against."""
-    metrics = [record.metrics for record in of_main if record.metrics is not None]
-    cells = (
-        next((cell for one in metrics if (cell := _shown(measure, measure.of_source(one)))), "")
-        for measure in measures
-    )
-    size = human_size(of_main[0].source.size_bytes)
-    return [Markdown(cell) for cell in ("main model", "not quantized", size, "100.0%", "", *cells)]
+def _main_row(source: SourceRecord, numbers: Iterable[str]) -> list[Markdown]:
+    """The main model, with its numbers in the measured columns."""
+    size = human_size(source.size_bytes)
+    cells = ("main model", "not quantized", size, percent(1), "", *numbers)
+    return [Markdown(cell) for cell in cells]
+
+
+def _main_number(measure: Measure, metrics: Mapping[str, Metrics], of_main: Collection[str]) -> str:
+    """What stands for the main model in the column of ``measure``.
+
+    A number only where every variant in that column was held against it, and under like conditions:
+    otherwise unlike things would stand one above the other.
+
+    Args:
+        of_main: the variants that were made from it as it is now.
+    """
+    column = {name: one for name, one in metrics.items() if measure.variant(one)}
+    conditions = {_conditions(measure, one) for one in column.values()}
+    numbers = {number for one in column.values() if (number := measure.source(one))}
+    alike = len(conditions) == 1 and len(numbers) == 1 and column.keys() <= set(of_main)
+    return numbers.pop() if alike else ""
+
+
+def _conditions(measure: Measure, metrics: Metrics) -> tuple[object, ...]:
+    """What must be alike for two numbers to be compared."""
+    if measure.on_machine:
+        return (metrics.machine,)
+    return metrics.text, metrics.text_sha256, metrics.tokens
 
 
 def _variant_row(
-    name: str, record: VariantRecord, measures: list[_Measure], older: bool
+    name: str, record: VariantRecord, columns: Mapping[Measure, str], older: bool
 ) -> list[Markdown]:
+    """A variant; in ``columns`` without a number of the main model's, the source's stands here too."""
+    cells = (
+        measure.variant(record.metrics) if main else measure.beside_source(record.metrics)
+        for measure, main in columns.items()
+    )
     return [
         Markdown(f"[{escape_markdown(name)}]({quote(name)}/README.md){' †' if older else ''}"),
         escape_markdown(record.quant_type),
         Markdown(human_size(record.size_bytes)),
         Markdown(percent(record.ratio) if math.isfinite(record.ratio) else ""),
         Markdown(f"{record.quantized_tensors} / {record.kept_tensors}"),
-        *(Markdown(_cell(measure, record.metrics)) for measure in measures),
+        *map(Markdown, cells),
     ]
 
 
-def _measure_rows(metrics: Metrics | None) -> list[tuple[str, str, str]]:
+def _measured_on(metrics: Mapping[str, Metrics]) -> Markdown:
+    """Text and machine of the numbers in the table; where there are several, with their variants."""
+    quality = {name: one for name, one in metrics.items() if _has(one, on_machine=False)}
+    speed = {name: one for name, one in metrics.items() if _has(one, on_machine=True)}
+    digests = {(one.text, one.text_sha256) for one in quality.values()}
+    names = {one.text for one in quality.values()}
+    # Escaped, not as code: a span of code keeps what it holds, and that may be our own marker.
+    texts = {
+        name: _tokens_of(one, escape_markdown, with_digest=len(digests) > len(names))
+        for name, one in quality.items()
+    }
+    machines = {
+        name: escape_markdown(one.machine or "an unnamed machine") for name, one in speed.items()
+    }
+    parts = (("on", texts), ("speed and memory on", machines))
+    return Markdown("; ".join(f"{what} {_by_variant(of)}" for what, of in parts if of))
+
+
+def _by_variant(values: Mapping[str, Markdown]) -> Markdown:
+    """The value that all have, or ``this (int8) and that (int4)``."""
+    variants: dict[Markdown, list[Markdown]] = {}
+    for name, value in values.items():
+        variants.setdefault(value, []).append(escape_markdown(name))
+    if len(variants) == 1:
+        return next(iter(variants))
+    return listed([Markdown(f"{value} ({listed(names)})") for value, names in variants.items()])
+
+
+def _tokens_of(
+    metrics: Metrics, quoted: Callable[[str], Markdown], *, with_digest: bool = False
+) -> Markdown:
+    """``4,088 tokens of A Text``; its digest tells it from another text of the same name."""
+    count = "" if metrics.tokens is None else f"{metrics.tokens:,} "
+    name = quoted(metrics.text or "") or "a text without a name"
+    digest = metrics.text_sha256 if with_digest else None
+    which = f", sha256 {quoted(digest[:8])}" if digest else ""
+    return Markdown(f"{count}tokens of {name}{which}")
+
+
+def _has(metrics: Metrics, *, on_machine: bool) -> bool:
+    """Whether anything was measured of the text, or of the machine."""
+    return any(one.variant(metrics) for one in MEASURES if one.on_machine is on_machine)
+
+
+def _measure_rows(metrics: Metrics) -> list[tuple[str, str, str]]:
     """Of what was measured: title, variant, source."""
-    if metrics is None:
-        return []
-    rows = (
-        (measure.title, _cell(measure, metrics), _shown(measure, measure.of_source(metrics)))
-        for measure in _MEASURES
-    )
-    return [row for row in rows if row[1]]
+    return [
+        (measure.title, shown, measure.source(metrics))
+        for measure in MEASURES
+        if (shown := measure.variant(metrics))
+    ]
 
 
-def _eval_results(metrics: Metrics | None) -> list["EvalResult"]:
+def _eval_results(metrics: Metrics) -> list["EvalResult"]:
     """What was measured, for the front matter's ``model-index``.
 
     Not for ``.eval_results/``, which has succeeded it: that lies at a repository's root, where it would
@@ -295,8 +311,6 @@ def _eval_results(metrics: Metrics | None) -> list["EvalResult"]:
     """
     from huggingface_hub import EvalResult
 
-    if metrics is None:
-        return []
     return [
         EvalResult(
             task_type="text-generation",
@@ -307,17 +321,9 @@ def _eval_results(metrics: Metrics | None) -> list["EvalResult"]:
             metric_name=measure.hub[1],
             metric_value=measure.of_variant(metrics),
         )
-        for measure in _MEASURES
-        if measure.hub and _cell(measure, metrics)
+        for measure in MEASURES
+        if measure.hub and measure.variant(metrics)
     ]
-
-
-def _cell(measure: _Measure, metrics: Metrics | None) -> str:
-    return "" if metrics is None else _shown(measure, measure.of_variant(metrics))
-
-
-def _shown(measure: _Measure, value: float | None) -> str:
-    return "" if value is None or not math.isfinite(value) else measure.show(value)
 
 
 def _exception_row(group: PlanException) -> list[Markdown]:

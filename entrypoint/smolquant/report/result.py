@@ -65,6 +65,8 @@ class RunResult:
     """Opens the local Trackio project."""
     verdict: str = ""
     """The owner's limits that the release has kept, with what was measured."""
+    unmeasured: str = ""
+    """Why nothing was measured, where it was to be."""
     planned: Mapping[str, PlannedVariant] = field(default_factory=dict)
     """A dry run's variants."""
 
@@ -94,6 +96,7 @@ class RunResult:
             "variants": {name: _variant_report(variant) for name, variant in self.variants.items()},
             "commit_sha": self.commit_sha,
             "trackio_url": self.trackio_url,
+            "unmeasured": self.unmeasured or None,
             "error": failure
             and {
                 "type": failure.type,

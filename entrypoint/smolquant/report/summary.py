@@ -11,6 +11,14 @@ from smolquant.record import Metrics, TensorRecord
 from smolquant.report.chart import bar_chart
 from smolquant.report.embeddings import embedding_bytes
 from smolquant.report.exceptions import PlanException, plan_exceptions
+from smolquant.report.measures import (
+    DECODING,
+    MEAN_KL,
+    PEAK_MEMORY,
+    PERPLEXITY,
+    PERPLEXITY_INCREASE,
+    TOP1_AGREEMENT,
+)
 from smolquant.report.result import RunResult, VariantResult
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import (
@@ -21,6 +29,7 @@ from smolquant.text import (
     human_duration,
     human_size,
     link,
+    listed,
     percent,
 )
 
@@ -138,47 +147,17 @@ def _time(row: _Row) -> str:
 
 
 def _perplexity(row: _Row) -> str:
-    metrics = row.metrics
-    if metrics is None or metrics.perplexity is None:
-        return ""
-    change = metrics.perplexity_increase_percent
-    source = "" if metrics.source_perplexity is None else f"{metrics.source_perplexity:.2f} → "
-    return f"{source}{metrics.perplexity:.2f}" + ("" if change is None else f" ({change:+.1f}%)")
-
-
-def _speed(row: _Row) -> str:
-    metrics = row.metrics
-    if metrics is None or metrics.tokens_per_second is None:
-        return ""
-    source = metrics.source_tokens_per_second
-    return ("" if source is None else f"{source:.1f} → ") + f"{metrics.tokens_per_second:.1f}"
-
-
-def _memory(row: _Row) -> str:
-    metrics = row.metrics
-    if metrics is None or metrics.peak_memory_bytes is None:
-        return ""
-    source = metrics.source_peak_memory_bytes
-    before = "" if source is None else f"{human_size(source)} → "
-    return before + human_size(metrics.peak_memory_bytes)
-
-
-def _mean_kl(row: _Row) -> str:
-    kl = None if row.metrics is None else row.metrics.mean_kl
-    return "" if kl is None else f"{kl:.4f}"
-
-
-def _agreement(row: _Row) -> str:
-    agreement = None if row.metrics is None else row.metrics.top1_agreement
-    return "" if agreement is None else percent(agreement)
+    both = PERPLEXITY.beside_source(row.metrics)
+    change = PERPLEXITY_INCREASE.variant(row.metrics)
+    return f"{both} ({change})" if both and change else both
 
 
 _METRIC_COLUMNS = (
-    _Column("Perplexity", _perplexity),
-    _Column("Mean KL", _mean_kl),
-    _Column("Same top token", _agreement),
-    _Column("Tokens/s", _speed),
-    _Column("Peak memory", _memory),
+    _Column(PERPLEXITY.title, _perplexity),
+    _Column(MEAN_KL.title, lambda row: MEAN_KL.variant(row.metrics)),
+    _Column(TOP1_AGREEMENT.title, lambda row: TOP1_AGREEMENT.variant(row.metrics)),
+    _Column(DECODING.title, lambda row: DECODING.beside_source(row.metrics)),
+    _Column(PEAK_MEMORY.title, lambda row: PEAK_MEMORY.beside_source(row.metrics)),
 )
 
 
@@ -193,7 +172,7 @@ def _charts(rows: Mapping[str, _Row]) -> list[Markdown]:
         original = max(row.source_bytes for row in rows.values())
         sizes.insert(0, (f"original, {human_size(original)}", original))
     divergences = [
-        (f"{name}, {_mean_kl(row)}", row.metrics.mean_kl)
+        (f"{name}, {MEAN_KL.variant(row.metrics)}", row.metrics.mean_kl)
         for name, row in rows.items()
         if row.metrics is not None
         and row.metrics.mean_kl is not None
@@ -208,7 +187,7 @@ def _charts(rows: Mapping[str, _Row]) -> list[Markdown]:
 
 def _embeddings(rows: Mapping[str, _Row]) -> Markdown:
     """Their share of each variant that has any: 34.6% of int8 and 48.9% of int4."""
-    return _listed(
+    return listed(
         [
             Markdown(f"{percent(kept / row.size_bytes)} of {code_span(name)}")
             for name, row in rows.items()
@@ -291,13 +270,7 @@ def _unbroken(cell: str) -> Markdown:
 
 
 def _listed_names(names: Sequence[str]) -> Markdown:
-    return _listed([code_span(name) for name in names])
-
-
-def _listed(items: Sequence[Markdown]) -> Markdown:
-    """``a``, ``a and b``, ``a, b and c``."""
-    head = ", ".join(items[:-1])
-    return Markdown(f"{head} and {items[-1]}" if head else "".join(items))
+    return listed([code_span(name) for name in names])
 
 
 def _finalize(value: Any) -> Any:
