@@ -39,6 +39,7 @@ from smolquant.settings import (
 )
 from smolquant.story import Story
 from smolquant.supervise import run_in_child
+from smolquant.text import plain
 
 
 def input_variable(name: str) -> str:
@@ -325,7 +326,7 @@ def reproduce(settings: Settings) -> str:
 
 
 def _limits(limits: Mapping[str, float]) -> str:
-    return ",".join(f"{variant}={limit:g}" for variant, limit in limits.items())
+    return ",".join(f"{variant}={plain(limit)}" for variant, limit in limits.items())
 
 
 def run(arguments: list[str], console: Console) -> int:

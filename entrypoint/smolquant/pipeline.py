@@ -7,7 +7,7 @@ is collected in a :class:`Story` as it becomes known.
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from smolquant.checkpoint.files import is_code
 from smolquant.checkpoint.source import FolderSource, HubSource, Source
-from smolquant.errors import CheckpointError, InputError, MachineError
-from smolquant.evaluate import measurement
-from smolquant.evaluate.gate import judge, refuse_garbage, refuse_wild_errors, verdict
+from smolquant.errors import InputError, MachineError
+from smolquant.evaluate import Measurement, measurement
+from smolquant.evaluate.gate import judge, refuse_garbage, verdict
 from smolquant.evaluate.text import load_tokenizer
 from smolquant.hub import Hub
 from smolquant.machine import (
@@ -63,6 +63,8 @@ from smolquant.text import human_size
 from smolquant.workfolder import WorkFolder, work_folder
 
 if TYPE_CHECKING:
+    import torch
+
     from smolquant.architecture import Architecture
     from smolquant.calibrate import CalibratedWeights
     from smolquant.checkpoint.reader import Checkpoint
@@ -85,8 +87,8 @@ def quantize(settings: Settings, console: Console, story: Story) -> None:
         run.show_plan(source, wanted)
         return
     records = run.made_before(source, target, wanted)
+    run.judge()  # what is there already, too: limits may have become tighter
     if records:
-        run.judge()
         source.require_unchanged()
     to_make = [quant_type for quant_type in wanted if SCHEMES[quant_type].variant not in records]
     if to_make:
@@ -122,6 +124,10 @@ class _Run:
     @cached_property
     def hub(self) -> Hub:
         return Hub(self.settings.token)
+
+    @cached_property
+    def measurement(self) -> Measurement:
+        return measurement(self.settings)
 
     def open_source(self) -> Source:
         settings = self.settings
@@ -165,7 +171,10 @@ class _Run:
             if (
                 record is None
                 or settings.force
-                or (record.metrics is None and settings.gate.covers(variant))
+                or (
+                    settings.gate.covers(variant)
+                    and not self.measurement.is_that_of(record.metrics)
+                )
                 or not self._is_current(record, source, quant_type)
             ):
                 wanted.append(quant_type)
@@ -220,14 +229,11 @@ class _Run:
         """Whether a variant in the output folder is what this run would make, and measured as asked."""
         from smolquant.variant import stack_versions
 
-        settings = self.settings
-        own_text = settings.eval_text is not None or settings.eval_tokens is not None
-        measured = record.metrics is not None and not own_text
         return (
-            (measured or settings.evaluate == "never")
+            (self.settings.evaluate == "never" or self.measurement.is_that_of(record.metrics))
             and record.versions == stack_versions()
             and self._is_current(record, source, quant_type)
-            and is_intact(settings.output_dir / record.variant, record)
+            and is_intact(self.settings.output_dir / record.variant, record)
         )
 
     def _found_made(self, record: VariantRecord, source: Source) -> None:
@@ -263,6 +269,7 @@ class _Run:
         self.story.versions = stack_versions()
         architecture = self._architecture(source)
         plans = self._plan(source, architecture, wanted)
+        windows = self._windows(source, architecture, plans)
         output_dir = self.settings.output_dir
         output_dir.mkdir(parents=True, exist_ok=True)
         with ExitStack() as cleanup:
@@ -278,7 +285,9 @@ class _Run:
                 if use.send_shards:
                     self.ahead = self._sending_ahead(target)
                 records = self._quantize(source, architecture, checkpoint, plans, works)
-            records = self._measured(source, architecture, checkpoint, records, folders)
+            records = self._measured(
+                source, architecture, checkpoint, records, folders=folders, windows=windows
+            )
             source.require_unchanged()  # it was read for finishing and measuring, too
             self.judge()
             for variant, record in records.items():
@@ -326,11 +335,16 @@ class _Run:
         return use
 
     def _sending_ahead(self, target: Target | None) -> SentAhead:
-        """Ready to send shards, for which the repository has to be there already."""
+        """Ready to send shards, to a repository that is created with the first if it is not there."""
         assert target is not None
-        if not target.exists:
-            create_repo(self.hub, target.repo_id, private=self.settings.private)
-        return SentAhead(self.hub, target.repo_id, create_pr=self.settings.create_pr)
+        settings, hub, repo_id = self.settings, self.hub, target.repo_id
+        create = partial(create_repo, hub, repo_id, private=settings.private)
+        return SentAhead(
+            hub,
+            repo_id,
+            create_pr=settings.create_pr,
+            create=None if target.exists else create,
+        )
 
     @contextmanager
     def _work_folder(self, source: Source, plan: "VariantPlan") -> Iterator[WorkFolder]:
@@ -416,9 +430,9 @@ class _Run:
                 config=architecture.config_dict,
                 options=options[variant],
                 source_bytes=size,
+                device=self._device_that_decides(variant),
             )
             story.source = record.source
-            refuse_wild_errors(variant, record.tensors, plan.error_bounds)
             story.variants[variant] = VariantResult(
                 record, seconds, peak_bytes(), None, up_to_date=False
             )
@@ -458,6 +472,12 @@ class _Run:
                 weights = stack.enter_context(found)
             yield {variant: weights}
 
+    def _device_that_decides(self, variant: str) -> str | None:
+        """Where a variant's bytes are found, if they depend on it."""
+        if self.settings.calibration is None or variant != Int4WeightOnly.variant:
+            return None
+        return _evaluation_device(self.settings.device)
+
     def _to_calibrate(
         self, plans: "Mapping[str, VariantPlan]", works: Mapping[str, WorkFolder]
     ) -> "VariantPlan | None":
@@ -468,32 +488,56 @@ class _Run:
         finished = works[variant].finished_bytes == plans[variant].size_bytes
         return None if finished else plans[variant]
 
+    def _windows(
+        self, source: Source, architecture: "Architecture", variants: Iterable[str]
+    ) -> "torch.Tensor | None":
+        """What is measured on, cut before the work is done; None where nothing is measured."""
+        if self.settings.evaluate != "never":
+            with self._where_possible(variants):
+                return self.measurement.windows(architecture, source.folder)
+        return None
+
+    @contextmanager
+    def _where_possible(self, variants: Iterable[str]) -> Iterator[None]:
+        """Goes on without measuring ``variants`` where that cannot be done, unless it was demanded."""
+        from smolquant.evaluate.measure import CannotMeasure
+
+        try:
+            yield
+        except (MachineError, CannotMeasure) as reason:
+            if self.settings.evaluate == "always":
+                raise
+            self.console.notice("Nothing was measured", str(reason))
+            self.story.unmeasured = str(reason)
+            refusal = judge(dict.fromkeys(variants), self.settings.gate, str(reason))
+            if refusal is not None:
+                raise refusal from reason
+
     def _measured(
         self,
         source: Source,
         architecture: "Architecture",
         checkpoint: "Checkpoint",
         records: dict[str, VariantRecord],
+        *,
         folders: Mapping[str, Path],
+        windows: "torch.Tensor | None",
     ) -> dict[str, VariantRecord]:
         """The records with what was measured, as far as it was asked for and possible here."""
-        settings, story = self.settings, self.story
+        story = self.story
         started = time.monotonic()
         metrics: Mapping[str, Metrics] = {}
-        if settings.evaluate != "never":
-            with self.console.group("Evaluate"):
-                try:
-                    metrics = measurement(settings, _evaluation_device(settings.device)).run(
-                        architecture,
-                        checkpoint,
-                        source.folder,
-                        folders,
-                        partial(self.console.progress, "measuring"),
-                    )
-                except (MachineError, CheckpointError) as reason:
-                    if settings.evaluate == "always":
-                        raise
-                    self.console.notice("Nothing was measured", str(reason))
+        if windows is not None:
+            with self.console.group("Evaluate"), self._where_possible(records):
+                metrics = self.measurement.run(
+                    windows,
+                    architecture,
+                    checkpoint,
+                    source.folder,
+                    variants=folders,
+                    progress=partial(self.console.progress, "measuring"),
+                    device=_evaluation_device(self.settings.device),
+                )
         seconds = time.monotonic() - started
         for variant, record in records.items():
             records[variant] = replace(record, metrics=metrics.get(variant))

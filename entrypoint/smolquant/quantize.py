@@ -23,6 +23,7 @@ import torch
 from smolquant.checkpoint.reader import Checkpoint, SourceTensor, row_blocks
 from smolquant.checkpoint.writer import Shard, ShardWriter
 from smolquant.errors import CheckpointError
+from smolquant.evaluate.gate import refuse_wild_errors
 from smolquant.memory import keep_freed_blocks
 from smolquant.plan import NormInFront, PlannedTensor, VariantPlan
 from smolquant.record import FileRecord, TensorRecord
@@ -72,6 +73,7 @@ def quantize_checkpoint(
 
     Raises:
         CheckpointError: a tensor that cannot be read, is not finite, or does not fit its dtype.
+        GateError: a weight came out further from its source than its scheme can put it.
         OSError: a full disk.
     """
     workers = len(os.sched_getaffinity(0))
@@ -191,10 +193,11 @@ class _Output:
         """Stored tensor -> the shard that receives it; None where that is finished already."""
         self._in_work: list[_ShardInWork] = []
         self._journal = shelf.journal
+        accept = partial(refuse_wild_errors, plan.scheme.variant, bounds=plan.error_bounds)
         for shard in plan.shards:
             in_work = None
             if shard.name not in shelf.journal.shards:
-                in_work = _ShardInWork(shard, shelf)
+                in_work = _ShardInWork(shard, shelf, accept)
                 self._in_work.append(in_work)
             self._shards |= {part.name: in_work for part in shard.tensors}
         for tensor in self._planned.values():
@@ -258,11 +261,14 @@ class _Output:
 class _ShardInWork:
     """A shard that receives tensors from any thread, and is hashed and noted after the last."""
 
-    def __init__(self, shard: Shard, shelf: _Shelf) -> None:
+    def __init__(
+        self, shard: Shard, shelf: _Shelf, accept: Callable[[Mapping[str, float]], None]
+    ) -> None:
+        """``accept``: given the relative errors in the finished shard, raises where they are too large."""
         self.left = 0
         """Tensors still to come."""
         self.finished: Future[None] = Future()
-        self._shard, self._shelf = shard, shelf
+        self._shard, self._shelf, self._accept = shard, shelf, accept
         self._writer: ShardWriter | None = None
         self._errors: dict[str, float] = {}
         self._lock = threading.Lock()
@@ -295,9 +301,10 @@ class _ShardInWork:
 
     def _finish(self) -> None:
         try:
+            errors = dict(sorted(self._errors.items()))
+            self._accept(errors)
             digest = self.writer.digest()
             self.writer.close()
-            errors = dict(sorted(self._errors.items()))
             shard = self._shard
             self._shelf.journal.add(FinishedShard(shard.name, shard.size_bytes, digest, errors))
             if self._shelf.send is not None:

@@ -45,7 +45,7 @@ class TensorRecord:
     size_bytes: int
     group_size: int | None = None
     relative_error: float | None = None
-    """Frobenius norm of (dequantized - source) over that of the source."""
+    """Frobenius norm of (dequantized - source) over that of the source, cast to the variant's dtype."""
     reason: str = ""
     columns_by: str | None = None
     """The norm that its columns were weighted by, where the method weighs them and one is in front."""
@@ -80,6 +80,10 @@ class Metrics:
     """How many were predicted."""
     text: str | None = None
     """What they were taken from."""
+    text_sha256: str | None = None
+    """Of that text, whatever it is called."""
+    tokens_asked: int | None = None
+    """How many the owner wanted; None where the number follows from the model's size."""
     machine: str | None = None
     """What speeds were measured on."""
 
@@ -177,6 +181,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "columns_by": (str, type(None)),
     "sha256": (str,),
     "text": (str, type(None)),
+    "text_sha256": (str, type(None)),
     "machine": (str, type(None)),
     "size": (int,),
 }

@@ -199,6 +199,8 @@ def make_settings(
             "--tag and --create-pr do not go together: a pull request is not yet the release.",
             hint="Leave --tag out, and tag the commit when the pull request is merged.",
         )
+    if evaluate != "never":
+        _refuse_one_text_for_both(eval_text, calibration_text)
     return Settings(
         model=model,
         model_is_folder=is_folder,
@@ -308,6 +310,19 @@ def _calibration_text(name: str | None, int4_method: str) -> Path | None:
             hint="Add --int4-method calibrated, or leave the text out.",
         )
     return _text_file(name, "--calibration-text")
+
+
+def _refuse_one_text_for_both(eval_text: str | None, calibration_text: str | None) -> None:
+    """What was calibrated on a text looks better there than anywhere else."""
+    if eval_text is None or calibration_text is None:
+        return
+    measured, calibrated = (read_text(Path(name)) for name in (eval_text, calibration_text))
+    if measured.digest == calibrated.digest:
+        raise InputError(
+            f"--eval-text {eval_text} and --calibration-text {calibration_text} are the same text, so "
+            "that the measured quality would be too good.",
+            hint="Leave one of the two out for the bundled text, or divide the text in two.",
+        )
 
 
 def _eval_tokens(tokens: int | None) -> int | None:

@@ -48,6 +48,8 @@ class Story:
     pull_request_url: str | None = None
     changed: bool = False
     verdict: str = ""
+    unmeasured: str = ""
+    """Why nothing was measured, where it was to be."""
     error: BaseException | None = None
     passed_on: int | None = None
     """Exit code of another process that did the run and has told its story."""
@@ -108,6 +110,7 @@ class Story:
             command=self.command,
             versions=self.versions,
             verdict=self.verdict,
+            unmeasured=self.unmeasured,
             planned=self.planned,
             trackio_command=self.tracker.local_command,
         )

@@ -54,6 +54,7 @@ def finish_variant(
     config: dict[str, Any],
     options: Options,
     source_bytes: int,
+    device: str | None = None,
 ) -> VariantRecord:
     """Complete ``folder``, which holds the weight files, and return its record, not yet written.
 
@@ -62,6 +63,7 @@ def finish_variant(
             at the root of a repository and never in a subfolder.
         options: those that decide the stored bytes.
         source_bytes: of the source's tensors, each memory counted once.
+        device: where the stored bytes were found, if they depend on it.
     """
     for name in source.companions:
         if name != CONFIG and not is_code(name):
@@ -93,6 +95,7 @@ def finish_variant(
         versions=stack_versions(),
         tensors=written.tensors,
         files={**written.files, **_file_records(folder, others)},
+        device=device,
     )
 
 

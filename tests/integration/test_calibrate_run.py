@@ -90,13 +90,15 @@ def test_a_variant_is_made_from_the_owners_text_and_loads(
 
 
 def test_it_is_measured_and_published_like_any_other(
-    smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, text: Path
+    smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
+    measured = tmp_path / "measured.txt"
+    measured.write_text(" ".join(reversed(text.read_text().split())))
     run = smolquant(
         "quantize",
         *(checkpoint, "alice/model", "--quant-type", "both", "--group-size", "64"),
         *("--int4-method", "calibrated", "--calibration-text", text),
-        *("--evaluate", "always", "--eval-text", text, "--eval-tokens", "400", "--max-kl", "5"),
+        *("--evaluate", "always", "--eval-text", measured, "--eval-tokens", "400", "--max-kl", "5"),
         hub=hub,
         token=WRITE.value,
         actions=True,
@@ -104,7 +106,10 @@ def test_it_is_measured_and_published_like_any_other(
     assert run.exit_code == 0, run.log
     published = json.loads(hub.read("alice/model", "int4/quantization.json"))
     assert published["metrics"]["mean_kl"] > 0
-    assert "calibration_sha256" not in json.loads(hub.read("alice/model", "int8/quantization.json"))
+    assert published["device"] == "cpu", "which its bytes depend on"
+    int8 = json.loads(hub.read("alice/model", "int8/quantization.json"))
+    assert "calibration_sha256" not in int8["options"]
+    assert int8["device"] is None
 
 
 def test_a_run_killed_while_it_calibrates_is_made_up_for(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ from smolquant import machine
 from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CheckpointError, GateError, MachineError
-from smolquant.evaluate import measure
+from smolquant.evaluate import Measurement, measure, speed
+from smolquant.evaluate import machine as machine_name
 from smolquant.evaluate.gate import Gate, judge, parse_limits, refuse_garbage
 from smolquant.evaluate.measure import Evaluation
-from smolquant.evaluate.speed import measure_speed
-from smolquant.evaluate.text import bundled_text, token_windows
+from smolquant.evaluate.speed import Speed, measure_speed
+from smolquant.evaluate.text import EvalText, bundled_text, token_windows
 from smolquant.int4_kernels import pack_model
 from smolquant.record import Metrics
 
@@ -253,6 +255,46 @@ def test_speed_and_peak_memory_are_measured_in_a_process_of_their_own(
         assert speed.decode_tokens_per_second > 1
         assert speed.prefill_tokens_per_second > speed.decode_tokens_per_second
         assert 10**8 < speed.peak_memory_bytes < 2 * 10**9
+
+
+class Unwatched:
+    """Progress that nobody looks at."""
+
+    def advance(self, n_bytes: int) -> None:
+        pass
+
+
+def test_each_speed_stands_under_its_name(
+    made: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of source and variant, of a prompt and of what follows it."""
+    source, variants = made
+    speeds = {source: Speed(1.0, 2.0, 3), variants["int8"]: Speed(4.0, 5.0, 6)}
+    monkeypatch.setattr(speed, "measure_speed", lambda folder, **_: speeds[folder])
+    architecture = Architecture(source, trust_remote_code=False)
+    measurement = Measurement(EvalText("a text", ["words"]), 128)
+    with Checkpoint(sorted(source.glob("*.safetensors"))) as checkpoint:
+        (metrics,) = measurement.run(
+            WINDOWS,
+            architecture,
+            checkpoint,
+            source,
+            variants={"int8": variants["int8"]},
+            progress=lambda n_bytes: nullcontext(Unwatched()),
+        ).values()
+    assert (metrics.source_prefill_tokens_per_second, metrics.prefill_tokens_per_second) == (1, 4)
+    assert (metrics.source_tokens_per_second, metrics.tokens_per_second) == (2, 5)
+    assert (metrics.source_peak_memory_bytes, metrics.peak_memory_bytes) == (3, 6)
+    assert (metrics.text, metrics.tokens, metrics.tokens_asked) == ("a text", 4 * 63, 128)
+    assert measurement.is_that_of(metrics)
+    assert not Measurement(EvalText("a text", ["other words"]), 128).is_that_of(metrics)
+    assert not Measurement(measurement.text).is_that_of(metrics)
+
+
+def test_the_machine_is_the_one_that_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100")
+    assert machine_name("cuda") == "NVIDIA H100"
+    assert machine_name("cpu").endswith(" cores")
 
 
 def test_speed_is_none_where_it_cannot_be_had(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import models
 from command import Run
@@ -12,6 +13,66 @@ from conftest import WRITE
 from localhub import LocalHub
 
 REPO = "alice/model"
+
+SPOILED = """
+import os, runpy, sys
+from safetensors import safe_open
+from safetensors.torch import save_file
+from smolquant import quantize
+
+how, quantize_checkpoint = sys.argv.pop(1), quantize.quantize_checkpoint
+
+def quantize_and_spoil(checkpoint, plans, folders, **options):
+    written = quantize_checkpoint(checkpoint, plans, folders, **options)
+    path = folders["int8"] / "model.safetensors"
+    if how == "cut short":
+        os.truncate(path, path.stat().st_size - 100)
+        return written
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if how == "not a number":
+        tensors["model.layers.1.self_attn.q_proj._weight_scale"].fill_(float("nan"))
+    else:
+        tensors["model.norm.weight"].mul_(1e5)
+    save_file(tensors, path, metadata)
+    return written
+
+quantize.quantize_checkpoint = quantize_and_spoil
+runpy.run_module("smolquant", run_name="__main__")
+"""
+"""The command, whose int8 weights do not get to the disk as they were meant."""
+
+LITTLE_MEMORY = """
+import runpy
+from smolquant.evaluate import measure
+
+measure._LIBRARIES_BYTES = 10**15
+runpy.run_module("smolquant", run_name="__main__")
+"""
+"""The command, where measuring takes more memory than any machine has."""
+
+NOT_LAYER_BY_LAYER = """
+import runpy
+from smolquant.evaluate.layerwise import StreamedModel
+
+def hidden_states(self, ids):
+    raise TypeError("forward() takes\\nno such thing")
+
+StreamedModel.hidden_states = hidden_states
+runpy.run_module("smolquant", run_name="__main__")
+"""
+"""The command, with a model whose forward is not made for running layer by layer."""
+
+NOT_ROUNDED = """
+import runpy
+from smolquant.plan import VariantPlan
+
+VariantPlan.error_bounds = property(lambda plan: dict.fromkeys((t.source.name for t in plan.tensors), 0))
+runpy.run_module("smolquant", run_name="__main__")
+"""
+"""The command, to which every rounding is too much."""
+
 RunSmolquant = Callable[..., Run]
 
 
@@ -50,6 +111,7 @@ def test_what_was_measured_stands_in_record_report_card_and_summary(
         assert metrics["tokens_per_second"] > 0
         assert metrics["peak_memory_bytes"] > 0
         assert metrics["text"] == "text.txt"
+        assert metrics["tokens_asked"] == 200
         assert 150 <= metrics["tokens"] <= 200
         card = hub.read(REPO, f"{variant}/README.md").decode()
         assert f"{metrics['perplexity']:.3f}" in card
@@ -63,7 +125,115 @@ def test_what_was_measured_stands_in_record_report_card_and_summary(
 
     again = evaluated("--max-perplexity-increase", "int8=50,int4=500")
     assert again.exit_code == 0, again.log
-    assert again.outputs["changed"] == "false", "what was measured once passes the gate again"
+    assert again.outputs["changed"] == "false"
+    assert "Within the limits" in again.summary, "what was measured once is judged again"
+
+
+def test_limits_hold_for_what_is_published_already(evaluated: RunSmolquant, hub: LocalHub) -> None:
+    assert evaluated().exit_code == 0
+    published = hub.repo(REPO).head
+
+    tightened = evaluated("--max-kl", "int8=10,int4=0.000001", "--tag", "v2")
+
+    assert tightened.exit_code == 6, tightened.log
+    assert "int4: mean KL divergence is" in tightened.annotations[0]
+    assert hub.repo(REPO).head == published
+    assert not hub.repo(REPO).tags
+
+
+def test_a_limit_is_held_against_the_text_that_was_asked_for(
+    evaluated: RunSmolquant, hub: LocalHub, tmp_path: Path
+) -> None:
+    assert evaluated().exit_code == 0
+    other = tmp_path / "other.txt"
+    other.write_text(" ".join(f"<{(i * i * i) % 313}>" for i in range(600)))
+
+    unlimited = evaluated("--eval-text", str(other))
+    assert unlimited.outputs["changed"] == "false", "the weights are the same on any text"
+
+    limited = evaluated("--eval-text", str(other), "--max-kl", "10")
+    assert limited.exit_code == 0, limited.log
+    metrics = json.loads(hub.read(REPO, "int4/quantization.json"))["metrics"]
+    assert metrics["text"] == "other.txt"
+
+    fewer = evaluated("--eval-text", str(other), "--eval-tokens", "100", "--max-kl", "10")
+    assert fewer.report["variants"]["int8"]["metrics"]["tokens"] < 100
+
+
+def test_what_an_earlier_run_left_is_published_only_if_it_was_measured_as_asked(
+    evaluated: RunSmolquant, smolquant: RunSmolquant, checkpoint: Path, text: Path
+) -> None:
+    measured = ("--evaluate", "always", "--eval-text", text, "--eval-tokens", "100")
+    saved = smolquant("quantize", checkpoint, "--save-only", "--quant-type", "both", *measured)
+    assert saved.exit_code == 0, saved.log
+    otherwise = evaluated()
+    assert "has what an earlier run made" not in otherwise.log
+    assert otherwise.report["variants"]["int8"]["metrics"]["tokens_asked"] == 200
+
+
+def test_what_an_earlier_run_measured_as_asked_is_published(
+    evaluated: RunSmolquant, smolquant: RunSmolquant, checkpoint: Path, text: Path
+) -> None:
+    measured = ("--evaluate", "always", "--eval-text", text, "--eval-tokens", "200")
+    saved = smolquant("quantize", checkpoint, "--save-only", "--quant-type", "both", *measured)
+    assert saved.exit_code == 0, saved.log
+    run = evaluated("--max-kl", "10")
+    assert run.exit_code == 0, run.log
+    assert "has what an earlier run made" in run.log
+    assert "Within the limits" in run.summary
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("cut short", "int8 does not load back"),
+        ("not a number", "int8 computes NaN or infinity"),
+        ("far too large", "something is broken"),
+    ],
+)
+def test_garbage_does_not_go_out_whatever_was_asked_for(
+    smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, *, text: Path, how: str, said: str
+) -> None:
+    run = smolquant(
+        how,
+        *("quantize", checkpoint, REPO, "--evaluate", "auto", "--eval-text", text),
+        hub=hub,
+        token=WRITE.value,
+        actions=True,
+        script=SPOILED,
+    )
+    assert run.exit_code == 6, run.log
+    (annotation,) = run.annotations
+    assert said in annotation
+    assert "Nothing was published" in run.summary
+    with pytest.raises(KeyError):
+        hub.repo(REPO)
+
+
+@pytest.mark.parametrize("options", [(), ("--evaluate", "never", "--low-disk", "always")])
+def test_weights_beyond_their_bound_do_not_go_out(
+    smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, options: tuple[str, ...]
+) -> None:
+    arguments = ("quantize", checkpoint, REPO, *options)
+    run = smolquant(*arguments, hub=hub, token=WRITE.value, actions=True, script=NOT_ROUNDED)
+    assert run.exit_code == 6, run.log
+    assert "further from their source" in run.annotations[0]
+    with pytest.raises(KeyError):
+        hub.repo(REPO)
+
+
+def test_a_source_that_computes_nonsense_is_unusable(
+    smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, text: Path
+) -> None:
+    state = load_file(checkpoint / "model.safetensors")
+    state["model.norm.weight"].fill_(3e38)
+    save_file(state, checkpoint / "model.safetensors", metadata={"format": "pt"})
+    arguments = ("quantize", checkpoint, REPO, "--evaluate", "auto", "--eval-text", text)
+    run = smolquant(*arguments, hub=hub, token=WRITE.value, actions=True)
+    assert run.exit_code == 3, run.log
+    assert "own predictions are not finite" in run.annotations[0]
+    with pytest.raises(KeyError):
+        hub.repo(REPO)
 
 
 def test_a_release_that_got_worse_than_allowed_does_not_go_out(
@@ -92,16 +262,53 @@ def test_a_gate_without_measurements_fails_rather_than_passes(
     ungated = smolquant("quantize", bare, *options, actions=True)
     assert ungated.exit_code == 0, ungated.log
     assert "Nothing was measured" in ungated.log
+    assert "tokenizer" in ungated.summary
+    assert "tokenizer" in ungated.report["unmeasured"]
 
     gated = smolquant("quantize", bare, *options, "--max-kl", "5", "--force", actions=True)
     assert gated.exit_code == 6
     assert "was not measured" in gated.annotations[0]
+    assert "tokenizer" in gated.annotations[0]
+    assert "::group::Quantize" not in gated.log, "before the work"
 
     demanded = smolquant(
         "quantize", bare, "--save-only", "--evaluate", "always", "--force", actions=True
     )
     assert demanded.exit_code == 3
     assert "tokenizer" in demanded.annotations[0]
+    assert "::group::Quantize" not in demanded.log, "before the work"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason", "demanded"),
+    [
+        (LITTLE_MEMORY, "Measuring needs 1000 TB of memory, and", 4),
+        (NOT_LAYER_BY_LAYER, "TypeError: forward() takes no such thing", 3),
+    ],
+)
+def test_where_it_cannot_be_measured_that_is_said_and_limits_are_not_kept(
+    smolquant: RunSmolquant,
+    checkpoint: Path,
+    text: Path,
+    *,
+    script: str,
+    reason: str,
+    demanded: int,
+) -> None:
+    arguments = ("quantize", checkpoint, "--save-only", "--eval-text", text)
+    auto = smolquant(*arguments, "--evaluate", "auto", actions=True, script=script)
+    assert auto.exit_code == 0, auto.log
+    assert reason in auto.report["unmeasured"]
+    assert "Not measured" in auto.summary
+
+    gated = (*arguments, "--evaluate", "auto", "--max-kl", "5", "--force")
+    run = smolquant(*gated, actions=True, script=script)
+    assert run.exit_code == 6
+    assert reason in run.annotations[0]
+
+    always = smolquant(*arguments, "--evaluate", "always", "--force", actions=True, script=script)
+    assert always.exit_code == demanded
+    assert reason in always.annotations[0]
 
 
 @pytest.mark.parametrize(
@@ -139,3 +346,4 @@ def test_a_text_that_is_too_short_is_refused(
     )
     assert run.exit_code == 2, run.log
     assert "fewer than the 100000" in run.annotations[0]
+    assert "::group::Quantize" not in run.log, "before the work"

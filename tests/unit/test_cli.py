@@ -82,7 +82,8 @@ def test_the_reproducing_command_comes_to_the_same_settings(asked: Any) -> None:
             "--dtype",
             "float16",
         ),
-        *("--evaluate", "always", "--eval-tokens", "99", "--max-kl", "int4=0.5", "--create-pr"),
+        *("--evaluate", "always", "--eval-tokens", "99", "--max-kl", "int4=0.5,int8=0.00005"),
+        *("--max-perplexity-increase", "12.3456789", "--create-pr"),
         *("--trackio-url", "https://trackio.example", "--experiment-name", "an experiment"),
         *("--token", "hf_secret"),
     )

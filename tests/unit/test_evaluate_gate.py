@@ -16,7 +16,7 @@ from smolquant.evaluate.gate import (
     refuse_wild_errors,
     verdict,
 )
-from smolquant.record import Metrics, TensorRecord
+from smolquant.record import Metrics
 
 GOOD = Metrics(
     perplexity=10.5,
@@ -85,7 +85,7 @@ def test_every_complaint_is_told_and_variants_without_a_limit_are_not_judged() -
     assert "80 %" in refusal.message
     assert "0.7" in refusal.message
     assert "int8" not in refusal.message.replace("int8=", "")
-    assert "No variant is published" in refusal.message
+    assert "Nothing is published" in refusal.message
 
 
 @pytest.mark.parametrize("metrics", [None, Metrics(tokens_per_second=30.0)])
@@ -95,19 +95,24 @@ def test_a_limit_on_what_was_not_measured_fails(metrics: Metrics | None) -> None
     assert "not measured" in refusal.message
 
 
+def test_why_nothing_was_measured_is_the_next_thing_to_read() -> None:
+    refusal = judge({"int8": None}, Gate(kl={"int8": 1.0}), "It has no tokenizer. Save one.")
+    assert refusal is not None
+    assert "It has no tokenizer. Save one." in refusal.hint
+
+
 def test_not_a_number_passes_no_limit() -> None:
     refusal = judge({"int8": replace(GOOD, mean_kl=float("nan"))}, Gate(kl={"int8": 1.0}))
     assert refusal is not None
 
 
 def test_a_release_that_passes_says_against_what() -> None:
-    gate = Gate(perplexity_increase={"int4": 12.0}, kl={"int4": 0.5, "int8": 0.1})
-    text = verdict({"int4": GOOD, "int8": GOOD}, gate)
-    assert text == (
-        f"int4: perplexity rose by {GOOD.perplexity_increase_percent:.3g} %, "
-        "--max-perplexity-increase 12 %; "
-        f"int4: mean KL divergence is {GOOD.mean_kl:.3g}, --max-kl 0.5; "
-        f"int8: mean KL divergence is {GOOD.mean_kl:.3g}, --max-kl 0.1"
+    gate = Gate(perplexity_increase={"int4": 12.0}, kl={"int4": 0.5, "int8": 0.00005})
+    tiny = replace(GOOD, mean_kl=0.0000123456)
+    assert verdict({"int4": GOOD, "int8": tiny}, gate) == (
+        "int4: perplexity changed by 5 %, --max-perplexity-increase 12 %; "
+        "int4: mean KL divergence is 0.05, --max-kl 0.5; "
+        "int8: mean KL divergence is 0.0000123, --max-kl 0.00005"
     )
     assert verdict({"int4": GOOD}, Gate()) == ""
 
@@ -126,19 +131,14 @@ def test_garbage_is_refused_without_any_limit() -> None:
 
 
 def test_a_wild_relative_error_is_refused_and_named() -> None:
-    tensors = {
-        "a": TensorRecord(True, 8, 4, relative_error=0.1),
-        "b": TensorRecord(True, 8, 4, relative_error=1.3),
-        "c": TensorRecord(False, 8, 8),
-    }
-    bounds = {"a": 0.1, "b": 0.5}
+    errors, bounds = {"a": 0.1, "b": 1.3}, {"a": 0.1, "b": 0.5}
     with pytest.raises(GateError, match="'b' has a relative error of 1.3"):
-        refuse_wild_errors("int4", tensors, bounds)
-    tensors["b"] = TensorRecord(True, 8, 4, relative_error=float("nan"))
+        refuse_wild_errors("int4", errors, bounds)
+    errors["b"] = float("nan")
     with pytest.raises(GateError, match="'b'"):
-        refuse_wild_errors("int4", tensors, bounds)
-    del tensors["b"]
-    refuse_wild_errors("int4", tensors, bounds)
+        refuse_wild_errors("int4", errors, bounds)
+    del errors["b"]
+    refuse_wild_errors("int4", errors, bounds)
 
 
 def test_the_gate_needs_no_torch() -> None:

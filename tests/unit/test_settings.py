@@ -97,6 +97,18 @@ def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
         asked(model_path=str(tmp_path), repo_name="user/model", revision="v1")
 
 
+def test_a_variant_is_not_measured_on_the_text_that_it_was_calibrated_on(tmp_path: Path) -> None:
+    one, copy, other = (tmp_path / name for name in ("one.txt", "copy.txt", "other.txt"))
+    one.write_text("some text")
+    copy.write_text("some text")
+    other.write_text("some other text")
+    calibrated = {"int4_method": "calibrated", "calibration_text": str(one)}
+    with pytest.raises(InputError, match="are the same text"):
+        asked(**calibrated, eval_text=str(copy))
+    asked(**calibrated, eval_text=str(other))
+    asked(**calibrated, eval_text=str(copy), evaluate="never")
+
+
 def test_the_token_is_never_shown() -> None:
     settings = asked(token="hf_secret")
     assert settings.token == "hf_secret"

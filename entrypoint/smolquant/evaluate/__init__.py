@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from smolquant.errors import CheckpointError
 from smolquant.evaluate.text import (
     EvalText,
     bundled_text,
@@ -19,6 +20,8 @@ from smolquant.evaluate.text import (
 from smolquant.record import Metrics
 
 if TYPE_CHECKING:
+    import torch
+
     from smolquant.architecture import Architecture
     from smolquant.checkpoint.reader import Checkpoint
     from smolquant.report.progress import Progress
@@ -27,60 +30,98 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured on. ``text`` None: the bundled one; ``tokens`` None: the ladder's number."""
+    """What is measured on."""
 
-    text: EvalText | None = None
+    text: EvalText
     tokens: int | None = None
+    """As many as were asked for; None: by the model's size."""
     trust_remote_code: bool = False
-    device: str = "cpu"
 
-    def run(
-        self,
-        architecture: "Architecture",
-        checkpoint: "Checkpoint",
-        source_folder: Path,
-        variants: Mapping[str, Path],
-        progress: Callable[[int], AbstractContextManager["Progress"]],
-    ) -> dict[str, Metrics]:
-        """Measure every variant against its source.
+    def is_that_of(self, metrics: Metrics | None) -> bool:
+        """Whether ``metrics`` were taken on the same text, and on as much of it."""
+        return (
+            metrics is not None
+            and metrics.text_sha256 == self.text.digest
+            and metrics.tokens_asked == self.tokens
+        )
+
+    def windows(self, architecture: "Architecture", source_folder: Path) -> "torch.Tensor":
+        """The text in the tokens of a model.
 
         Args:
-            source_folder: the whole checkpoint, tokenizer included.
-            variants: variant -> folder as it will be published, its card excepted.
-            progress: given the bytes of weights that will be read, shows how far it is.
+            source_folder: with the tokenizer; the weights may still be elsewhere.
+
+        Returns:
+            (windows, length) int64 token ids.
 
         Raises:
-            CheckpointError: there is no tokenizer, or the source's own predictions are not finite.
-            GateError: a variant's predictions are not finite.
-            InputError: the text is too short.
-            MachineError: it does not fit in memory; with the numbers.
+            CannotMeasure: there is no tokenizer.
+            InputError: the text is too short, or conversations do not suit the chat template.
         """
-        from smolquant.evaluate.measure import Evaluation
+        from smolquant.evaluate.measure import CannotMeasure
 
-        text = self.text or bundled_text()
         parameters = sum(parameter.numel() for parameter in architecture.model.parameters())
-        windows = token_windows(
-            text,
-            load_tokenizer(source_folder, trust_remote_code=self.trust_remote_code),
+        try:
+            tokenizer = load_tokenizer(source_folder, trust_remote_code=self.trust_remote_code)
+        except CheckpointError as error:
+            raise CannotMeasure(error.message, hint=error.hint) from error
+        return token_windows(
+            self.text,
+            tokenizer,
             self.tokens or default_tokens(parameters),
             longest=getattr(architecture.model.config, "max_position_embeddings", None) or 2**30,
             exact=self.tokens is not None,
         )
-        with Evaluation(
-            architecture, checkpoint, variants, windows, device=self.device
-        ) as evaluation:
+
+    def run(
+        self,
+        windows: "torch.Tensor",
+        architecture: "Architecture",
+        checkpoint: "Checkpoint",
+        source_folder: Path,
+        *,
+        variants: Mapping[str, Path],
+        progress: Callable[[int], AbstractContextManager["Progress"]],
+        device: str = "cpu",
+    ) -> dict[str, Metrics]:
+        """Measure every variant against its source.
+
+        Args:
+            windows: from :meth:`windows`.
+            source_folder: the whole checkpoint, tokenizer included.
+            variants: variant -> folder as it will be published, its card excepted.
+            progress: given the bytes of weights that will be read, shows how far it is.
+            device: ``cpu`` or ``cuda``.
+
+        Raises:
+            CannotMeasure: the model does not run layer by layer.
+            CheckpointError: the source's own predictions are not finite.
+            GateError: a variant's predictions are not finite, or it does not load back.
+            MachineError: it does not fit in memory; with the numbers.
+        """
+        from smolquant.evaluate.measure import Evaluation
+
+        with Evaluation(architecture, checkpoint, variants, windows, device=device) as evaluation:
             evaluation.require_memory()
             with progress(evaluation.work_bytes) as shown:
                 quality = evaluation.run(shown.advance)
             tokens = evaluation.tokens
+        measured_on: dict[str, Any] = {
+            "text": self.text.name,
+            "text_sha256": self.text.digest,
+            "tokens": tokens,
+            "tokens_asked": self.tokens,
+            "machine": machine(device),
+        }
+        speeds = self._speeds(source_folder, variants, device)
         return {
-            variant: replace(metrics, **speed, text=text.name, tokens=tokens, machine=machine())
-            for (variant, metrics), speed in zip(
-                quality.items(), self._speeds(source_folder, variants), strict=True
-            )
+            variant: replace(metrics, **speed, **measured_on)
+            for (variant, metrics), speed in zip(quality.items(), speeds, strict=True)
         }
 
-    def _speeds(self, source_folder: Path, variants: Mapping[str, Path]) -> list[dict[str, Any]]:
+    def _speeds(
+        self, source_folder: Path, variants: Mapping[str, Path], device: str
+    ) -> list[dict[str, Any]]:
         """The fields of :class:`Metrics` about speed, per variant; None where it does not run here."""
         from smolquant.evaluate.speed import Speed, measure_speed
 
@@ -95,7 +136,7 @@ class Measurement:
             return measure_speed(
                 folder,
                 weight_bytes=weight_bytes,
-                device=self.device,
+                device=device,
                 trust_remote_code=self.trust_remote_code,
             )
 
@@ -113,18 +154,22 @@ class Measurement:
         ]
 
 
-def measurement(settings: "Settings", device: str) -> Measurement:
-    """What a run's settings ask for, computed on ``device``."""
-    return Measurement(
-        None if settings.eval_text is None else read_text(settings.eval_text),
-        settings.eval_tokens,
-        settings.trust_remote_code,
-        device,
-    )
+def measurement(settings: "Settings") -> Measurement:
+    """What a run's settings ask for.
+
+    Raises:
+        InputError: a text that cannot be read.
+    """
+    text = bundled_text() if settings.eval_text is None else read_text(settings.eval_text)
+    return Measurement(text, settings.eval_tokens, settings.trust_remote_code)
 
 
-def machine() -> str:
+def machine(device: str) -> str:
     """What speeds were measured on, in a few words."""
+    if device == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name())
     model = platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from smolquant.errors import GateError, InputError
-from smolquant.record import Metrics, TensorRecord
+from smolquant.record import Metrics
 from smolquant.schemes import BY_VARIANT
+from smolquant.text import plain, significant
 
 SANE_KL = 2.0
 """Nats. int4 costs 0.05 to 0.5 on the smallest models; weights read in a wrong layout cost 5 and more."""
@@ -73,11 +74,14 @@ def _number(text: str, option: str) -> float:
     return float(text)
 
 
-def judge(measured: Mapping[str, Metrics | None], gate: Gate) -> GateError | None:
+def judge(
+    measured: Mapping[str, Metrics | None], gate: Gate, unmeasured: str = ""
+) -> GateError | None:
     """The verdict on a release: every variant passes, or none is published.
 
     Args:
         measured: each variant of the release; None where it was not measured to the end.
+        unmeasured: why not.
 
     Returns:
         One error with the numbers of every limit that is exceeded or has nothing to be held against.
@@ -85,8 +89,13 @@ def judge(measured: Mapping[str, Metrics | None], gate: Gate) -> GateError | Non
     complaints = [text for check in _checks(measured, gate) if (text := check.complaint)]
     if not complaints:
         return None
+    if unmeasured:
+        return GateError(
+            f"{'; '.join(complaints)}. Nothing is published.",
+            hint=f"{unmeasured} Or leave the limit out.",
+        )
     return GateError(
-        f"{'; '.join(complaints)}. No variant is published.",
+        f"{'; '.join(complaints)}. Nothing is published.",
         hint="Choose a gentler scheme or a smaller --group-size, keep sensitive modules with --skip, "
         "or raise the limit if the loss is acceptable.",
     )
@@ -95,9 +104,9 @@ def judge(measured: Mapping[str, Metrics | None], gate: Gate) -> GateError | Non
 def verdict(measured: Mapping[str, Metrics | None], gate: Gate) -> str:
     """What a release that passed was held against, with the numbers; empty without any limit."""
     return "; ".join(
-        f"{check.variant}: {check.measure} {check.value:.3g}{check.unit}, {check.option} "
-        f"{check.limit:g}{check.unit}"
+        f"{check.variant}: {check.measure} {significant(check.value)}{check.unit}, {check.limit_text}"
         for check in _checks(measured, gate)
+        if check.value is not None
     )
 
 
@@ -113,15 +122,20 @@ class _Check:
     limit: float
 
     @property
+    def limit_text(self) -> str:
+        """The option as it was given."""
+        return f"{self.option} {plain(self.limit)}{self.unit}"
+
+    @property
     def complaint(self) -> str | None:
         """Why the limit is not kept; None where it is."""
-        limit = f"{self.option} {self.limit:g}{self.unit}"
         if self.value is None:
-            return f"{self.variant}: {self.option} is {self.limit:g}{self.unit}, and it was not measured"
+            return f"{self.variant}: {self.limit_text} was given, and it was not measured"
         if self.value <= self.limit:  # false for NaN, which no limit allows
             return None
-        # As many digits as tell the two apart: 5.0004 against 5 must not read "5, above 5".
-        return f"{self.variant}: {self.measure} {self.value:.6g}{self.unit}, above {limit}"
+        # All its digits, which tell the two apart: 5.0004 against 5 must not read "5, above 5".
+        value = plain(self.value) if math.isfinite(self.value) else str(self.value)
+        return f"{self.variant}: {self.measure} {value}{self.unit}, above {self.limit_text}"
 
 
 def _checks(measured: Mapping[str, Metrics | None], gate: Gate) -> Iterator[_Check]:
@@ -130,7 +144,7 @@ def _checks(measured: Mapping[str, Metrics | None], gate: Gate) -> Iterator[_Che
             yield _Check(
                 variant,
                 "--max-perplexity-increase",
-                "perplexity rose by",
+                "perplexity changed by",
                 " %",
                 metrics.perplexity_increase_percent if metrics else None,
                 gate.perplexity_increase[variant],
@@ -162,27 +176,23 @@ def refuse_garbage(variant: str, metrics: Metrics) -> None:
 
 
 def refuse_wild_errors(
-    variant: str, tensors: Mapping[str, TensorRecord], bounds: Mapping[str, float]
+    variant: str, errors: Mapping[str, float], bounds: Mapping[str, float]
 ) -> None:
     """Refuse weights that are further from their source than their scheme can put them.
 
     Args:
-        tensors: the variant's record.
+        errors: quantized tensor -> its relative error.
         bounds: tensor name -> its scheme's bound of the relative error.
 
     Raises:
         GateError: naming the worst tensor.
     """
-    wild = {
-        name: record.relative_error
-        for name, record in tensors.items()
-        if record.relative_error is not None and not record.relative_error <= bounds[name]
-    }
+    wild = {name: error for name, error in errors.items() if not error <= bounds[name]}
     if not wild:
         return
     worst = max(wild, key=lambda name: _sortable(wild[name]))
     raise GateError(
-        f"{len(wild)} weights of {variant} are further from their source than the scheme allows; "
+        f"{len(wild)} weights of {variant} are further from their source than the scheme can put them; "
         f"{worst!r} has a relative error of {wild[worst]:.3g}, and its bound is {bounds[worst]:.3g}.",
         hint="Please report this with the model's name; --skip keeps the weight as it is.",
     )

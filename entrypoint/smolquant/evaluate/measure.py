@@ -6,21 +6,22 @@ all of it and no table of (tokens, vocabulary) ever exists.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 
 from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
-from smolquant.errors import CheckpointError, GateError
+from smolquant.errors import CheckpointError, GateError, SmolquantError
 from smolquant.evaluate.layerwise import StreamedModel
 from smolquant.evaluate.weights import SourceWeights, VariantWeights
 from smolquant.machine import require_memory_for
 from smolquant.memory import return_freed_blocks
 from smolquant.record import Metrics
 from smolquant.schemes.int8_dynamic import Int8Dynamic
+from smolquant.text import one_line
 
 VOCABULARY_BLOCK = 8_192
 TOKEN_BLOCK = 512
@@ -34,8 +35,15 @@ _LAYERS_DYNAMIC = 2
 """Memory for the largest layer, in its bytes: itself, and one of its weights packed for the kernel; or, for
 int8 activations, the int32 copies that torchao makes of one."""
 
+_MOST_NATS = 700.0
+"""Of surprise; the perplexity of more is beyond float64."""
+
 _DIGITS = 6
 """Significant digits of what is recorded; the rest is rounding of bfloat16 arithmetic."""
+
+
+class CannotMeasure(CheckpointError):
+    """What a model predicts cannot be had here, which says nothing of its weights."""
 
 
 class Evaluation:
@@ -58,26 +66,33 @@ class Evaluation:
             variants: variant -> folder with the weight files that will be published.
             windows: (windows, length) token ids, see :func:`smolquant.evaluate.text.token_windows`.
             device: where layers are computed: ``cpu`` or ``cuda``.
+
+        Raises:
+            CannotMeasure: a model that does not consist of layers.
+            GateError: a variant's files do not hold the model.
         """
         self._windows = windows
         self._advance: Callable[[int], None] = lambda n_bytes: None
         self._device = device
-        self._stack = ExitStack()
-        self._source = StreamedModel(
-            architecture,
-            SourceWeights(checkpoint, architecture),
-            device=device,
-            advance=self._tell,
-        )
-        self._variants = {}
-        for variant, folder in variants.items():
-            files = sorted(folder.glob("*.safetensors"))
-            weights = VariantWeights(
-                self._stack.enter_context(Checkpoint(files)), architecture, files[0]
-            )
-            self._variants[variant] = StreamedModel(
-                architecture, weights, device=device, advance=self._tell
-            )
+        with ExitStack() as stack:
+            with _running_the_source():
+                self._source = StreamedModel(
+                    architecture,
+                    SourceWeights(checkpoint, architecture),
+                    device=device,
+                    advance=self._tell,
+                )
+            self._variants = {}
+            for variant, folder in variants.items():
+                with _loading_back(variant):
+                    files = sorted(folder.glob("*.safetensors"))
+                    weights = VariantWeights(
+                        stack.enter_context(Checkpoint(files)), architecture, files[0]
+                    )
+                    self._variants[variant] = StreamedModel(
+                        architecture, weights, device=device, advance=self._tell
+                    )
+            self._stack = stack.pop_all()
 
     def __enter__(self) -> "Evaluation":
         return self
@@ -130,16 +145,18 @@ class Evaluation:
             advance: told of bytes of weights read, :attr:`work_bytes` in all.
 
         Raises:
+            CannotMeasure: the source does not run layer by layer.
             CheckpointError: the source itself computes NaN or infinity.
-            GateError: a variant does.
+            GateError: a variant does, or its files do not hold the model.
         """
         self._advance = advance or self._advance
         return_freed_blocks()
-        source = self._source.hidden_states(self._windows)[:, :-1].flatten(0, 1)
-        variants = {
-            variant: model.hidden_states(self._windows)[:, :-1].flatten(0, 1)
-            for variant, model in self._variants.items()
-        }
+        with _running_the_source():
+            source = self._source.hidden_states(self._windows)[:, :-1].flatten(0, 1)
+        variants = {}
+        for variant, model in self._variants.items():
+            with _loading_back(variant):
+                variants[variant] = model.hidden_states(self._windows)[:, :-1].flatten(0, 1)
         return self._compare(source, variants)
 
     def _tell(self, n_bytes: int) -> None:
@@ -178,6 +195,45 @@ class Evaluation:
             variant: _metrics(source, predictions, divergences[variant])
             for variant, predictions in variants.items()
         }
+
+
+@contextmanager
+def _running_the_source() -> Iterator[None]:
+    """A model's own forward may not be made for running layer by layer; it tells so in many ways."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SmolquantError) or _is_the_machines(error):
+            raise
+        raise CannotMeasure(
+            f"The model does not run layer by layer: {_first_words(error)}.",
+            hint="Use --evaluate never, and measure it elsewhere.",
+        ) from error
+
+
+@contextmanager
+def _loading_back(variant: str) -> Iterator[None]:
+    """What was made of a source that did run has to run as well."""
+    try:
+        yield
+    except Exception as error:
+        if _is_the_machines(error):
+            raise
+        raise GateError(
+            f"{variant} does not load back from the files that would be published: "
+            f"{_first_words(error)}.",
+            hint="Run it again; if it happens again, please report it with the model's name.",
+        ) from error
+
+
+def _is_the_machines(error: Exception) -> bool:
+    return isinstance(error, OSError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def _first_words(error: Exception) -> str:
+    if isinstance(error, SmolquantError):
+        return error.message.rstrip(".")
+    return f"{type(error).__name__}: {one_line(str(error))}"[:300]
 
 
 class _Predictions:
@@ -262,9 +318,11 @@ def _refuse_non_finite(source: _Predictions, variants: Mapping[str, _Predictions
 def _metrics(source: _Predictions, variant: _Predictions, divergence: _Divergence) -> Metrics:
     source_surprise, surprise = _mean(source.surprise), _mean(variant.surprise)
     return Metrics(
-        perplexity=_rounded(math.exp(surprise)),
-        source_perplexity=_rounded(math.exp(source_surprise)),
-        perplexity_increase_percent=_rounded(100 * math.expm1(surprise - source_surprise)),
+        perplexity=_rounded(math.exp(min(surprise, _MOST_NATS))),
+        source_perplexity=_rounded(math.exp(min(source_surprise, _MOST_NATS))),
+        perplexity_increase_percent=_rounded(
+            100 * math.expm1(min(surprise - source_surprise, _MOST_NATS))
+        ),
         mean_kl=_rounded(_mean(divergence.of(source, variant))),
         top1_agreement=_rounded(_mean((source.best == variant.best).double())),
     )

@@ -3,7 +3,8 @@
 What is sent is a blob that no branch refers to, until the one commit names it.
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,19 @@ if TYPE_CHECKING:
 
 
 class SentAhead:
-    """The shards that one run has sent to a repository, which exists."""
+    """The shards that one run has sent to a repository."""
 
-    def __init__(self, hub: Hub, repo_id: str, *, create_pr: bool) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        repo_id: str,
+        *,
+        create_pr: bool,
+        create: Callable[[], object] | None = None,
+    ) -> None:
+        """``create``: makes the repository, where it is not there; called before the first is sent."""
         self._hub, self._repo_id, self._create_pr = hub, repo_id, create_pr
+        self._create, self._lock = create, threading.Lock()
         self._operations: dict[str, CommitOperationAdd] = {}
 
     @property
@@ -33,6 +43,10 @@ class SentAhead:
         """
         from huggingface_hub import CommitOperationAdd
 
+        with self._lock:
+            if self._create is not None:
+                self._create()
+                self._create = None
         path = f"{variant}/{shard.name}"
         operation = CommitOperationAdd(path, shard)
         with hub_errors(self._repo_id, f"sending {path}"), upload_errors(self._repo_id):
