@@ -143,6 +143,7 @@ def test_what_is_measured_stays_and_the_source_is_read_again(
     plain = publish(*measuring, "--low-disk", "never", repo="alice/plain")
     assert plain.exit_code == 0, plain.log
     (tmp_path / "hf_home").rename(tmp_path / "plain_home")
+    (tmp_path / "quantized").rename(tmp_path / "plain")
 
     with peak_of(tmp_path / "hf_home") as peak:
         run = publish(*measuring, "--low-disk", "always")
