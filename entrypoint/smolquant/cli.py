@@ -151,7 +151,7 @@ def cli() -> None:
     "evaluate",
     type=click.Choice(["auto", "always", "never"]),
     default="auto",
-    help="Measure quality and speed; auto: when it fits in memory.",
+    help="Measure quality and speed; auto: where it can be done, in the memory there is.",
 )
 @_option("eval-text", metavar="FILE", help="Text to measure on instead of the bundled one.")
 @_option("eval-tokens", type=int, metavar="N", help="How many tokens of it.")

@@ -33,6 +33,10 @@ class CheckpointError(SmolquantError):
     title = "Unusable checkpoint"
 
 
+class CannotMeasure(CheckpointError):
+    """What a model predicts cannot be had here, which says nothing of its weights."""
+
+
 class MachineError(SmolquantError):
     """This machine cannot do it: memory, disk or device."""
 
@@ -52,6 +56,10 @@ class GateError(SmolquantError):
 
     exit_code = 6
     title = "Quality gate failed"
+
+
+class Unmeasured(GateError):
+    """There are no numbers to hold against a limit, which says nothing of what was made."""
 
 
 class Cancelled(KeyboardInterrupt):

@@ -1,13 +1,13 @@
 """The story of a run: settings -> source -> plan -> quantize -> evaluate -> publish -> report.
 
 Each room knows what it is handed. Nothing outside the output folder changes before the one commit at
-the end, but for blobs that no branch refers to where the disk is to be spared; what is told of the run
-is collected in a :class:`Story` as it becomes known.
+the end, but for blobs that no branch refers to, in a repository that may be new and empty, where the
+disk is to be spared; what is told of the run is collected in a :class:`Story` as it becomes known.
 """
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from smolquant.checkpoint.files import is_code
 from smolquant.checkpoint.source import FolderSource, HubSource, Source
-from smolquant.errors import InputError, MachineError
+from smolquant.errors import CannotMeasure, InputError, MachineError
 from smolquant.evaluate import Measurement, measurement
 from smolquant.evaluate.gate import judge, refuse_garbage, verdict
 from smolquant.evaluate.text import load_tokenizer
@@ -171,11 +171,8 @@ class _Run:
             if (
                 record is None
                 or settings.force
-                or (
-                    settings.gate.covers(variant)
-                    and not self.measurement.is_that_of(record.metrics)
-                )
                 or not self._is_current(record, source, quant_type)
+                or self._lacks_numbers(record)
             ):
                 wanted.append(quant_type)
                 continue
@@ -185,6 +182,16 @@ class _Run:
             self.story.variants[variant] = VariantResult(record, None, None, url, up_to_date=True)
             self.story.source = record.source
         return tuple(wanted)
+
+    def _lacks_numbers(self, record: VariantRecord) -> bool:
+        """Whether numbers are demanded of a variant, and it has none, or those of another text."""
+        demanded = self.settings.evaluate == "always" or self.settings.gate.covers(record.variant)
+        if not demanded or self.measurement.is_that_of(record.metrics):
+            return False
+        self.console.info(
+            f"{record.variant} is up to date, but not measured as asked for now: it is made again"
+        )
+        return True
 
     def check_conflicts(self, source: Source, target: Target | None, wanted: Sequence[str]) -> None:
         """Refuse, before the work, what could not be published after it."""
@@ -354,6 +361,8 @@ class _Run:
         variant = plan.scheme.variant
         _check_place(self.settings.output_dir / variant)
         options = self.settings.options_of(plan.scheme.quant_type)
+        if device := self._device_that_decides(variant):
+            options["device"] = device
         key = work_key(plan, source.state, options)
         root = None
         try:
@@ -489,7 +498,7 @@ class _Run:
         return None if finished else plans[variant]
 
     def _windows(
-        self, source: Source, architecture: "Architecture", variants: Iterable[str]
+        self, source: Source, architecture: "Architecture", variants: Collection[str]
     ) -> "torch.Tensor | None":
         """What is measured on, cut before the work is done; None where nothing is measured."""
         if self.settings.evaluate != "never":
@@ -498,20 +507,19 @@ class _Run:
         return None
 
     @contextmanager
-    def _where_possible(self, variants: Iterable[str]) -> Iterator[None]:
+    def _where_possible(self, variants: Collection[str]) -> Iterator[None]:
         """Goes on without measuring ``variants`` where that cannot be done, unless it was demanded."""
-        from smolquant.evaluate.measure import CannotMeasure
-
         try:
             yield
         except (MachineError, CannotMeasure) as reason:
             if self.settings.evaluate == "always":
                 raise
-            self.console.notice("Nothing was measured", str(reason))
-            self.story.unmeasured = str(reason)
-            refusal = judge(dict.fromkeys(variants), self.settings.gate, str(reason))
+            names = ", ".join(variants)
+            self.story.unmeasured = f"{names}. {reason}"
+            refusal = judge(dict.fromkeys(variants), self.settings.gate, reason.message)
             if refusal is not None:
                 raise refusal from reason
+            self.console.notice(f"Not measured: {names}", str(reason))
 
     def _measured(
         self,

@@ -194,6 +194,8 @@ class _Output:
         self._in_work: list[_ShardInWork] = []
         self._journal = shelf.journal
         accept = partial(refuse_wild_errors, plan.scheme.variant, bounds=plan.error_bounds)
+        for finished in shelf.journal.shards.values():
+            accept(finished.errors)  # an earlier version may not have looked
         for shard in plan.shards:
             in_work = None
             if shard.name not in shelf.journal.shards:

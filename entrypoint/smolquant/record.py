@@ -7,13 +7,16 @@ a record read back from a repository is untrusted and is validated field by fiel
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT_VERSION = 1
 FILE_NAME = "quantization.json"
 
-T = TypeVar("T")
+T = TypeVar("T", bound="DataclassInstance")
 
 Options = Mapping[str, str | int | float | bool | list[str] | None]
 
@@ -201,6 +204,8 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type, *, optional: bool = Fal
 def _build(cls: type[T], raw: Any) -> T:
     if not isinstance(raw, dict):
         raise TypeError(f"{cls.__name__} is not an object")
+    known = {field.name for field in fields(cls)}
+    raw = {key: value for key, value in raw.items() if key in known}  # a later version tells more
     for key, value in raw.items():
         allowed = _FIELD_TYPES.get(key, _METRIC_TYPES)
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):

@@ -199,8 +199,10 @@ def make_settings(
             "--tag and --create-pr do not go together: a pull request is not yet the release.",
             hint="Leave --tag out, and tag the commit when the pull request is merged.",
         )
+    measured_on = _text_file(eval_text, "--eval-text")
+    calibrated_on = _calibration_text(calibration_text, int4_method)
     if evaluate != "never":
-        _refuse_one_text_for_both(eval_text, calibration_text)
+        _refuse_one_text_for_both(measured_on, calibrated_on)
     return Settings(
         model=model,
         model_is_folder=is_folder,
@@ -210,7 +212,7 @@ def make_settings(
         group_size=_group_size(group_size),
         int4_method=cast("Int4Method", int4_method),
         embeddings=cast("Embeddings", embeddings),
-        calibration_text=_calibration_text(calibration_text, int4_method),
+        calibration_text=calibrated_on,
         token=token or None,
         private=private,
         revision=revision,
@@ -225,7 +227,7 @@ def make_settings(
         trackio=make_destination(trackio_url, write_token=trackio_write_token, bucket=dataset_repo),
         experiment_name=experiment_name,
         evaluate=cast("Evaluate", evaluate),
-        eval_text=_text_file(eval_text, "--eval-text"),
+        eval_text=measured_on,
         eval_tokens=_eval_tokens(eval_tokens),
         gate=_gate(evaluate, max_perplexity_increase, max_kl),
         cuda_image=cuda_image,
@@ -312,12 +314,11 @@ def _calibration_text(name: str | None, int4_method: str) -> Path | None:
     return _text_file(name, "--calibration-text")
 
 
-def _refuse_one_text_for_both(eval_text: str | None, calibration_text: str | None) -> None:
+def _refuse_one_text_for_both(eval_text: Path | None, calibration_text: Path | None) -> None:
     """What was calibrated on a text looks better there than anywhere else."""
     if eval_text is None or calibration_text is None:
         return
-    measured, calibrated = (read_text(Path(name)) for name in (eval_text, calibration_text))
-    if measured.digest == calibrated.digest:
+    if read_text(eval_text).digest == read_text(calibration_text, "--calibration-text").digest:
         raise InputError(
             f"--eval-text {eval_text} and --calibration-text {calibration_text} are the same text, so "
             "that the measured quality would be too good.",

@@ -54,14 +54,15 @@ def human_duration(seconds: float) -> str:
 def percent(share: float) -> str:
     """A share of one as a percentage with one decimal, ``51.2%``; ``100%`` only where it is all.
 
-    What would be rounded to all gets the decimals that tell it apart: ``percent(0.9996) == "99.96%"``.
+    What would be rounded to all, or to nothing, gets the decimals that tell it apart:
+    ``percent(0.9996) == "99.96%"``.
     """
     if share == 1:
         return "100%"
     decimals = 1
-    while (text := f"{share:.{decimals}%}") == f"{1:.{decimals}%}":
+    while share and f"{share:.{decimals}%}" in {f"{1:.{decimals}%}", f"{0:.{decimals}%}"}:
         decimals += 1
-    return text
+    return f"{share:.{decimals}%}"
 
 
 def significant(value: float, *, signed: bool = False) -> str:
@@ -83,8 +84,8 @@ def visible(text: str) -> str:
 
     Line ends are control characters too: they go.
     """
-    plain = _BLANKS.sub("", _ANSI_ESCAPE.sub("", text))
-    return "".join(character for character in plain if unicodedata.category(character)[0] != "C")
+    shown = _BLANKS.sub("", _ANSI_ESCAPE.sub("", text))
+    return "".join(character for character in shown if unicodedata.category(character)[0] != "C")
 
 
 def one_line(text: str) -> str:

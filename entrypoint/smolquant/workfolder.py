@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from smolquant.checkpoint.files import sha256_of
-from smolquant.errors import CheckpointError, GateError, InputError
+from smolquant.errors import CannotMeasure, CheckpointError, GateError, InputError, Unmeasured
 
 _LOCK = "lock"
 _JOURNAL = "finished.jsonl"
@@ -27,6 +27,9 @@ _JOURNAL = "finished.jsonl"
 _HOPELESS = (CheckpointError, InputError, GateError)
 """Failures that the same command would meet again, or that come of a source that changed meanwhile: what
 was made is of no use."""
+
+_INNOCENT = (CannotMeasure, Unmeasured)
+"""Of these: what was made may be good, and another machine or another option publishes it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def work_folder(output_dir: Path, variant: str, key: str) -> Iterator[WorkFolder
         _remove_abandoned(output_dir, variant, root)
         yield work
     except BaseException as error:
-        if isinstance(error, _HOPELESS) or not (root / _JOURNAL).is_file():
+        hopeless = isinstance(error, _HOPELESS) and not isinstance(error, _INNOCENT)
+        if hopeless or not (root / _JOURNAL).is_file():
             shutil.rmtree(root, ignore_errors=True)
         raise
     else:

@@ -64,6 +64,30 @@ runpy.run_module("smolquant", run_name="__main__")
 """
 """The command, with a model whose forward is not made for running layer by layer."""
 
+HEAD_FAILS = """
+import runpy
+from smolquant.evaluate.layerwise import StreamedModel
+
+def head_rows(self, start, stop):
+    raise AttributeError("no head")
+
+StreamedModel.head_rows = head_rows
+runpy.run_module("smolquant", run_name="__main__")
+"""
+"""The command, with a model whose head is not where others have it."""
+
+GPU_OUT_OF_MEMORY = """
+import runpy, torch
+from smolquant.evaluate.layerwise import StreamedModel
+
+def hidden_states(self, ids):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+StreamedModel.hidden_states = hidden_states
+runpy.run_module("smolquant", run_name="__main__")
+"""
+"""The command, on a GPU that is too small."""
+
 NOT_ROUNDED = """
 import runpy
 from smolquant.plan import VariantPlan
@@ -139,6 +163,7 @@ def test_limits_hold_for_what_is_published_already(evaluated: RunSmolquant, hub:
     assert "int4: mean KL divergence is" in tightened.annotations[0]
     assert hub.repo(REPO).head == published
     assert not hub.repo(REPO).tags
+    assert "Within the limits" not in tightened.summary
 
 
 def test_a_limit_is_held_against_the_text_that_was_asked_for(
@@ -148,7 +173,7 @@ def test_a_limit_is_held_against_the_text_that_was_asked_for(
     other = tmp_path / "other.txt"
     other.write_text(" ".join(f"<{(i * i * i) % 313}>" for i in range(600)))
 
-    unlimited = evaluated("--eval-text", str(other))
+    unlimited = evaluated("--eval-text", str(other), "--evaluate", "auto")
     assert unlimited.outputs["changed"] == "false", "the weights are the same on any text"
 
     limited = evaluated("--eval-text", str(other), "--max-kl", "10")
@@ -156,8 +181,19 @@ def test_a_limit_is_held_against_the_text_that_was_asked_for(
     metrics = json.loads(hub.read(REPO, "int4/quantization.json"))["metrics"]
     assert metrics["text"] == "other.txt"
 
+    assert "int4 is up to date, but not measured as asked for" in limited.log
+
     fewer = evaluated("--eval-text", str(other), "--eval-tokens", "100", "--max-kl", "10")
     assert fewer.report["variants"]["int8"]["metrics"]["tokens"] < 100
+
+
+def test_a_variant_without_numbers_gets_them_where_they_are_demanded(
+    evaluated: RunSmolquant, hub: LocalHub
+) -> None:
+    assert evaluated("--evaluate", "never").exit_code == 0
+    assert json.loads(hub.read(REPO, "int8/quantization.json"))["metrics"] is None
+    assert evaluated().exit_code == 0
+    assert json.loads(hub.read(REPO, "int8/quantization.json"))["metrics"]["mean_kl"] > 0
 
 
 def test_what_an_earlier_run_left_is_published_only_if_it_was_measured_as_asked(
@@ -261,7 +297,7 @@ def test_a_gate_without_measurements_fails_rather_than_passes(
     options = ("--save-only", "--evaluate", "auto")
     ungated = smolquant("quantize", bare, *options, actions=True)
     assert ungated.exit_code == 0, ungated.log
-    assert "Nothing was measured" in ungated.log
+    assert "::notice title=Not measured%3A int8::" in ungated.log
     assert "tokenizer" in ungated.summary
     assert "tokenizer" in ungated.report["unmeasured"]
 
@@ -283,6 +319,8 @@ def test_a_gate_without_measurements_fails_rather_than_passes(
     ("script", "reason", "demanded"),
     [
         (LITTLE_MEMORY, "Measuring needs 1000 TB of memory, and", 4),
+        (GPU_OUT_OF_MEMORY, "Measuring ran out of memory: OutOfMemoryError: CUDA", 4),
+        (HEAD_FAILS, "AttributeError: no head", 3),
         (NOT_LAYER_BY_LAYER, "TypeError: forward() takes no such thing", 3),
     ],
 )
@@ -305,10 +343,14 @@ def test_where_it_cannot_be_measured_that_is_said_and_limits_are_not_kept(
     run = smolquant(*gated, actions=True, script=script)
     assert run.exit_code == 6
     assert reason in run.annotations[0]
+    assert "::notice" not in run.log, "one annotation tells it"
 
     always = smolquant(*arguments, "--evaluate", "always", "--force", actions=True, script=script)
     assert always.exit_code == demanded
     assert reason in always.annotations[0]
+
+    relented = smolquant(*arguments, "--evaluate", "never", "--force", actions=True)
+    assert "going on from" in relented.log, "what was made before was of use"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from smolquant.errors import GateError, InputError
+from smolquant.errors import GateError, InputError, Unmeasured
 from smolquant.evaluate.gate import (
     SANE_KL,
     Gate,
@@ -85,7 +85,7 @@ def test_every_complaint_is_told_and_variants_without_a_limit_are_not_judged() -
     assert "80 %" in refusal.message
     assert "0.7" in refusal.message
     assert "int8" not in refusal.message.replace("int8=", "")
-    assert "Nothing is published" in refusal.message
+    assert "publishes nothing" in refusal.message
 
 
 @pytest.mark.parametrize("metrics", [None, Metrics(tokens_per_second=30.0)])
@@ -96,9 +96,9 @@ def test_a_limit_on_what_was_not_measured_fails(metrics: Metrics | None) -> None
 
 
 def test_why_nothing_was_measured_is_the_next_thing_to_read() -> None:
-    refusal = judge({"int8": None}, Gate(kl={"int8": 1.0}), "It has no tokenizer. Save one.")
-    assert refusal is not None
-    assert "It has no tokenizer. Save one." in refusal.hint
+    refusal = judge({"int8": None}, Gate(kl={"int8": 1.0}), "It has no tokenizer.")
+    assert isinstance(refusal, Unmeasured)
+    assert "It has no tokenizer." in refusal.message
 
 
 def test_not_a_number_passes_no_limit() -> None:

@@ -176,6 +176,14 @@ def test_what_kept_a_run_from_measuring_is_told_under_the_table() -> None:
     assert "Not measured" not in render_summary(run_result("int8"))
 
 
+def test_a_run_that_failed_says_nothing_of_kept_limits() -> None:
+    """One variant was up to date and within them; then another was not."""
+    kept = "int8: mean KL divergence is 0.01, --max-kl 0.1"
+    assert "Within the limits" in render_summary(run_result("int8", verdict=kept))
+    failed = run_result("int8", verdict=kept, error=GateError("int4 is worse."))
+    assert "Within the limits" not in render_summary(failed)
+
+
 def charts(summary: str) -> list[dict[str, float]]:
     """Of each chart: label -> value."""
     found = []

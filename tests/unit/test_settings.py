@@ -107,6 +107,12 @@ def test_a_variant_is_not_measured_on_the_text_that_it_was_calibrated_on(tmp_pat
         asked(**calibrated, eval_text=str(copy))
     asked(**calibrated, eval_text=str(other))
     asked(**calibrated, eval_text=str(copy), evaluate="never")
+    with pytest.raises(InputError, match="uses no text"):
+        asked(calibration_text=str(one), eval_text=str(copy))
+    broken = tmp_path / "broken.json"
+    broken.write_text("[{")
+    with pytest.raises(InputError, match="--calibration-text .* not a list of conversations"):
+        asked(int4_method="calibrated", calibration_text=str(broken), eval_text=str(one))
 
 
 def test_the_token_is_never_shown() -> None:

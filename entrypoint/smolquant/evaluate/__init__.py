@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolquant.errors import CheckpointError
+from smolquant.errors import CannotMeasure, CheckpointError
 from smolquant.evaluate.text import (
     EvalText,
     bundled_text,
@@ -58,8 +58,6 @@ class Measurement:
             CannotMeasure: there is no tokenizer.
             InputError: the text is too short, or conversations do not suit the chat template.
         """
-        from smolquant.evaluate.measure import CannotMeasure
-
         parameters = sum(parameter.numel() for parameter in architecture.model.parameters())
         try:
             tokenizer = load_tokenizer(source_folder, trust_remote_code=self.trust_remote_code)
@@ -94,10 +92,10 @@ class Measurement:
             device: ``cpu`` or ``cuda``.
 
         Raises:
-            CannotMeasure: the model does not run layer by layer.
+            CannotMeasure: the model does not run layer by layer, or a variant not on this device.
             CheckpointError: the source's own predictions are not finite.
             GateError: a variant's predictions are not finite, or it does not load back.
-            MachineError: it does not fit in memory; with the numbers.
+            MachineError: it does not fit in memory; with the numbers, where they are known before.
         """
         from smolquant.evaluate.measure import Evaluation
 

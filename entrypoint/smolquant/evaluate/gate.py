@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from smolquant.errors import GateError, InputError
+from smolquant.errors import GateError, InputError, Unmeasured
 from smolquant.record import Metrics
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import plain, significant
@@ -90,12 +90,12 @@ def judge(
     if not complaints:
         return None
     if unmeasured:
-        return GateError(
-            f"{'; '.join(complaints)}. Nothing is published.",
-            hint=f"{unmeasured} Or leave the limit out.",
+        return Unmeasured(
+            f"{'; '.join(complaints)}: {unmeasured} This run publishes nothing.",
+            hint="Make it possible to measure, or leave the limit out.",
         )
     return GateError(
-        f"{'; '.join(complaints)}. Nothing is published.",
+        f"{'; '.join(complaints)}. This run publishes nothing.",
         hint="Choose a gentler scheme or a smaller --group-size, keep sensitive modules with --skip, "
         "or raise the limit if the loss is acceptable.",
     )

@@ -14,7 +14,13 @@ import torch
 
 from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
-from smolquant.errors import CheckpointError, GateError, SmolquantError
+from smolquant.errors import (
+    CannotMeasure,
+    CheckpointError,
+    GateError,
+    MachineError,
+    SmolquantError,
+)
 from smolquant.evaluate.layerwise import StreamedModel
 from smolquant.evaluate.weights import SourceWeights, VariantWeights
 from smolquant.machine import require_memory_for
@@ -35,15 +41,12 @@ _LAYERS_DYNAMIC = 2
 """Memory for the largest layer, in its bytes: itself, and one of its weights packed for the kernel; or, for
 int8 activations, the int32 copies that torchao makes of one."""
 
-_MOST_NATS = 700.0
-"""Of surprise; the perplexity of more is beyond float64."""
+_MOST_NATS = 38.0
+"""Of surprise. The perplexity of more, in per cent, is no number that a record can hold; and nobody needs
+to know how much more."""
 
 _DIGITS = 6
 """Significant digits of what is recorded; the rest is rounding of bfloat16 arithmetic."""
-
-
-class CannotMeasure(CheckpointError):
-    """What a model predicts cannot be had here, which says nothing of its weights."""
 
 
 class Evaluation:
@@ -84,7 +87,7 @@ class Evaluation:
                 )
             self._variants = {}
             for variant, folder in variants.items():
-                with _loading_back(variant):
+                with _loading_back(variant, device):
                     files = sorted(folder.glob("*.safetensors"))
                     weights = VariantWeights(
                         stack.enter_context(Checkpoint(files)), architecture, files[0]
@@ -155,7 +158,7 @@ class Evaluation:
             source = self._source.hidden_states(self._windows)[:, :-1].flatten(0, 1)
         variants = {}
         for variant, model in self._variants.items():
-            with _loading_back(variant):
+            with _loading_back(variant, self._device):
                 variants[variant] = model.hidden_states(self._windows)[:, :-1].flatten(0, 1)
         return self._compare(source, variants)
 
@@ -177,17 +180,20 @@ class Evaluation:
         for first in range(0, vocabulary, VOCABULARY_BLOCK):
             rows = (first, min(first + VOCABULARY_BLOCK, vocabulary))
             with ExitStack() as stack:
-                source_head = stack.enter_context(self._source.head_rows(*rows))
-                heads = {
-                    variant: stack.enter_context(model.head_rows(*rows))
-                    for variant, model in self._variants.items()
-                }
+                heads = {}
+                with _running_the_source():
+                    source_head = stack.enter_context(self._source.head_rows(*rows))
+                for variant, model in self._variants.items():
+                    with _loading_back(variant, self._device):
+                        heads[variant] = stack.enter_context(model.head_rows(*rows))
                 for start in range(0, len(targets), TOKEN_BLOCK):
                     at = slice(start, start + TOKEN_BLOCK)
-                    reference = source_head(source_hidden[at])
+                    with _running_the_source():
+                        reference = source_head(source_hidden[at])
                     shares, decay = source.add(at, first, reference)
                     for variant, head in heads.items():
-                        logits = head(hidden[variant][at])
+                        with _loading_back(variant, self._device):
+                            logits = head(hidden[variant][at])
                         variants[variant].add(at, first, logits)
                         divergences[variant].add(at, reference - logits, shares, decay)
         _refuse_non_finite(source, variants)
@@ -200,40 +206,69 @@ class Evaluation:
 @contextmanager
 def _running_the_source() -> Iterator[None]:
     """A model's own forward may not be made for running layer by layer; it tells so in many ways."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, SmolquantError) or _is_the_machines(error):
+    with _out_of_memory():
+        try:
+            yield
+        except (SmolquantError, OSError):
             raise
-        raise CannotMeasure(
-            f"The model does not run layer by layer: {_first_words(error)}.",
-            hint="Use --evaluate never, and measure it elsewhere.",
-        ) from error
+        except Exception as error:
+            if _is_out_of_memory(error):
+                raise
+            raise _cannot_run("The model", error) from error
 
 
 @contextmanager
-def _loading_back(variant: str) -> Iterator[None]:
-    """What was made of a source that did run has to run as well."""
+def _loading_back(variant: str, device: str) -> Iterator[None]:
+    """What was made of a source that did run has to run as well, unless the device has no kernel for it."""
+    with _out_of_memory():
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            if _is_out_of_memory(error):
+                raise
+            if device != "cpu" and not isinstance(error, CheckpointError):
+                raise _cannot_run(f"On {device}, {variant}", error) from error
+            raise GateError(
+                f"{variant} does not load back from the files that would be published: "
+                f"{_first_words(error)}.",
+                hint="Run it again; if it happens again, please report it with the model's name.",
+            ) from error
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    """What a machine lacks is said of the machine."""
     try:
         yield
     except Exception as error:
-        if _is_the_machines(error):
+        if not _is_out_of_memory(error):
             raise
-        raise GateError(
-            f"{variant} does not load back from the files that would be published: "
-            f"{_first_words(error)}.",
-            hint="Run it again; if it happens again, please report it with the model's name.",
+        raise MachineError(
+            f"Measuring ran out of memory: {_first_words(error)}.",
+            hint="Use a machine with more memory, a smaller --eval-tokens, or --device cpu.",
         ) from error
 
 
-def _is_the_machines(error: Exception) -> bool:
-    return isinstance(error, OSError | MemoryError) or "can't allocate memory" in str(error)
+def _is_out_of_memory(error: Exception) -> bool:
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "can't allocate memory" in str(error)  # as torch's CPU allocator says it
+    )
+
+
+def _cannot_run(what: str, error: Exception) -> CannotMeasure:
+    return CannotMeasure(
+        f"{what} does not run layer by layer: {_first_words(error)}.",
+        hint="Leave --evaluate always and limits out, and measure it elsewhere.",
+    )
 
 
 def _first_words(error: Exception) -> str:
     if isinstance(error, SmolquantError):
         return error.message.rstrip(".")
-    return f"{type(error).__name__}: {one_line(str(error))}"[:300]
+    return f"{type(error).__name__}: {one_line(str(error))}"[:300].rstrip(".")
 
 
 class _Predictions:

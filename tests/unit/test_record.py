@@ -1,0 +1,77 @@
+"""A record says the same when it is read back, and what is no record is refused."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from smolquant.evaluate.measure import _MOST_NATS, _metrics
+from smolquant.record import InvalidRecord, Metrics, VariantRecord
+from unit.report_samples import variant_result
+
+RECORD = replace(
+    variant_result("int4").record,
+    metrics=Metrics(perplexity=12.5, mean_kl=0.1, tokens=4088, text="a text", machine="a CPU"),
+)
+
+
+def test_what_is_written_is_read_back() -> None:
+    assert VariantRecord.from_json(RECORD.to_json()) == RECORD
+
+
+def test_what_a_later_version_adds_is_left_out() -> None:
+    raw = json.loads(RECORD.to_json())
+    raw["of_a_later_version"] = raw["metrics"]["of_a_later_version"] = [1]
+    raw["source"]["of_a_later_version"] = {}
+    assert VariantRecord.from_json(json.dumps(raw)) == RECORD
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"variant": 5},
+        {"options": []},
+        {"format_version": True},
+        {"source": {"identity": "x"}},
+        {"source": {"identity": "x", "size_bytes": -1}},
+        {"source": {"identity": "x", "size_bytes": 2**70}},
+        {"metrics": {"perplexity": "low"}},
+        {"metrics": {"perplexity": 1e30}},
+        {"metrics": 5},
+        {"files": {"model.safetensors": {"sha256": None, "size": 1}}},
+        {"versions": {"torch": 2}},
+    ],
+)
+def test_what_is_no_record_is_refused(change: dict[str, Any]) -> None:
+    raw = json.loads(RECORD.to_json()) | change
+    with pytest.raises(InvalidRecord):
+        VariantRecord.from_json(json.dumps(raw))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000])
+def test_what_is_no_object_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRecord):
+        VariantRecord.from_json(text)
+
+
+class Surprised:
+    """The predictions of a model that is ``nats`` surprised by each token."""
+
+    def __init__(self, nats: float) -> None:
+        import torch
+
+        self.surprise = torch.tensor([nats, nats])
+        self.best = torch.tensor([0, 1])
+
+    def of(self, *_: object) -> Any:
+        return self.surprise
+
+
+@pytest.mark.parametrize("nats", [_MOST_NATS, 1e6])
+def test_however_bad_a_model_is_its_record_can_be_read_back(nats: float) -> None:
+    surprised: Any = Surprised(nats)
+    for source in (Surprised(1.0), surprised):
+        metrics = _metrics(source, surprised, surprised)  # type: ignore[arg-type]
+        record = replace(RECORD, metrics=metrics)
+        assert VariantRecord.from_json(record.to_json()) == record
