@@ -176,6 +176,13 @@ def test_what_kept_a_run_from_measuring_is_told_under_the_table() -> None:
     assert "Not measured" not in render_summary(run_result("int8"))
 
 
+def test_a_run_that_came_to_no_libraries_names_none() -> None:
+    early = render_summary(run_result(command="smolquant quantize x", versions={}))
+    assert "<summary>The command that repeats this run</summary>\n\n```sh\nsmolquant" in early
+    late = render_summary(run_result(command="smolquant quantize x", versions={"torch": "2.13"}))
+    assert "repeats this run</summary>\n\n`torch 2.13`\n\n```sh\nsmolquant" in late
+
+
 def test_a_run_that_failed_says_nothing_of_kept_limits() -> None:
     """One variant was up to date and within them; then another was not."""
     kept = "int8: mean KL divergence is 0.01, --max-kl 0.1"
