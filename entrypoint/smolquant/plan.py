@@ -221,7 +221,9 @@ class _Planner:
             return Keep("not used by the model, not stored")
         by_option = scheme is self.embedding_scheme
         if parameter.keep_reason and not by_option:
-            return Keep(parameter.keep_reason)
+            asked = self.embedding_scheme is not None and parameter.outside_layers
+            why_not = ", of a kind that --embeddings int8 leaves as it is" if asked else ""
+            return Keep(parameter.keep_reason + why_not)
         for pattern in self.skip:
             if re.search(pattern, parameter.module):
                 return Keep(f"--skip {pattern}")

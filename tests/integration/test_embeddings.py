@@ -69,6 +69,9 @@ def test_a_table_of_a_models_own_kind_is_kept(tmp_path: Path) -> None:
     output = quantized(tmp_path, "--embeddings", "int8")
     model = AutoModelForCausalLM.from_pretrained(output, subfolder="int8")
     assert type(model.get_input_embeddings().weight) is nn.Parameter
+    record = VariantRecord.from_json((output / "int8/quantization.json").read_text())
+    kept = record.tensors["model.embed_tokens.weight"]
+    assert kept.reason == "embedding, of a kind that --embeddings int8 leaves as it is"
 
 
 def test_they_are_measured_as_stored(checkpoint: Path, tmp_path: Path) -> None:
