@@ -322,7 +322,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/quality.md"))
     options = parser.parse_args()
     options.models.mkdir(exist_ok=True)
-    keep_freed_blocks()  # as the product does: otherwise page faults are half of what is timed
+    keep_freed_blocks()  # as the product does, so that page faults are not what is timed
     smollm2 = make_checkpoint(options.models / "smollm2")
     trained = make_trained_model(options.models / "trained")
     tokenizer = AutoTokenizer.from_pretrained(smollm2)

@@ -32,6 +32,16 @@ def peak_bytes() -> int:
     return _kilobytes(_STATUS, "VmHWM:") * 1024
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` is the way in which Python, or torch on a CPU or a GPU, runs out of memory."""
+    # By name, as this room does without torch, whose CPU allocator has no type of its own for it.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
 def keep_freed_blocks() -> None:
     """From now on, reuse the memory of freed blocks of up to 32 MB instead of asking for new.
 

@@ -5,6 +5,7 @@ shapes, dtypes, headers and sizes of every output file are known to the byte.
 """
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,7 @@ import torch
 from smolquant.architecture import Architecture, Parameter
 from smolquant.checkpoint.reader import Layout, SourceTensor
 from smolquant.checkpoint.writer import Shard, StoredTensor, index_text, lay_out
-from smolquant.errors import CheckpointError
+from smolquant.errors import CheckpointError, GateError
 from smolquant.norms import Norm
 from smolquant.record import TensorRecord
 from smolquant.schemes import Decision, Int8WeightOnly, Keep, Quantize, Scheme
@@ -94,7 +95,7 @@ class VariantPlan:
         """Of all weight files, to the byte."""
         return sum(shard.size_bytes for shard in self.shards)
 
-    @property
+    @cached_property
     def error_bounds(self) -> dict[str, float]:
         """Source tensor -> the largest relative error that its scheme can cause, if quantized."""
         return {
@@ -104,6 +105,27 @@ class VariantPlan:
             for tensor in self.tensors
             if tensor.scheme and isinstance(tensor.decision, Quantize)
         }
+
+    def refuse_wild_errors(self, errors: Mapping[str, float]) -> None:
+        """Refuse weights that are further from their source than their scheme can put them.
+
+        Args:
+            errors: quantized source tensor -> its relative error.
+
+        Raises:
+            GateError: naming the worst tensor.
+        """
+        bounds = self.error_bounds
+        wild = {name: error for name, error in errors.items() if not error <= bounds[name]}
+        if not wild:
+            return
+        worst = max(wild, key=lambda name: math.inf if math.isnan(wild[name]) else wild[name])
+        raise GateError(
+            f"{len(wild)} weights of {self.scheme.variant} are further from their source than the scheme "
+            f"can put them; {worst!r} has a relative error of {wild[worst]:.3g}, and its bound is "
+            f"{bounds[worst]:.3g}.",
+            hint="Please report this with the model's name; --skip keeps the weight as it is.",
+        )
 
     @cached_property
     def index_text(self) -> str | None:

@@ -23,7 +23,6 @@ import torch
 from smolquant.checkpoint.reader import Checkpoint, SourceTensor, row_blocks
 from smolquant.checkpoint.writer import Shard, ShardWriter
 from smolquant.errors import CheckpointError
-from smolquant.evaluate.gate import refuse_wild_errors
 from smolquant.memory import keep_freed_blocks
 from smolquant.plan import NormInFront, PlannedTensor, VariantPlan
 from smolquant.record import FileRecord, TensorRecord
@@ -193,13 +192,14 @@ class _Output:
         """Stored tensor -> the shard that receives it; None where that is finished already."""
         self._in_work: list[_ShardInWork] = []
         self._journal = shelf.journal
-        accept = partial(refuse_wild_errors, plan.scheme.variant, bounds=plan.error_bounds)
         for finished in shelf.journal.shards.values():
-            accept(finished.errors)  # an earlier version may not have looked
+            plan.refuse_wild_errors(
+                finished.errors
+            )  # the version that made them may not have looked
         for shard in plan.shards:
             in_work = None
             if shard.name not in shelf.journal.shards:
-                in_work = _ShardInWork(shard, shelf, accept)
+                in_work = _ShardInWork(shard, shelf, plan.refuse_wild_errors)
                 self._in_work.append(in_work)
             self._shards |= {part.name: in_work for part in shard.tensors}
         for tensor in self._planned.values():

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from smolquant.errors import MachineError
+from smolquant.memory import is_out_of_memory
 from smolquant.record import SourceRecord
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
@@ -118,7 +119,7 @@ class Story:
 
 def _explained(error: BaseException) -> BaseException:
     """The machine's own refusals in the user's terms; anything else as it is."""
-    if isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return MachineError("The machine ran out of memory.", hint="Use a runner with more memory.")
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
         place = error.filename or "A file"
@@ -127,6 +128,4 @@ def _explained(error: BaseException) -> BaseException:
             hint="Make room or give access there; variants go to --output-dir, and what is downloaded "
             "to HF_HOME.",
         )
-    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
-        return MachineError("The machine ran out of memory.", hint="Use a runner with more memory.")
     return error

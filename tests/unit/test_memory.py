@@ -104,3 +104,14 @@ def test_freed_blocks_leave_the_process() -> None:
     }
     assert left["returned"] < 25_000_000
     assert left["kept"] > 150_000_000
+
+
+def test_out_of_memory_is_told_from_other_failures_however_it_is_raised() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as on_a_cpu:
+        torch.empty(10**15, dtype=torch.int8, device="cpu")
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), on_a_cpu.value):
+        assert memory.is_out_of_memory(error)
+    for other in (RuntimeError("shapes differ"), OSError(28, "No space left"), KeyError("w")):
+        assert not memory.is_out_of_memory(other)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import models
 from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
-from smolquant.errors import CheckpointError
+from smolquant.errors import CheckpointError, GateError
 from smolquant.plan import VariantPlan, make_plan
 from smolquant.schemes import SCHEMES, Quantize, scheme_of
 from smolquant.schemes.int4_weight_only import DEFAULT_INT4_METHOD, Int4Method
@@ -47,6 +47,21 @@ def change_weights(folder: Path, change: Any) -> None:
     state = load_file(folder / "model.safetensors")
     change(state)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_wild_relative_error_is_refused_and_named(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    (plan,) = plan_of(folder, "int8_weight_only").values()
+    at_their_bounds = dict(plan.error_bounds)
+    name = "model.layers.1.mlp.up_proj.weight"
+    plan.refuse_wild_errors(at_their_bounds)
+    for error in (at_their_bounds[name] * 1.01, float("nan")):
+        with pytest.raises(GateError, match=f"1 weights of int8 .* {name!r} has a relative error"):
+            plan.refuse_wild_errors(at_their_bounds | {name: error})
+    with pytest.raises(GateError, match=f"2 weights of int8 .* {name!r} has .* of nan"):
+        plan.refuse_wild_errors(
+            at_their_bounds | {"model.layers.0.mlp.up_proj.weight": 9.0, name: float("nan")}
+        )
 
 
 def test_every_tensor_has_one_fate_and_a_reason_where_it_is_kept(tmp_path: Path) -> None:

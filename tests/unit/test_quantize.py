@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from models import llama, save
 from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.writer import ShardWriter
-from smolquant.errors import CheckpointError
+from smolquant.errors import CheckpointError, GateError
 from smolquant.plan import make_plan
 from smolquant.quantize import Written, quantize_checkpoint
 from smolquant.schemes import SCHEMES
@@ -133,6 +134,16 @@ def test_finished_shards_are_not_touched_and_the_record_is_the_same(
     assert again == whole
     size = (tmp_path / "source/model.safetensors").stat().st_size
     assert size * 0.9 < sum(read) <= size, "progress counts what need not be read again"
+
+
+def test_a_finished_shard_is_held_to_the_bounds_too(
+    run: Callable[..., dict[str, Written]],
+) -> None:
+    run("int8_weight_only", journals={"int8": (journal := Journal())}, output="whole")
+    name, shard = next((name, shard) for name, shard in journal.shards.items() if shard.errors)
+    wild = replace(shard, errors=dict.fromkeys(shard.errors, 1.0))
+    with pytest.raises(GateError, match="further from their source"):
+        run("int8_weight_only", journals={"int8": Journal(shards={name: wild})})
 
 
 def test_no_file_is_closed_while_a_worker_may_still_write_to_it(

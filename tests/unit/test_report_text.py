@@ -54,6 +54,7 @@ def test_durations(seconds: float, text: str) -> None:
     [
         (0.5124, "51.2%"),
         (0.0, "0.0%"),
+        (0.0004, "0.04%"),
         (0.9994, "99.9%"),
         (0.9996, "99.96%"),
         (0.999996, "99.9996%"),
@@ -62,7 +63,7 @@ def test_durations(seconds: float, text: str) -> None:
         (1.5, "150.0%"),
     ],
 )
-def test_only_all_of_it_is_100_percent(share: float, text: str) -> None:
+def test_only_all_of_it_is_100_percent_and_only_nothing_none(share: float, text: str) -> None:
     assert percent(share) == text
 
 

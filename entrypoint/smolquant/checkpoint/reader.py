@@ -42,6 +42,9 @@ _LIBC = ctypes.CDLL(None)
 _LONGEST_HEADER = 100_000_000
 """Bytes; safetensors' own limit."""
 
+_ROWS_AT_A_TIME = 16
+"""What quantizes several rows at a time takes so many, and is idle in what a block leaves over."""
+
 _SAVE_AGAIN = "Save the model again with `save_pretrained`."
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -450,10 +453,6 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor."""
     flat: Any = tensor.view(-1).view(torch.uint8).numpy()
     return memoryview(flat)
-
-
-_ROWS_AT_A_TIME = 16
-"""What quantizes several rows at a time takes so many, and is idle in what a block leaves over."""
 
 
 def row_blocks(tensor: SourceTensor, block_bytes: int) -> Iterator[tuple[int, int]]:

@@ -173,30 +173,3 @@ def refuse_garbage(variant: str, metrics: Metrics) -> None:
             f"{SANE_KL:g} means that something is broken rather than merely rounded.",
             hint="Please report this with the model's name; another scheme may work.",
         )
-
-
-def refuse_wild_errors(
-    variant: str, errors: Mapping[str, float], bounds: Mapping[str, float]
-) -> None:
-    """Refuse weights that are further from their source than their scheme can put them.
-
-    Args:
-        errors: quantized tensor -> its relative error.
-        bounds: tensor name -> its scheme's bound of the relative error.
-
-    Raises:
-        GateError: naming the worst tensor.
-    """
-    wild = {name: error for name, error in errors.items() if not error <= bounds[name]}
-    if not wild:
-        return
-    worst = max(wild, key=lambda name: _sortable(wild[name]))
-    raise GateError(
-        f"{len(wild)} weights of {variant} are further from their source than the scheme can put them; "
-        f"{worst!r} has a relative error of {wild[worst]:.3g}, and its bound is {bounds[worst]:.3g}.",
-        hint="Please report this with the model's name; --skip keeps the weight as it is.",
-    )
-
-
-def _sortable(error: float) -> float:
-    return math.inf if math.isnan(error) else error

@@ -24,7 +24,7 @@ from smolquant.errors import (
 from smolquant.evaluate.layerwise import StreamedModel
 from smolquant.evaluate.weights import SourceWeights, VariantWeights
 from smolquant.machine import require_memory_for
-from smolquant.memory import return_freed_blocks
+from smolquant.memory import is_out_of_memory, return_freed_blocks
 from smolquant.record import Metrics
 from smolquant.schemes.int8_dynamic import Int8Dynamic
 from smolquant.text import one_line
@@ -151,16 +151,18 @@ class Evaluation:
             CannotMeasure: the source does not run layer by layer.
             CheckpointError: the source itself computes NaN or infinity.
             GateError: a variant does, or its files do not hold the model.
+            MachineError: it ran out of memory.
         """
         self._advance = advance or self._advance
         return_freed_blocks()
-        with _running_the_source():
-            source = self._source.hidden_states(self._windows)[:, :-1].flatten(0, 1)
-        variants = {}
-        for variant, model in self._variants.items():
-            with _loading_back(variant, self._device):
-                variants[variant] = model.hidden_states(self._windows)[:, :-1].flatten(0, 1)
-        return self._compare(source, variants)
+        with _within_memory():
+            with _running_the_source():
+                source = self._source.hidden_states(self._windows)[:, :-1].flatten(0, 1)
+            variants = {}
+            for variant, model in self._variants.items():
+                with _loading_back(variant, self._device):
+                    variants[variant] = model.hidden_states(self._windows)[:, :-1].flatten(0, 1)
+            return self._compare(source, variants)
 
     def _tell(self, n_bytes: int) -> None:
         self._advance(n_bytes)
@@ -206,56 +208,43 @@ class Evaluation:
 @contextmanager
 def _running_the_source() -> Iterator[None]:
     """A model's own forward may not be made for running layer by layer; it tells so in many ways."""
-    with _out_of_memory():
-        try:
-            yield
-        except (SmolquantError, OSError):
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SmolquantError | OSError) or is_out_of_memory(error):
             raise
-        except Exception as error:
-            if _is_out_of_memory(error):
-                raise
-            raise _cannot_run("The model", error) from error
+        raise _cannot_run("The model", error) from error
 
 
 @contextmanager
 def _loading_back(variant: str, device: str) -> Iterator[None]:
     """What was made of a source that did run has to run as well, unless the device has no kernel for it."""
-    with _out_of_memory():
-        try:
-            yield
-        except OSError:
-            raise
-        except Exception as error:
-            if _is_out_of_memory(error):
-                raise
-            if device != "cpu" and not isinstance(error, CheckpointError):
-                raise _cannot_run(f"On {device}, {variant}", error) from error
-            raise GateError(
-                f"{variant} does not load back from the files that would be published: "
-                f"{_first_words(error)}.",
-                hint="Run it again; if it happens again, please report it with the model's name.",
-            ) from error
-
-
-@contextmanager
-def _out_of_memory() -> Iterator[None]:
-    """What a machine lacks is said of the machine."""
     try:
         yield
     except Exception as error:
-        if not _is_out_of_memory(error):
+        if isinstance(error, OSError) or is_out_of_memory(error):
+            raise
+        if device != "cpu" and not isinstance(error, CheckpointError):
+            raise _cannot_run(f"On {device}, {variant}", error) from error
+        raise GateError(
+            f"{variant} does not load back from the files that would be published: "
+            f"{_first_words(error)}.",
+            hint="Run it again; if it happens again, please report it with the model's name.",
+        ) from error
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """What a machine lacks is said of the machine, and not of what was made."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
             raise
         raise MachineError(
             f"Measuring ran out of memory: {_first_words(error)}.",
             hint="Use a machine with more memory, a smaller --eval-tokens, or --device cpu.",
         ) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "can't allocate memory" in str(error)  # as torch's CPU allocator says it
-    )
 
 
 def _cannot_run(what: str, error: Exception) -> CannotMeasure:
