@@ -516,7 +516,7 @@ class _Run:
                 raise
             names = ", ".join(variants)
             self.story.unmeasured = f"{names}. {reason}"
-            refusal = judge(dict.fromkeys(variants), self.settings.gate, reason.message)
+            refusal = judge(dict.fromkeys(variants), self.settings.gate, reason)
             if refusal is not None:
                 raise refusal from reason
             self.console.notice(f"Not measured: {names}", str(reason))

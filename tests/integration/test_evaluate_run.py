@@ -304,7 +304,8 @@ def test_a_gate_without_measurements_fails_rather_than_passes(
     gated = smolquant("quantize", bare, *options, "--max-kl", "5", "--force", actions=True)
     assert gated.exit_code == 6
     assert "was not measured" in gated.annotations[0]
-    assert "tokenizer" in gated.annotations[0]
+    assert "Save the tokenizer beside the model" in gated.annotations[0]
+    assert "--evaluate never" not in gated.annotations[0], "which a limit does not go with"
     assert "::group::Quantize" not in gated.log, "before the work"
 
     demanded = smolquant(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from smolquant.errors import GateError, InputError, Unmeasured
+from smolquant.errors import CannotMeasure, GateError, InputError, Unmeasured
 from smolquant.evaluate.gate import (
     SANE_KL,
     Gate,
@@ -95,9 +95,13 @@ def test_a_limit_on_what_was_not_measured_fails(metrics: Metrics | None) -> None
 
 
 def test_why_nothing_was_measured_is_the_next_thing_to_read() -> None:
-    refusal = judge({"int8": None}, Gate(kl={"int8": 1.0}), "It has no tokenizer.")
+    reason = CannotMeasure("It has no tokenizer.", hint="Save one beside it.")
+    refusal = judge({"int8": None}, Gate(kl={"int8": 1.0}), reason)
     assert isinstance(refusal, Unmeasured)
-    assert "It has no tokenizer." in refusal.message
+    assert refusal.message.endswith(
+        "int8: --max-kl 1 was given, and it was not measured: It has no tokenizer."
+    )
+    assert refusal.hint == "Save one beside it."
 
 
 def test_not_a_number_passes_no_limit() -> None:

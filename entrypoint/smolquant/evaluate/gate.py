@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from smolquant.errors import GateError, InputError, Unmeasured
+from smolquant.errors import GateError, InputError, SmolquantError, Unmeasured
 from smolquant.record import Metrics
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import plain, significant
@@ -75,7 +75,7 @@ def _number(text: str, option: str) -> float:
 
 
 def judge(
-    measured: Mapping[str, Metrics | None], gate: Gate, unmeasured: str = ""
+    measured: Mapping[str, Metrics | None], gate: Gate, unmeasured: SmolquantError | None = None
 ) -> GateError | None:
     """The verdict on a release: every variant passes, or none is published.
 
@@ -89,10 +89,10 @@ def judge(
     complaints = [text for check in _checks(measured, gate) if (text := check.complaint)]
     if not complaints:
         return None
-    if unmeasured:
+    if unmeasured is not None:
         return Unmeasured(
-            f"{'; '.join(complaints)}: {unmeasured} This run publishes nothing.",
-            hint="Make it possible to measure, or leave the limit out.",
+            f"This run publishes nothing. {'; '.join(complaints)}: {unmeasured.message}",
+            hint=unmeasured.hint,
         )
     return GateError(
         f"{'; '.join(complaints)}. This run publishes nothing.",

@@ -138,7 +138,8 @@ class Evaluation:
         require_memory_for(
             "Measuring",
             self.needed_bytes,
-            "Use a machine with more memory, a smaller --eval-tokens, or --evaluate never.",
+            "Use a machine with more memory, or a smaller --eval-tokens; or leave --evaluate always and "
+            "limits out.",
         )
 
     def run(self, advance: Callable[[int], None] | None = None) -> dict[str, Metrics]:

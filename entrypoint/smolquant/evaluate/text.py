@@ -170,9 +170,10 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> "PreTrainedToken
         )
     except Exception as error:  # transformers raises what a missing or broken file makes it raise
         raise CheckpointError(
-            f"The checkpoint's tokenizer cannot be loaded, and without one there are no tokens: {error}",
-            hint="Save the tokenizer beside the model. Without one: --evaluate never, and no "
-            "--int4-method calibrated.",
+            "The checkpoint's tokenizer cannot be loaded, and without one there are no tokens: "
+            f"{one_line(str(error))}",
+            hint="Save the tokenizer beside the model. Without one: no limits, no --evaluate always, and "
+            "no --int4-method calibrated.",
         ) from error
     return tokenizer
 
