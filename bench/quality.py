@@ -25,13 +25,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from quality_model import held_out_windows, make_trained_model
 from smollm2 import make_checkpoint
-from smolquant.architecture import Architecture
-from smolquant.calibrate import TOKENS, CalibratedWeights, Calibration, calibrated_weights
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.evaluate.text import bundled_calibration_text, bundled_text, token_windows
-from smolquant.int4_kernels import unpack_int4
 from smolquant.memory import keep_freed_blocks
-from smolquant.plan import make_plan
+from smolquant.model.architecture import Architecture
+from smolquant.quantize.calibrate import TOKENS, CalibratedWeights, Calibration, calibrated_weights
+from smolquant.quantize.plan import make_plan
+from smolquant.runtime.kernels import unpack_int4
 from smolquant.schemes import SCHEMES, Keep, Scheme, scheme_of
 from smolquant.schemes.base import QuantizedRows
 from smolquant.schemes.int4_gptq import one_thread
@@ -112,7 +112,7 @@ class Bench:
         self._weights = {
             name: module.weight.detach().bfloat16() for name, module in self._linears.items()
         }
-        self.column_energies = _column_energies(folder, model)
+        self.input_mean_squares = _input_mean_squares(folder, model)
         self._source = list(self._predictions())
         self._source_loss = fmean(self._loss(p, i) for i, p in enumerate(self._source))
 
@@ -154,12 +154,12 @@ class Bench:
         return -predictions.gather(1, self._windows[window, 1:, None]).mean().item()
 
 
-def _column_energies(folder: Path, model: PreTrainedModel) -> dict[str, torch.Tensor | None]:
+def _input_mean_squares(folder: Path, model: PreTrainedModel) -> dict[str, torch.Tensor | None]:
     """What the norms in front of the weights tell, as the product's plan finds it."""
     norms = Architecture(folder, trust_remote_code=False).norms_in_front
     stored = model.state_dict()
     return {
-        weight: norm.column_energies(
+        weight: norm.input_mean_squares(
             {attribute: stored[name] for attribute, name in norm.parameters.items()},
             stored[weight].shape[1],
         )
@@ -173,18 +173,18 @@ def each(quantize: Callable[[torch.Tensor], Quantized]) -> Quantizer:
 
 
 def by_scheme(
-    scheme: Scheme, group_size: int, energies: Mapping[str, torch.Tensor | None] | None = None
+    scheme: Scheme, group_size: int, mean_squares: Mapping[str, torch.Tensor | None] | None = None
 ) -> Quantizer:
     """The product's own arithmetic, a block of rows at a time.
 
     Args:
-        energies: weight -> its columns' mean square inputs, where they are known.
+        mean_squares: weight -> its columns' mean square inputs, where they are known.
     """
 
     def quantize(name: str, weight: torch.Tensor) -> Quantized:
         decision = scheme.decide(weight.shape[0], weight.shape[1], group_size)
         assert not isinstance(decision, Keep), decision.reason
-        known = energies.get(name) if energies else None
+        known = mean_squares.get(name) if mean_squares else None
         bits, seconds, blocks = 0, 0.0, []
         for block in torch.split(weight, BLOCK_ROWS):
             began = time.process_time()
@@ -291,7 +291,7 @@ def rows(bench: Bench) -> Iterator[Row]:
         methods = {
             "rtn": by_scheme(scheme_of("int4_weight_only", int4_method="rtn"), group),
             "search": by_scheme(
-                scheme_of("int4_weight_only", int4_method="search"), group, bench.column_energies
+                scheme_of("int4_weight_only", int4_method="search"), group, bench.input_mean_squares
             ),
             "calibrated": by_calibration(bench.folder, bench.calibration, group),
             "hqq": each(by_hqq(group)),

@@ -53,7 +53,7 @@ class Run:
 
 _KILLED_AFTER = """
 import os, runpy, signal, sys
-from smolquant.workfolder import Journal
+from smolquant.quantize.workfolder import Journal
 
 add, left = Journal.add, int(sys.argv.pop(1))
 

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.source import FolderSource
-from smolquant.plan import make_plan
-from smolquant.quantize import quantize_checkpoint
+from smolquant.model.architecture import Architecture
+from smolquant.quantize.engine import quantize_checkpoint
+from smolquant.quantize.plan import make_plan
+from smolquant.quantize.variant import finish_variant, write_record
 from smolquant.schemes import SCHEMES
-from smolquant.variant import finish_variant, write_record
 
 
 def quantize_folder(

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from smolquant.runtime import load as load
+    from smolquant.runtime.load import load as load
 
 try:
     __version__ = version("smolquant")
@@ -19,7 +19,7 @@ __all__ = ["__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from smolquant.runtime import load
+        from smolquant.runtime.load import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

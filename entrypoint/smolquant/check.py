@@ -74,7 +74,7 @@ def _check_loads(folder: Path, variant: str) -> None:
     """Load the variant and look at the logits of one prompt."""
     import torch
 
-    from smolquant.runtime import load
+    from smolquant.runtime.load import load
 
     try:
         model, tokenizer = load(folder, variant=variant)

@@ -29,7 +29,6 @@ from smolquant.machine import (
     require_room_for,
 )
 from smolquant.memory import peak_bytes
-from smolquant.publish.ahead import SentAhead
 from smolquant.publish.commit import (
     Publication,
     create_repo,
@@ -45,6 +44,7 @@ from smolquant.publish.main_model import (
     check_same_weights,
     main_model_change,
 )
+from smolquant.publish.preupload import PreuploadedShards
 from smolquant.publish.target import (
     Target,
     check_folder_is_ours,
@@ -52,23 +52,23 @@ from smolquant.publish.target import (
     check_write_access,
     inspect_target,
 )
+from smolquant.quantize.workfolder import WorkFolder, work_folder
 from smolquant.record import FILE_NAME, Metrics, SourceRecord, TensorRecord, VariantRecord
 from smolquant.report.console import Console
-from smolquant.report.result import VariantResult
+from smolquant.report.run_report import VariantResult
 from smolquant.schemes import SCHEMES
 from smolquant.schemes.int4_weight_only import Int4WeightOnly
 from smolquant.settings import Settings
 from smolquant.story import Story
 from smolquant.text import human_size
-from smolquant.workfolder import WorkFolder, work_folder
 
 if TYPE_CHECKING:
     import torch
 
-    from smolquant.architecture import Architecture
-    from smolquant.calibrate import CalibratedWeights
     from smolquant.checkpoint.reader import Checkpoint
-    from smolquant.plan import VariantPlan
+    from smolquant.model.architecture import Architecture
+    from smolquant.quantize.calibrate import CalibratedWeights
+    from smolquant.quantize.plan import VariantPlan
 
 
 def quantize(settings: Settings, console: Console, story: Story) -> None:
@@ -116,7 +116,7 @@ class _Run:
     settings: Settings
     console: Console
     story: Story
-    ahead: SentAhead | None = None
+    ahead: PreuploadedShards | None = None
     """Where the disk is to be spared: what is on the Hub already, and no longer here."""
     found: dict[str, VariantRecord] = field(default_factory=dict)
     """Variants of an earlier run, in the output folder."""
@@ -234,7 +234,7 @@ class _Run:
 
     def _is_reusable(self, record: VariantRecord, source: Source, quant_type: str) -> bool:
         """Whether a variant in the output folder is what this run would make, and measured as asked."""
-        from smolquant.variant import stack_versions
+        from smolquant.quantize.variant import stack_versions
 
         return (
             (self.settings.evaluate == "never" or self.measurement.is_that_of(record.metrics))
@@ -271,7 +271,7 @@ class _Run:
         self, source: Source, target: Target | None, wanted: Sequence[str]
     ) -> dict[str, VariantRecord]:
         """Quantize and measure; each variant is complete in the output folder, or not there."""
-        from smolquant.variant import stack_versions, write_record
+        from smolquant.quantize.variant import stack_versions, write_record
 
         self.story.versions = stack_versions()
         architecture = self._architecture(source)
@@ -341,12 +341,12 @@ class _Run:
             )
         return use
 
-    def _sending_ahead(self, target: Target | None) -> SentAhead:
+    def _sending_ahead(self, target: Target | None) -> PreuploadedShards:
         """Ready to send shards, to a repository that is created with the first if it is not there."""
         assert target is not None
         settings, hub, repo_id = self.settings, self.hub, target.repo_id
         create = partial(create_repo, hub, repo_id, private=settings.private)
-        return SentAhead(
+        return PreuploadedShards(
             hub,
             repo_id,
             create_pr=settings.create_pr,
@@ -356,7 +356,7 @@ class _Run:
     @contextmanager
     def _work_folder(self, source: Source, plan: "VariantPlan") -> Iterator[WorkFolder]:
         """Where a variant is made, with what a run that was killed has finished of it."""
-        from smolquant.variant import work_key
+        from smolquant.quantize.variant import work_key
 
         variant = plan.scheme.variant
         _check_place(self.settings.output_dir / variant)
@@ -387,8 +387,8 @@ class _Run:
         plans: "Mapping[str, VariantPlan]",
         works: Mapping[str, WorkFolder],
     ) -> dict[str, VariantRecord]:
-        from smolquant.quantize import quantize_checkpoint
-        from smolquant.variant import finish_variant
+        from smolquant.quantize.engine import quantize_checkpoint
+        from smolquant.quantize.variant import finish_variant
 
         story, tracker = self.story, self.story.tracker
         size = checkpoint.layout.size_bytes
@@ -461,7 +461,11 @@ class _Run:
         if plan is None or text is None:
             yield {}
             return
-        from smolquant.calibrate import Calibration, calibrated_weights, calibration_windows
+        from smolquant.quantize.calibrate import (
+            Calibration,
+            calibrated_weights,
+            calibration_windows,
+        )
 
         variant = plan.scheme.variant
         tokenizer = load_tokenizer(source.folder, trust_remote_code=self.settings.trust_remote_code)
@@ -570,7 +574,7 @@ class _Run:
         self.story.verdict = verdict(release, self.settings.gate)
 
     def save(self, source: Source, records: Mapping[str, VariantRecord]) -> None:
-        for name in filter(is_code, source.companions):
+        for name in filter(is_code, source.auxiliary_files):
             # transformers looks for a model's own code at the root, never in a subfolder.
             shutil.copyfile(source.folder / name, self.settings.output_dir / name)
         write_local(self.settings.output_dir, self._publication(source, records))
@@ -602,14 +606,14 @@ class _Run:
             tag_commit(self.hub, target.repo_id, self.settings.tag, self.story.commit_sha)
 
     def _architecture(self, source: Source) -> "Architecture":
-        from smolquant.architecture import Architecture
+        from smolquant.model.architecture import Architecture
 
         return Architecture(source.folder, trust_remote_code=self.settings.trust_remote_code)
 
     def _plan(
         self, source: Source, architecture: "Architecture", wanted: Sequence[str]
     ) -> "dict[str, VariantPlan]":
-        from smolquant.plan import make_plan
+        from smolquant.quantize.plan import make_plan
 
         if not source.can_stream:  # a pickle has to be here before it tells what it holds
             require_room_for(source.to_fetch())

@@ -23,7 +23,7 @@ from smolquant.report.files import (
     write_summary,
 )
 from smolquant.report.plan_text import render_dry_run
-from smolquant.report.result import PlannedVariant, RunResult, VariantResult
+from smolquant.report.run_report import PlannedVariant, RunResult, VariantResult
 from smolquant.report.summary import render_summary
 from smolquant.tracking.recorder import Tracker
 

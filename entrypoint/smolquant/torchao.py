@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 from torchao.quantization import Int4Tensor
 
-from smolquant.int4_kernels import pack_for_this_cpu
+from smolquant.runtime.kernels import pack_for_this_cpu
 
 _upstream_linear = Int4Tensor._TORCH_FN_TABLE[Int4Tensor][functional.linear]
 

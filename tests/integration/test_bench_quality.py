@@ -23,7 +23,7 @@ def test_the_search_costs_less_than_rounding_and_no_more_than_hqq(bench: quality
     search = SCHEMES["int4_weight_only"]
     methods = {
         "rtn": quality.by_scheme(rtn, 64),
-        "search": quality.by_scheme(search, 64, bench.column_energies),
+        "search": quality.by_scheme(search, 64, bench.input_mean_squares),
         "hqq": quality.each(quality.by_hqq(64)),
     }
     measured = {name: bench.measure("int4", "64", name, find) for name, find in methods.items()}

@@ -24,7 +24,7 @@ INT4 = ("--save-only", "--quant-type", "int4_weight_only", "--group-size", "64")
 
 KILLED_IN_CALIBRATION = """
 import os, runpy, signal
-import smolquant.calibrate as room
+import smolquant.quantize.calibrate as room
 
 calibrated, left = room._calibrated, 9
 

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 import models
 from evaluate_parts import quantize_folder
 from smolquant import machine
-from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CheckpointError, GateError, MachineError
 from smolquant.evaluate import Measurement, measure, speed
@@ -23,8 +22,9 @@ from smolquant.evaluate.gate import Gate, judge, parse_limits, refuse_garbage
 from smolquant.evaluate.measure import Evaluation
 from smolquant.evaluate.speed import Speed, measure_speed
 from smolquant.evaluate.text import EvalText, bundled_text, token_windows
-from smolquant.int4_kernels import pack_model
+from smolquant.model.architecture import Architecture
 from smolquant.record import Metrics
+from smolquant.runtime.kernels import pack_model
 
 WINDOWS = torch.randint(3, 320, (4, 64), generator=torch.Generator().manual_seed(1))
 
@@ -199,7 +199,7 @@ _MEASURE_PEAK = """
 import json, sys
 from pathlib import Path
 import torch
-from smolquant.architecture import Architecture
+from smolquant.model.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.evaluate.measure import Evaluation
 from smolquant.memory import peak_bytes

@@ -54,7 +54,7 @@ runpy.run_module("smolquant", run_name="__main__")
 
 NOT_LAYER_BY_LAYER = """
 import runpy
-from smolquant.evaluate.layerwise import StreamedModel
+from smolquant.model.layerwise import StreamedModel
 
 def hidden_states(self, ids):
     raise TypeError("forward() takes\\nno such thing")
@@ -66,7 +66,7 @@ runpy.run_module("smolquant", run_name="__main__")
 
 HEAD_FAILS = """
 import runpy
-from smolquant.evaluate.layerwise import StreamedModel
+from smolquant.model.layerwise import StreamedModel
 
 def head_rows(self, start, stop):
     raise AttributeError("no head")
@@ -78,7 +78,7 @@ runpy.run_module("smolquant", run_name="__main__")
 
 GPU_OUT_OF_MEMORY = """
 import runpy, torch
-from smolquant.evaluate.layerwise import StreamedModel
+from smolquant.model.layerwise import StreamedModel
 
 def hidden_states(self, ids):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -90,7 +90,7 @@ runpy.run_module("smolquant", run_name="__main__")
 
 NOT_ROUNDED = """
 import runpy
-from smolquant.plan import VariantPlan
+from smolquant.quantize.plan import VariantPlan
 
 VariantPlan.error_bounds = property(lambda plan: dict.fromkeys((t.source.name for t in plan.tensors), 0))
 runpy.run_module("smolquant", run_name="__main__")

@@ -74,7 +74,7 @@ def test_int4_runs_on_this_cpu_and_computes_with_the_stored_weights(family: Path
     expected = models.logits(reference)
 
     model = AutoModelForCausalLM.from_pretrained(family / "quantized", subfolder="int4")
-    from smolquant.int4_kernels import pack_model
+    from smolquant.runtime.kernels import pack_model
 
     pack_model(model)
 

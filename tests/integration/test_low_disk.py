@@ -346,7 +346,7 @@ def test_what_is_read_out_of_turn_fetches_nothing_else(hub: LocalHub, source: Pa
     with closing(remote.RemoteFiles(client, SOURCE, hub.repo(SOURCE).head)) as files:
         file = files.open("model.safetensors", len(content), hashlib.sha256(content).hexdigest())
         block = bytearray(10)
-        assert file.read_into(memoryview(block), far, in_turn=False) == 10
+        assert file.read_into(memoryview(block), far, sequential=False) == 10
         assert bytes(block) == content[far:]
         file._hasher.submit(int).result()  # whatever would have been hashed is
         assert not files._chunks

@@ -477,7 +477,7 @@ from pathlib import Path
 from integration.test_tracking import Job, make_destination
 job = Job(Path(sys.argv[1]), make_destination(sys.argv[2], write_token="write+token"))
 job.begin()
-print(job.tracker._courier._process.pid, flush=True)
+print(job.tracker._process._process.pid, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from smolquant.record import FileRecord, Metrics, SourceRecord, TensorRecord, VariantRecord
-from smolquant.report.result import RunResult, VariantResult
+from smolquant.report.run_report import RunResult, VariantResult
 
 REPO_URL = "https://huggingface.co/you/tiny"
 SHA = "0123456789abcdef0123456789abcdef01234567"

@@ -10,13 +10,6 @@ from safetensors.torch import load_file, save_file
 
 import models
 from smolquant import machine
-from smolquant.architecture import Architecture
-from smolquant.calibrate import (
-    TOKENS,
-    Calibration,
-    calibrated_weights,
-    calibration_windows,
-)
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CheckpointError, InputError, MachineError
 from smolquant.evaluate.text import (
@@ -25,8 +18,15 @@ from smolquant.evaluate.text import (
     bundled_text,
     load_tokenizer,
 )
-from smolquant.plan import VariantPlan, make_plan
-from smolquant.quantize import Written, quantize_checkpoint
+from smolquant.model.architecture import Architecture
+from smolquant.quantize.calibrate import (
+    TOKENS,
+    Calibration,
+    calibrated_weights,
+    calibration_windows,
+)
+from smolquant.quantize.engine import Written, quantize_checkpoint
+from smolquant.quantize.plan import VariantPlan, make_plan
 from smolquant.schemes import Int4Method, Quantize, scheme_of
 from smolquant.schemes.int4_gptq import ErrorFeedback, gptq_grids
 from smolquant.schemes.int4_search import search_grids

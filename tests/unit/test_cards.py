@@ -11,10 +11,10 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, metadata_save
 
 from smolquant.errors import InputError
-from smolquant.plot import FILE_NAME as PLOT
 from smolquant.publish.cards import BEGIN, END, root_card, variant_card
 from smolquant.publish.front_matter import Readme, declared_license
 from smolquant.record import FileRecord, Metrics, SourceRecord, TensorRecord, VariantRecord
+from smolquant.report.plot import FILE_NAME as PLOT
 from smolquant.schemes import BY_VARIANT
 
 REPO = "alice/tiny"

@@ -18,7 +18,7 @@ from smolquant.checkpoint import reader
 from smolquant.checkpoint import source as source_room
 from smolquant.checkpoint.files import (
     identity,
-    is_companion,
+    is_auxiliary,
     sha256_of,
     shard_names,
     weight_layout,
@@ -382,7 +382,7 @@ def test_a_folders_state_waits_for_no_hash_and_covers_all_of_it(
     monkeypatch.setattr(source_room, "sha256_of", hash_late)
     source = FolderSource(folder)
     assert source.state
-    assert source.companions == ["config.json"]
+    assert source.auxiliary_files == ["config.json"]
     assert not any(file.digest.done() for file in source.files.values())
     with ThreadPoolExecutor(1) as pool:
         checked = pool.submit(source.require_unchanged)
@@ -405,14 +405,14 @@ def test_a_folders_state_waits_for_no_hash_and_covers_all_of_it(
     ],
 )
 def test_companions_travel(name: str) -> None:
-    assert is_companion(name)
+    assert is_auxiliary(name)
 
 
 @pytest.mark.parametrize(
     "name", ["README.md", "optimizer.pt", "training_args.bin", "trainer_state.json"]
 )
 def test_what_a_trainer_leaves_behind_does_not(name: str) -> None:
-    assert not is_companion(name)
+    assert not is_auxiliary(name)
 
 
 class InMemory:
@@ -423,7 +423,7 @@ class InMemory:
     def __init__(self, content: bytes) -> None:
         self._content, self.size = content, len(content)
 
-    def read_into(self, view: memoryview, offset: int, *, in_turn: bool = True) -> int:
+    def read_into(self, view: memoryview, offset: int, *, sequential: bool = True) -> int:
         piece = self._content[offset : offset + len(view)]
         view[: len(piece)] = piece
         return len(piece)

@@ -126,22 +126,22 @@ def test_no_weights_are_further_off_than_the_bound_that_a_release_is_held_to(
 def uneven(columns: int) -> torch.Tensor:
     """Energies of columns as norms give them: most alike, a few a hundred times as large, some nothing."""
     generator = torch.Generator().manual_seed(columns)
-    energies = torch.randn(columns, generator=generator).mul(0.3).exp().double()
-    energies[torch.rand(columns, generator=generator) < 0.05] *= 100
-    energies[torch.rand(columns, generator=generator) < 0.05] = 0
-    return energies
+    mean_squares = torch.randn(columns, generator=generator).mul(0.3).exp().double()
+    mean_squares[torch.rand(columns, generator=generator) < 0.05] *= 100
+    mean_squares[torch.rand(columns, generator=generator) < 0.05] = 0
+    return mean_squares
 
 
 @pytest.mark.parametrize("make", [gaussian, heavy_tailed])
 @pytest.mark.parametrize("group", [32, 64, 128, 256])
 def test_columns_with_large_inputs_cost_the_output_less(make, group: int) -> None:  # type: ignore[no-untyped-def]
-    weight, energies = make(128, 1024), uneven(1024)
+    weight, mean_squares = make(128, 1024), uneven(1024)
 
     def output_error(known: torch.Tensor | None) -> float:
         error = values_of(*search_grids(weight, group, known)) - weight
-        return float((error.double().square() * energies).sum())
+        return float((error.double().square() * mean_squares).sum())
 
-    assert output_error(energies) < 0.93 * output_error(None)
+    assert output_error(mean_squares) < 0.93 * output_error(None)
 
 
 @pytest.mark.parametrize("group", [32, 64, 128, 256])
@@ -150,13 +150,13 @@ def test_no_energies_take_the_rest_of_a_group_beyond_the_bound(group: int) -> No
     lone[[5, 6]] = 1
     bound = SEARCH.max_relative_error(256, group)
     for weight in (gaussian(8, 256), heavy_tailed(8, 256), gaussian(8, 256).abs() + 1):
-        for energies in (
+        for mean_squares in (
             uneven(256),
             lone,
             torch.zeros(256),
             torch.full((256,), 1e300, dtype=torch.float64),
         ):
-            rows = SEARCH.quantize_rows(weight, group, energies)
+            rows = SEARCH.quantize_rows(weight, group, mean_squares)
             assert (rows.squared_error / rows.squared_norm) ** 0.5 <= bound
 
 
@@ -169,10 +169,10 @@ def test_energies_that_are_all_alike_change_nothing(value: float) -> None:
 
 @pytest.mark.parametrize("group", [32, 64, 128, 256])
 def test_weights_of_columns_keep_every_sum_exact(group: int) -> None:
-    """Below 2^24, the sum of the highest level times the largest value, whatever the energies are."""
+    """Below 2^24, the sum of the highest level times the largest value, whatever the mean_squares are."""
     steps = torch.ones(group, group).tril() + 1e-6
-    for energies in (uneven(group), torch.rand(group) ** 8, torch.arange(float(group)), *steps):
-        weights = int4_search._column_weights(group, group, energies)
+    for mean_squares in (uneven(group), torch.rand(group) ** 8, torch.arange(float(group)), *steps):
+        weights = int4_search._column_weights(group, group, mean_squares)
         assert torch.equal(weights, weights.round())
         assert 1 <= weights.min() <= weights.max() <= int4_search._MOST_WEIGHT
         assert 15 * 15 * int4_search._UNITS * weights.sum() < 2**24
@@ -225,15 +225,15 @@ def by_the_book(
     return levels.char() - 8, torch.stack([scale, mean, mean_level], 1)
 
 
-@pytest.mark.parametrize("energies", [None, gaussian(1, 1024)[0].square()])
+@pytest.mark.parametrize("mean_squares", [None, gaussian(1, 1024)[0].square()])
 @pytest.mark.parametrize("group", [32, 64, 128, 256])
 def test_the_compiled_loops_do_to_the_bit_what_plain_arithmetic_does(
-    group: int, energies: torch.Tensor | None
+    group: int, mean_squares: torch.Tensor | None
 ) -> None:
     weight = torch.cat([gaussian(64, 1024), heavy_tailed(64, 1024), gaussian(64, 1024).abs()])
     # A row of equal weights beside others, as rows are searched together, and one row too many for it.
     groups = torch.cat([torch.full((1, 1024), 0.3), weight]).view(-1, group)
-    weights = int4_search._column_weights(1024, group, energies)
+    weights = int4_search._column_weights(1024, group, mean_squares)
 
     levels, found = int4_search._search(groups, weights)
 

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Cohere2Config, Olmo2Config, PretrainedConfig
 
 import models
-from smolquant.norms import Norm, norms_in_front
+from smolquant.model.norms import Norm, norms_in_front
 
 IN = "input_layernorm"
 POST = "post_attention_layernorm"
@@ -67,16 +67,16 @@ def test_the_energies_are_the_mean_squares_of_what_the_norm_returns(family: str)
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(1, 4_000, config.hidden_size, generator=generator)
     for norm in norms_in_front(skeleton(config)).values():
-        energies = norm.column_energies(
+        mean_squares = norm.input_mean_squares(
             {attribute: parameters[name].data for attribute, name in norm.parameters.items()},
             config.hidden_size,
         )
-        assert energies is not None
+        assert mean_squares is not None
         name = norm.parameters["weight"].removesuffix(".weight")
         with torch.no_grad():
             measured = model.get_submodule(name)(inputs).double().square().mean((0, 1))
-        assert energies.max() > 2 * energies.min(), "columns differ"
-        assert torch.allclose(energies, measured, rtol=0.12, atol=1e-3)
+        assert mean_squares.max() > 2 * mean_squares.min(), "columns differ"
+        assert torch.allclose(mean_squares, measured, rtol=0.12, atol=1e-3)
 
 
 class Model(nn.Module):
@@ -138,24 +138,24 @@ def test_a_norm_that_cannot_be_asked_tells_nothing(kind: type[nn.LayerNorm]) -> 
     with torch.device("meta"):
         norm = Norm("n", kind(8), {"weight": "w", "bias": "b"})
     values = {"weight": torch.ones(8), "bias": torch.zeros(8)}
-    assert norm.column_energies(values, 8) is None
+    assert norm.input_mean_squares(values, 8) is None
 
 
 def test_values_that_are_none_or_of_another_shape_tell_nothing() -> None:
     norm = Norm("n", nn.LayerNorm(8, device="meta"), {"weight": "w", "bias": "b"})
     values = {"weight": torch.ones(8), "bias": torch.zeros(8)}
-    assert norm.column_energies(values, 8) is not None
-    assert norm.column_energies(values, 4) is None
+    assert norm.input_mean_squares(values, 8) is not None
+    assert norm.input_mean_squares(values, 4) is None
     for value in (torch.nan, torch.inf):
-        assert norm.column_energies(values | {"bias": torch.full((8,), value)}, 8) is None
+        assert norm.input_mean_squares(values | {"bias": torch.full((8,), value)}, 8) is None
     largest = torch.full((8,), torch.finfo(torch.bfloat16).max, dtype=torch.bfloat16)
-    assert norm.column_energies({"weight": largest, "bias": largest}, 8) is not None
+    assert norm.input_mean_squares({"weight": largest, "bias": largest}, 8) is not None
 
 
 def test_what_torch_makes_by_default_does_not_reach_the_energies() -> None:
     norm = Norm("n", nn.LayerNorm(8, device="meta"), {"weight": "w", "bias": "b"})
     values = {"weight": torch.arange(8.0), "bias": torch.ones(8)}
     with torch.device("meta"):
-        energies = norm.column_energies(values, 8)
-    assert energies is not None
-    assert torch.allclose(energies, torch.arange(8.0).double().square() + 1, rtol=1e-4)
+        mean_squares = norm.input_mean_squares(values, 8)
+    assert mean_squares is not None
+    assert torch.allclose(mean_squares, torch.arange(8.0).double().square() + 1, rtol=1e-4)

@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import models
-from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CheckpointError, GateError
-from smolquant.plan import VariantPlan, make_plan
+from smolquant.model.architecture import Architecture
+from smolquant.quantize.plan import VariantPlan, make_plan
 from smolquant.schemes import SCHEMES, Quantize, scheme_of
 from smolquant.schemes.int4_weight_only import DEFAULT_INT4_METHOD, Int4Method
 
@@ -54,12 +54,12 @@ def test_a_wild_relative_error_is_refused_and_named(tmp_path: Path) -> None:
     (plan,) = plan_of(folder, "int8_weight_only").values()
     at_their_bounds = dict(plan.error_bounds)
     name = "model.layers.1.mlp.up_proj.weight"
-    plan.refuse_wild_errors(at_their_bounds)
+    plan.check_error_bounds(at_their_bounds)
     for error in (at_their_bounds[name] * 1.01, float("nan")):
         with pytest.raises(GateError, match=f"1 weights of int8 .* {name!r} has a relative error"):
-            plan.refuse_wild_errors(at_their_bounds | {name: error})
+            plan.check_error_bounds(at_their_bounds | {name: error})
     with pytest.raises(GateError, match=f"2 weights of int8 .* {name!r} has .* of nan"):
-        plan.refuse_wild_errors(
+        plan.check_error_bounds(
             at_their_bounds | {"model.layers.0.mlp.up_proj.weight": 9.0, name: float("nan")}
         )
 

@@ -5,9 +5,9 @@ from xml.etree.ElementTree import Element, fromstring
 
 import pytest
 
-from smolquant.checkpoint.files import is_companion
-from smolquant.plot import FILE_NAME, largest_error, relative_error_plot
+from smolquant.checkpoint.files import is_auxiliary
 from smolquant.record import TensorRecord
+from smolquant.report.plot import FILE_NAME, largest_error, relative_error_plot
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -225,4 +225,4 @@ def test_a_large_model_makes_a_small_file() -> None:
 
 
 def test_it_does_not_travel_into_what_is_made_of_a_variants_folder() -> None:
-    assert not is_companion(FILE_NAME)
+    assert not is_auxiliary(FILE_NAME)

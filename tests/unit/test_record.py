@@ -61,11 +61,11 @@ class Surprised:
     def __init__(self, nats: float) -> None:
         import torch
 
-        self.surprise = torch.tensor([nats, nats])
+        self.nll = torch.tensor([nats, nats])
         self.best = torch.tensor([0, 1])
 
     def of(self, *_: object) -> Any:
-        return self.surprise
+        return self.nll
 
 
 @pytest.mark.parametrize("nats", [_MOST_NATS, 1e6])

@@ -12,7 +12,7 @@ import pytest
 from smolquant.errors import CheckpointError, GateError, HubError
 from smolquant.record import Metrics, TensorRecord
 from smolquant.report.plan_text import render_dry_run
-from smolquant.report.result import VariantResult
+from smolquant.report.run_report import VariantResult
 from smolquant.report.summary import render_summary
 from unit.report_samples import (
     REPO_URL,

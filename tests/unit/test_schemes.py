@@ -13,7 +13,7 @@ from torchao.quantization.quant_primitives import (
     _quantize_affine_tinygemm,
 )
 
-from smolquant.int4_kernels import pack_for_this_cpu, unpack_int4
+from smolquant.runtime.kernels import pack_for_this_cpu, unpack_int4
 from smolquant.schemes import BOTH, SCHEMES, Keep, Quantize, Scheme
 from smolquant.schemes.int4_weight_only import Int4WeightOnly, pack_int4
 

@@ -10,12 +10,12 @@ import pytest
 
 import smolquant
 from smolquant.errors import CheckpointError, MachineError
-from smolquant.workfolder import FinishedShard, WorkFolder, work_folder
+from smolquant.quantize.workfolder import FinishedShard, WorkFolder, work_folder
 
 HOLD = """
 import sys
 from pathlib import Path
-from smolquant.workfolder import work_folder
+from smolquant.quantize.workfolder import work_folder
 with work_folder(Path(sys.argv[1]), "int8", sys.argv[2]) as work:
     print(work.root, flush=True)
     sys.stdin.read()

@@ -17,7 +17,7 @@ _HASHED_AT_ONCE = 1 << 23
 """Bytes. Python's lock is asked for after every read and every update, and while libraries are imported it
 takes milliseconds to get: with the standard library's 256 KB, hashing beside that comes to a halt."""
 
-_COMPANIONS = re.compile(
+_AUXILIARY_FILES = re.compile(
     r"config\.json|generation_config\.json|tokenizer[\w.-]*|vocab[\w.-]*|merges\.txt"
     r"|special_tokens_map\.json|added_tokens\.json|chat_template[\w.-]*"
     r"|[\w.-]+\.model|[\w.-]+\.spm|[\w.-]+\.tiktoken|tekken\.json|bpe\.codes|dict\.txt"
@@ -35,9 +35,9 @@ _WEIGHT_LAYOUTS = (
 """In the order in which transformers looks for them."""
 
 
-def is_companion(name: str) -> bool:
+def is_auxiliary(name: str) -> bool:
     """Whether a file travels with the weights into every variant: config, tokenizer, template."""
-    return _COMPANIONS.fullmatch(name) is not None
+    return _AUXILIARY_FILES.fullmatch(name) is not None
 
 
 def is_code(name: str) -> bool:

@@ -112,11 +112,11 @@ class FileBytes(Protocol):
     name: str
     size: int
 
-    def read_into(self, view: memoryview, offset: int, *, in_turn: bool = True) -> int:
+    def read_into(self, view: memoryview, offset: int, *, sequential: bool = True) -> int:
         """Fill ``view`` from ``offset`` on and return how many bytes there were.
 
         Args:
-            in_turn: whether what lies behind will be wanted next; a hint.
+            sequential: whether what lies behind will be wanted next; a hint.
         """
 
     def verify(self) -> None:
@@ -140,7 +140,7 @@ class LocalBytes:
         self.size = os.fstat(self._file).st_size
         os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
-    def read_into(self, view: memoryview, offset: int, *, in_turn: bool = True) -> int:
+    def read_into(self, view: memoryview, offset: int, *, sequential: bool = True) -> int:
         done = 0
         while done < len(view) and (count := os.preadv(self._file, [view[done:]], offset + done)):
             done += count
@@ -196,13 +196,13 @@ class SafetensorsFile:
             raise _corrupt(path.name, error) from error
 
     def read_rows(
-        self, tensor: SourceTensor, start: int, stop: int, *, in_turn: bool = True
+        self, tensor: SourceTensor, start: int, stop: int, *, sequential: bool = True
     ) -> torch.Tensor:
         shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
         block = torch.empty(shape, dtype=tensor.dtype)
         view = bytes_of(block)
         offset = self._offsets[tensor.name] + start * tensor.row_bytes
-        if self._data.read_into(view, offset, in_turn=in_turn) < len(view):
+        if self._data.read_into(view, offset, sequential=sequential) < len(view):
             raise CheckpointError(
                 f"{self.name} ends within {tensor.name!r}: it shrank while it was read.",
                 hint="Make sure that nothing writes to the checkpoint during the run.",
@@ -276,7 +276,7 @@ class PickleFile:
         self.aliases = _aliases(state)
 
     def read_rows(
-        self, tensor: SourceTensor, start: int, stop: int, *, in_turn: bool = True
+        self, tensor: SourceTensor, start: int, stop: int, *, sequential: bool = True
     ) -> torch.Tensor:
         whole = self._state()[tensor.name]
         rows = whole[start:stop] if tensor.shape else whole
@@ -421,14 +421,14 @@ class Checkpoint:
             file.verify()
 
     def read_rows(
-        self, tensor: SourceTensor, start: int, stop: int, *, in_turn: bool = True
+        self, tensor: SourceTensor, start: int, stop: int, *, sequential: bool = True
     ) -> torch.Tensor:
         """Rows [start, stop) along the first axis, in the stored dtype, as memory of the caller's.
 
         Args:
-            in_turn: whether this goes through the file in its order; a hint for what is far away.
+            sequential: whether this goes through the file in its order; a hint for what is far away.
         """
-        return self._home[tensor.name].read_rows(tensor, start, stop, in_turn=in_turn)
+        return self._home[tensor.name].read_rows(tensor, start, stop, sequential=sequential)
 
     def close(self) -> None:
         """Close every file."""

@@ -117,14 +117,14 @@ class RemoteBytes:
         self._hasher = ThreadPoolExecutor(1, "hash source")
         self._closed = False
 
-    def read_into(self, view: memoryview, offset: int, *, in_turn: bool = True) -> int:
+    def read_into(self, view: memoryview, offset: int, *, sequential: bool = True) -> int:
         """Fill ``view`` from ``offset`` on; fewer bytes at the end of the file.
 
         Args:
-            in_turn: otherwise no more is fetched than these bytes, and they are not hashed: they will be
+            sequential: otherwise no more is fetched than these bytes, and they are not hashed: they will be
                 once more, with the chunk that they lie in.
         """
-        if not in_turn:
+        if not sequential:
             content = self._range(self.name, offset, min(offset + len(view), self.size))
             view[: len(content)] = content
             return len(content)

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from smolquant.checkpoint.files import (
     identity,
+    is_auxiliary,
     is_code,
-    is_companion,
     sha256_of,
     shard_names,
     weight_layout,
@@ -92,9 +92,9 @@ class Download:
 
 
 class Source(ABC):
-    """One checkpoint. ``companions`` is everything of it that is not weights."""
+    """One checkpoint. ``auxiliary_files`` is everything of it that is not weights."""
 
-    _companions: list[str]
+    _auxiliary_files: list[str]
     """The files that are no weights; in any order."""
     _layout: str
     """The single weight file, or the index of shards."""
@@ -109,7 +109,7 @@ class Source(ABC):
     @property
     @abstractmethod
     def folder(self) -> Path:
-        """A folder with the companions; the weights are there once :meth:`fetch_weights` ran."""
+        """A folder with the auxiliary_files; the weights are there once :meth:`fetch_weights` ran."""
 
     @cached_property
     @abstractmethod
@@ -150,9 +150,9 @@ class Source(ABC):
         }
 
     @property
-    def companions(self) -> list[str]:
+    def auxiliary_files(self) -> list[str]:
         """Names of the files that travel into every variant."""
-        return sorted(set(self._companions).difference(self.weights))
+        return sorted(set(self._auxiliary_files).difference(self.weights))
 
     @property
     def weights(self) -> list[str]:
@@ -203,8 +203,8 @@ class FolderSource(Source):
         """
         self._folder = folder
         found = {name: FileState.of(folder / name) for name in _file_names(folder)}
-        self._companions = [
-            name for name in found if is_companion(name) or (with_code and is_code(name))
+        self._auxiliary_files = [
+            name for name in found if is_auxiliary(name) or (with_code and is_code(name))
         ]
         self._layout = weight_layout(found)
         self._shards = _shards(folder, self._layout)
@@ -214,7 +214,7 @@ class FolderSource(Source):
                     f"{self._layout} names {shard}, which is not there.",
                     hint="Fetch or save the missing shard.",
                 )
-        names = sorted({*self._companions, *self.weights})
+        names = sorted({*self._auxiliary_files, *self.weights})
         self.files: Mapping[str, LocalFile] = {
             name: LocalFile(folder / name, found[name], Future()) for name in names
         }
@@ -281,11 +281,11 @@ class HubSource(Source):
         self.terms = _terms(info.card_data)
         files = {file.rfilename: file for file in info.siblings or []}
         self._layout = weight_layout(files)
-        self._companions = [
-            name for name in files if is_companion(name) or (with_code and is_code(name))
+        self._auxiliary_files = [
+            name for name in files if is_auxiliary(name) or (with_code and is_code(name))
         ]
         index = [self._layout] if self._layout.endswith(".json") else []
-        self._folder = self._download([*self._companions, *index])
+        self._folder = self._download([*self._auxiliary_files, *index])
         self._shards = _shards(self._folder, self._layout)
         for shard in self._shards:
             if shard not in files:
@@ -302,7 +302,7 @@ class HubSource(Source):
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
-        names = sorted({*self._companions, *self.weights})
+        names = sorted({*self._auxiliary_files, *self.weights})
         unknown = [name for name in names if name not in self._lfs and name in self._shards]
         if unknown:  # small weights need not be in LFS; only their content tells their sha256
             self._download(unknown)

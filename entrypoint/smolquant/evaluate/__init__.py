@@ -22,8 +22,8 @@ from smolquant.record import Metrics
 if TYPE_CHECKING:
     import torch
 
-    from smolquant.architecture import Architecture
     from smolquant.checkpoint.reader import Checkpoint
+    from smolquant.model.architecture import Architecture
     from smolquant.report.progress import Progress
     from smolquant.settings import Settings
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import (
     CannotMeasure,
@@ -21,10 +20,11 @@ from smolquant.errors import (
     MachineError,
     SmolquantError,
 )
-from smolquant.evaluate.layerwise import StreamedModel
-from smolquant.evaluate.weights import SourceWeights, VariantWeights
 from smolquant.machine import require_memory_for
 from smolquant.memory import is_out_of_memory, return_freed_blocks
+from smolquant.model.architecture import Architecture
+from smolquant.model.layerwise import StreamedModel
+from smolquant.model.weights import SourceWeights, VariantWeights
 from smolquant.record import Metrics
 from smolquant.schemes.int8_dynamic import Int8Dynamic
 from smolquant.text import one_line
@@ -42,7 +42,7 @@ _LAYERS_DYNAMIC = 2
 int8 activations, the int32 copies that torchao makes of one."""
 
 _MOST_NATS = 38.0
-"""Of surprise. The perplexity of more, in per cent, is no number that a record can hold; and nobody needs
+"""Of nll. The perplexity of more, in per cent, is no number that a record can hold; and nobody needs
 to know how much more."""
 
 _DIGITS = 6
@@ -302,7 +302,7 @@ class _Predictions:
         return self._peak.double() + self.total.log()
 
     @property
-    def surprise(self) -> torch.Tensor:
+    def nll(self) -> torch.Tensor:
         """(tokens,) negative log-likelihood of the text's next token, in nats."""
         return self.log_normalizer - self._target_logits
 
@@ -327,13 +327,13 @@ class _Divergence:
 
 
 def _refuse_non_finite(source: _Predictions, variants: Mapping[str, _Predictions]) -> None:
-    if not bool(torch.isfinite(source.surprise).all()):
+    if not bool(torch.isfinite(source.nll).all()):
         raise CheckpointError(
             "The source's own predictions are not finite: it computes NaN or infinity on plain text.",
             hint="The training run went wrong, or float16 is too narrow; take an earlier checkpoint.",
         )
     for variant, predictions in variants.items():
-        if not bool(torch.isfinite(predictions.surprise).all()):
+        if not bool(torch.isfinite(predictions.nll).all()):
             raise GateError(
                 f"{variant} computes NaN or infinity where its source does not.",
                 hint="Use --dtype bfloat16 if it is float16; otherwise leave this scheme out.",
@@ -341,13 +341,11 @@ def _refuse_non_finite(source: _Predictions, variants: Mapping[str, _Predictions
 
 
 def _metrics(source: _Predictions, variant: _Predictions, divergence: _Divergence) -> Metrics:
-    source_surprise, surprise = _mean(source.surprise), _mean(variant.surprise)
+    source_nll, nll = _mean(source.nll), _mean(variant.nll)
     return Metrics(
-        perplexity=_rounded(math.exp(min(surprise, _MOST_NATS))),
-        source_perplexity=_rounded(math.exp(min(source_surprise, _MOST_NATS))),
-        perplexity_increase_percent=_rounded(
-            100 * math.expm1(min(surprise - source_surprise, _MOST_NATS))
-        ),
+        perplexity=_rounded(math.exp(min(nll, _MOST_NATS))),
+        source_perplexity=_rounded(math.exp(min(source_nll, _MOST_NATS))),
+        perplexity_increase_percent=_rounded(100 * math.expm1(min(nll - source_nll, _MOST_NATS))),
         mean_kl=_rounded(_mean(divergence.of(source, variant))),
         top1_agreement=_rounded(_mean((source.best == variant.best).double())),
     )

@@ -90,7 +90,7 @@ def _run(folder: Path, device: str, trust_remote_code: bool) -> Speed:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from smolquant.int4_kernels import pack_model
+    from smolquant.runtime.kernels import pack_model
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(

@@ -213,7 +213,7 @@ def token_windows(
     most = max(2, min(WINDOW, longest, longest_sequence))
     count = -(-tokens // most)
     length = max(2, tokens // count)
-    windows = _in_turn(sequences, opening, length, count)
+    windows = _interleaved(sequences, opening, length, count)
     if not windows or (exact and len(windows) < count):
         raise InputError(
             f"{text.name} has {sum(map(len, sequences))} tokens in this model's vocabulary, which make "
@@ -222,7 +222,7 @@ def token_windows(
             hint="Give a longer text" + (", or a smaller --eval-tokens." if exact else "."),
         )
     if len(windows) < count:
-        windows = _in_turn(sequences, opening, most, count)
+        windows = _interleaved(sequences, opening, most, count)
     return torch.tensor(windows, dtype=torch.int64)
 
 
@@ -254,7 +254,7 @@ def _rendered(conversation: Conversation, name: str, tokenizer: "PreTrainedToken
         ) from error
 
 
-def _in_turn(
+def _interleaved(
     sequences: Iterable[list[int]], opening: list[int], length: int, count: int
 ) -> list[list[int]]:
     """The first ``count`` windows, from each sequence in turn; fewer where there are no more."""

@@ -13,10 +13,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from smolquant import plot
 from smolquant.hub import valid_repo_id
 from smolquant.publish.front_matter import Readme
 from smolquant.record import Metrics, SourceRecord, VariantRecord
+from smolquant.report import plot
 from smolquant.report.exceptions import PlanException, plan_exceptions
 from smolquant.report.measures import MEASURES, Measure
 from smolquant.schemes import BY_VARIANT

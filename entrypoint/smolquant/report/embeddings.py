@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from smolquant.record import TensorRecord
 
 _REASONS = ("embedding", "output head")
-"""How the plan's reason for such a tensor begins, kept or not; see :mod:`smolquant.architecture`."""
+"""How the plan's reason for such a tensor begins, kept or not; see :mod:`smolquant.model.architecture`."""
 
 
 def embedding_bytes(tensors: Mapping[str, TensorRecord]) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from smolquant.report.result import RunResult
+from smolquant.report.run_report import RunResult
 
 REPORT_NAME = "report.json"
 MAX_SUMMARY_BYTES = 1024 * 1024

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from smolquant.report.embeddings import embedding_bytes
 from smolquant.report.exceptions import plan_exceptions
-from smolquant.report.result import PlannedVariant
+from smolquant.report.run_report import PlannedVariant
 from smolquant.text import human_size, one_line, percent
 
 

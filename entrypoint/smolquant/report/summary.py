@@ -19,7 +19,7 @@ from smolquant.report.measures import (
     PERPLEXITY_INCREASE,
     TOP1_AGREEMENT,
 )
-from smolquant.report.result import RunResult, VariantResult
+from smolquant.report.run_report import RunResult, VariantResult
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import (
     Markdown,

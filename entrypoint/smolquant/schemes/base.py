@@ -95,15 +95,15 @@ class Scheme(ABC):
         self,
         weight: "torch.Tensor",
         group_size: int | None,
-        column_energies: "torch.Tensor | None" = None,
+        input_mean_squares: "torch.Tensor | None" = None,
     ) -> QuantizedRows:
         """What is stored of whole rows, and its error; a scheme with a faster or better way overrides it.
 
-        Without ``column_energies``, the parts of :meth:`quantize` to the bit.
+        Without ``input_mean_squares``, the parts of :meth:`quantize` to the bit.
 
         Args:
             weight: (n, K) on the CPU, not changed.
-            column_energies: (K,), the mean square of each column's inputs in any unit, for a scheme that
+            input_mean_squares: (K,), the mean square of each column's inputs in any unit, for a scheme that
                 :attr:`weighs_columns`; None where nothing is known of them.
         """
         quantized = self.quantize(weight, group_size)

@@ -45,7 +45,7 @@ class ErrorFeedback:
     """(K,) columns in the order in which they are rounded."""
     factor: torch.Tensor
     """(K, K) float32, upper triangular: the Cholesky factor of the inverse moments, in that order."""
-    energies: torch.Tensor
+    mean_squares: torch.Tensor
     """(K,) sum of squares of each column's inputs."""
 
     @classmethod
@@ -95,8 +95,8 @@ def gptq_grids(
     """
     parts = []
     for rows in torch.split(weight, _ROWS):
-        _, scale, zero_point = search_grids(rows, group_size, feedback.energies)
-        levels = _round_in_turn(rows, scale.float(), zero_point.float(), feedback, group_size)
+        _, scale, zero_point = search_grids(rows, group_size, feedback.mean_squares)
+        levels = _round_sequentially(rows, scale.float(), zero_point.float(), feedback, group_size)
         parts.append((levels, scale, zero_point))
     levels, scale, zero_point = (torch.cat(part) for part in zip(*parts, strict=True))
     return levels, scale, zero_point
@@ -113,7 +113,7 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _round_in_turn(
+def _round_sequentially(
     weight: torch.Tensor,
     scale: torch.Tensor,
     zero_point: torch.Tensor,

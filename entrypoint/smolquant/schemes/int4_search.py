@@ -48,25 +48,25 @@ _MEAN_WEIGHT, _MOST_WEIGHT = 3, 16
 Rounding and the least weight add at most 1 to the mean; 256 columns of 4, at level 15 and 15 * 64 units,
 are what 2^24 holds."""
 
-_LEAST_ENERGY = 2.0**-117
+_LEAST_MEAN_SQUARE = 2.0**-117
 """Of a group's largest; below it all columns count alike."""
 
 
 def search_grids(
-    weight: torch.Tensor, group_size: int, energies: torch.Tensor | None = None
+    weight: torch.Tensor, group_size: int, mean_squares: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Choose levels, scales and zero points, so that w is about level * scale + zero_point.
 
     Args:
         weight: (n, K), K a multiple of ``group_size``; bfloat16, float16 or float32.
-        energies: (K,), the mean square of each column's inputs in any unit; None where all are alike.
+        mean_squares: (K,), the mean square of each column's inputs in any unit; None where all are alike.
 
     Returns:
         (n, K) levels in [-8, 7], int8; scales and zero points, both (n, K / group_size) in the
         weight's dtype, the scales positive.
     """
     groups = weight.to("cpu", torch.float32).contiguous().view(-1, group_size)
-    weights = _column_weights(weight.shape[1], group_size, energies)
+    weights = _column_weights(weight.shape[1], group_size, mean_squares)
     levels, found = _search(groups, weights)
     wanted, mean, mean_level = found.unbind(1)
     scale = wanted.to(weight.dtype).clamp_(min=_least_scale(weight.dtype))
@@ -86,13 +86,15 @@ def search_grids(
     )
 
 
-def _column_weights(columns: int, group_size: int, energies: torch.Tensor | None) -> torch.Tensor:
+def _column_weights(
+    columns: int, group_size: int, mean_squares: torch.Tensor | None
+) -> torch.Tensor:
     """(K / group size, group size): how much each column counts in its group, in whole numbers."""
-    if energies is None:
+    if mean_squares is None:
         return torch.ones(columns // group_size, group_size, dtype=torch.float32, device="cpu")
-    grouped = energies.to("cpu", torch.float64).view(-1, group_size)
+    grouped = mean_squares.to("cpu", torch.float64).view(-1, group_size)
     # Whole numbers from here on, whose sum does not depend on the order either.
-    parts = (grouped / grouped.amax(1, keepdim=True).clamp(min=_LEAST_ENERGY) * 2**24).long()
+    parts = (grouped / grouped.amax(1, keepdim=True).clamp(min=_LEAST_MEAN_SQUARE) * 2**24).long()
     total = parts.sum(1, keepdim=True).clamp(min=1)
     weights = (2 * _MEAN_WEIGHT * group_size * parts + total) // (2 * total)
     return weights.clamp(1, _MOST_WEIGHT).float()

@@ -1,7 +1,7 @@
 """int4 weights in groups of columns, each with a scale and a zero point, in torchao's plain layout.
 
 The plain layout is the one that means the same on every machine. Packing for a kernel depends on the
-CPU (AVX2 and AVX512 differ) and is left to the moment of loading, see :mod:`smolquant.int4_kernels`.
+CPU (AVX2 and AVX512 differ) and is left to the moment of loading, see :mod:`smolquant.runtime.kernels`.
 """
 
 import math
@@ -37,8 +37,8 @@ class Int4WeightOnly(Scheme):
 
     ``search`` looks for the grid that serves each group best, see
     :mod:`smolquant.schemes.int4_search`; ``rtn`` rounds to nearest with torchao's tinygemm parameters.
-    ``calibrated`` needs a weight's inputs, so :mod:`smolquant.calibrate` finds the levels beforehand; a
-    weight by itself, which the text never came to, is searched for.
+    ``calibrated`` needs a weight's inputs, so calibration finds the levels beforehand; a weight by itself,
+    which the text never came to, is searched for.
     """
 
     quant_type: ClassVar = "int4_weight_only"
@@ -98,22 +98,22 @@ class Int4WeightOnly(Scheme):
         self,
         weight: "torch.Tensor",
         group_size: int | None,
-        column_energies: "torch.Tensor | None" = None,
+        input_mean_squares: "torch.Tensor | None" = None,
     ) -> QuantizedRows:
         """Without torchao's slower arithmetic, and by search with columns weighted."""
         assert group_size is not None
-        return stored_rows(weight, *self.find_grid(weight, group_size, column_energies))
+        return stored_rows(weight, *self.find_grid(weight, group_size, input_mean_squares))
 
     def find_grid(
         self,
         weight: "torch.Tensor",
         group_size: int,
-        column_energies: "torch.Tensor | None" = None,
+        input_mean_squares: "torch.Tensor | None" = None,
     ) -> "Grid":
         """The levels, scales and zero points of :meth:`quantize_rows`, before they are packed."""
         if self.method == "rtn":
             return _round_fast(weight, group_size)
-        return _search(weight, group_size, column_energies)
+        return _search(weight, group_size, input_mean_squares)
 
     def max_relative_error(self, columns: int, group_size: int | None) -> float:
         # At most half a step of (high - low)/15 in each column, of a group whose norm is at least that
@@ -125,7 +125,7 @@ class Int4WeightOnly(Scheme):
         return min(1.0, 2 * by_rounding) if self.method == "calibrated" else by_rounding
 
     def dequantize(self, quantized: "torch.Tensor") -> "torch.Tensor":
-        from smolquant.int4_kernels import unpack_int4
+        from smolquant.runtime.kernels import unpack_int4
 
         levels = unpack_int4(quantized.qdata).float()  # type: ignore[attr-defined]
         groups = quantized.scale.shape[0]  # type: ignore[attr-defined]
@@ -163,11 +163,11 @@ def values_of(
 
 
 def _search(
-    weight: "torch.Tensor", group_size: int, column_energies: "torch.Tensor | None" = None
+    weight: "torch.Tensor", group_size: int, input_mean_squares: "torch.Tensor | None" = None
 ) -> Grid:
     from smolquant.schemes.int4_search import search_grids
 
-    return search_grids(weight, group_size, column_energies)
+    return search_grids(weight, group_size, input_mean_squares)
 
 
 def _round(weight: "torch.Tensor", group_size: int) -> Grid:

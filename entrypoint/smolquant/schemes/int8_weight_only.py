@@ -44,7 +44,7 @@ class Int8WeightOnly(Scheme):
         self,
         weight: "torch.Tensor",
         group_size: int | None,
-        column_energies: "torch.Tensor | None" = None,
+        input_mean_squares: "torch.Tensor | None" = None,
     ) -> QuantizedRows:
         """torchao's arithmetic to the bit, six times as fast: no kernel sees two dtypes at once.
 

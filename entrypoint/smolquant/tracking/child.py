@@ -2,7 +2,7 @@
 
 ``started``: Trackio has the first entries, so a link to them opens. ``trying REASON``: not yet.
 ``failed REASON``: given up. ``finished``: everything is there. The end of stdin is the end of the
-events. Trackio prints, prompts and waits as it likes; see :mod:`smolquant.tracking.courier`.
+events. Trackio prints, prompts and waits as it likes; see :mod:`smolquant.tracking.process`.
 """
 
 import json

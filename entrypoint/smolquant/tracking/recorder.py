@@ -19,9 +19,9 @@ from smolquant.record import Metrics, Options, VariantRecord
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
 from smolquant.text import one_line
-from smolquant.tracking.courier import Courier
 from smolquant.tracking.destination import Destination
 from smolquant.tracking.events import EVENTS_NAME, EventLog
+from smolquant.tracking.process import TrackioProcess
 
 LOCAL_PROJECT = "trackio"
 """Folder of the local project, in the output folder."""
@@ -167,7 +167,7 @@ def _harmless(method: Callable[Concatenate[R, P], None]) -> Callable[Concatenate
 
 
 class Recorder(Tracker):
-    """Writes events.jsonl and hands every line to the courier."""
+    """Writes events.jsonl and hands every line to the process."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class Recorder(Tracker):
         self._wanted = dict.fromkeys(quant_types)
         self._several = len(quant_types) > 1
         self._log = EventLog(output_dir / EVENTS_NAME)
-        self._courier: Courier | None = None
+        self._process: TrackioProcess | None = None
         self._started = False  # Trackio has something of this job
         self._keeps_project = False
         self._runs: dict[str, str] = {}  # ids by variant
@@ -206,7 +206,7 @@ class Recorder(Tracker):
         """Start the child process and the job's record."""
         if importlib.util.find_spec("trackio") is not None:
             try:
-                self._courier = Courier(
+                self._process = TrackioProcess(
                     self._destination,
                     environ=environ,
                     local_dir=self._output_dir / LOCAL_PROJECT,
@@ -315,8 +315,8 @@ class Recorder(Tracker):
             for run in self._runs.values():
                 self._tell("run_succeeded", run=run)
             return
-        if self._courier is not None and isinstance(error, Cancelled):
-            self._courier.hurry(_SECONDS_WHEN_CANCELLED)
+        if self._process is not None and isinstance(error, Cancelled):
+            self._process.hurry(_SECONDS_WHEN_CANCELLED)
         failure = Failure.of(error)
         for variant in self._wanted:
             known = {} if variant in self._runs else {"config": self._config(variant)}
@@ -330,32 +330,32 @@ class Recorder(Tracker):
 
     def finish(self, report: Path | None) -> None:
         """See :meth:`Tracker.finish`; whatever happens here, the job's outcome stands."""
-        courier, self._courier = self._courier, None
-        if courier is None:
+        process, self._process = self._process, None
+        if process is None:
             return
         try:
-            if self._runs and courier.failure is None:
-                courier.finish(report if report is not None and report.is_file() else None)
-            if self._runs and courier.failure is not None:
-                self._warn(courier.failure)
+            if self._runs and process.failure is None:
+                process.finish(report if report is not None and report.is_file() else None)
+            if self._runs and process.failure is not None:
+                self._warn(process.failure)
         except Exception as error:
             self._warn(f"{type(error).__name__}: {error}")
         finally:
-            courier.kill()
+            process.kill()
 
     def give_up(self, why: str) -> None:
         """Warn, and leave Trackio alone from now on."""
         self._warn(why)
-        courier, self._courier = self._courier, None
-        if courier is not None:
-            courier.kill()
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
 
     def _linkable(self) -> bool:
         """Whether Trackio has this job's runs, so that a link opens."""
-        if self._courier is not None and self._runs and not self._started:
-            self._started = self._courier.started()
+        if self._process is not None and self._runs and not self._started:
+            self._started = self._process.started()
             if not self._started:
-                self.give_up(self._courier.failure or "Trackio did not start.")
+                self.give_up(self._process.failure or "Trackio did not start.")
         return self._started
 
     def _open_run(self, variant: str) -> str:
@@ -396,8 +396,8 @@ class Recorder(Tracker):
             except OSError as error:
                 self._log_broken = True
                 self._warn(f"{self._log.path} cannot be written: {error.strerror}.")
-            if self._courier is not None:
-                self._courier.send(line)
+            if self._process is not None:
+                self._process.send(line)
 
     def _warn(self, why: str) -> None:
         """The job's one warning about Trackio."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from smolquant.errors import InputError, SmolquantError
 from smolquant.report.console import Console
 from smolquant.report.files import REPORT_NAME
-from smolquant.tracking.courier import Courier
 from smolquant.tracking.destination import Destination, make_destination
 from smolquant.tracking.events import EVENTS_NAME, read_events
+from smolquant.tracking.process import TrackioProcess
 
 _SECONDS_TO_START = 60.0
 _SECONDS_TO_FINISH = 60.0
@@ -66,7 +66,7 @@ def sync(
             runs = []
         elif event["event"] == "run":
             runs.append(event["run"])
-    courier = Courier(
+    process = TrackioProcess(
         destination,
         environ=environ,
         local_dir=report_dir,
@@ -76,15 +76,15 @@ def sync(
     )
     try:
         for line, _ in events:
-            courier.send(line)
+            process.send(line)
         report = report_dir / REPORT_NAME
-        if not runs or courier.started():
-            courier.finish(report if report.is_file() else None)
+        if not runs or process.started():
+            process.finish(report if report.is_file() else None)
     finally:
-        courier.kill()
-    if courier.failure is not None:
+        process.kill()
+    if process.failure is not None:
         raise TrackioError(
-            courier.failure, hint="Nothing is lost: run this again when Trackio answers."
+            process.failure, hint="Nothing is lost: run this again when Trackio answers."
         )
     return destination.project_url(jobs[-1]["project"], runs) if runs else None
 

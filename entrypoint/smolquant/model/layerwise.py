@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from smolquant.architecture import Architecture
-from smolquant.evaluate.weights import Weights
-from smolquant.int4_kernels import pack_model
+from smolquant.model.architecture import Architecture
+from smolquant.model.weights import Weights
+from smolquant.runtime.kernels import pack_model
 
 Forward = Callable[..., Any]
 

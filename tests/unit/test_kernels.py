@@ -10,7 +10,7 @@ import torch
 PROGRAM = """
 import torch
 from torch.nn import functional
-from smolquant.int4_kernels import pack_for_this_cpu, unpack_int4
+from smolquant.runtime.kernels import pack_for_this_cpu, unpack_int4
 from smolquant.schemes import SCHEMES
 
 print(torch.backends.cpu.get_cpu_capability().lower())

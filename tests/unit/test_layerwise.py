@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, OPTC
 
 import models
 from evaluate_parts import quantize_folder
-from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
-from smolquant.evaluate.layerwise import StreamedModel
-from smolquant.evaluate.weights import SourceWeights, VariantWeights
-from smolquant.int4_kernels import pack_model
+from smolquant.model.architecture import Architecture
+from smolquant.model.layerwise import StreamedModel
+from smolquant.model.weights import SourceWeights, VariantWeights
+from smolquant.runtime.kernels import pack_model
 
 SIZES = {name: value for name, value in models.SIZES.items() if name != "num_key_value_heads"}
 FAMILIES: dict[str, Callable[[], Any]] = {

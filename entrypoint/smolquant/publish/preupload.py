@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 
-class SentAhead:
+class PreuploadedShards:
     """The shards that one run has sent to a repository."""
 
     def __init__(

@@ -14,11 +14,11 @@ from functools import cached_property
 
 import torch
 
-from smolquant.architecture import Architecture, Parameter
 from smolquant.checkpoint.reader import Layout, SourceTensor
 from smolquant.checkpoint.writer import Shard, StoredTensor, index_text, lay_out
 from smolquant.errors import CheckpointError, GateError
-from smolquant.norms import Norm
+from smolquant.model.architecture import Architecture, Parameter
+from smolquant.model.norms import Norm
 from smolquant.record import TensorRecord
 from smolquant.schemes import Decision, Int8WeightOnly, Keep, Quantize, Scheme
 
@@ -106,7 +106,7 @@ class VariantPlan:
             if tensor.scheme and isinstance(tensor.decision, Quantize)
         }
 
-    def refuse_wild_errors(self, errors: Mapping[str, float]) -> None:
+    def check_error_bounds(self, errors: Mapping[str, float]) -> None:
         """Refuse weights that are further from their source than their scheme can put them.
 
         Args:

@@ -1,7 +1,7 @@
 """The child process that carries events to Trackio, seen from outside: fed, timed, killed if late.
 
 Everything that can hang, print or crash is on the other side of two pipes. Nothing here raises for
-what the child does, and no call but :meth:`Courier.started` and :meth:`Courier.finish` waits.
+what the child does, and no call but :meth:`TrackioProcess.started` and :meth:`TrackioProcess.finish` waits.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 _LONGEST_REASON = 300
 
 
-class Courier:
+class TrackioProcess:
     """One child process and its deadlines."""
 
     def __init__(

@@ -46,7 +46,7 @@ def load(
     model = AutoModelForCausalLM.from_pretrained(repo_or_folder, device_map=device, **where)
     tokenizer = AutoTokenizer.from_pretrained(repo_or_folder, **where)
     if variant == "int4":
-        from smolquant.int4_kernels import pack_model
+        from smolquant.runtime.kernels import pack_model
 
         pack_model(model)
     return model, tokenizer

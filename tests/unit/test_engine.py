@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models import llama, save
-from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.writer import ShardWriter
 from smolquant.errors import CheckpointError, GateError
-from smolquant.plan import make_plan
-from smolquant.quantize import Written, quantize_checkpoint
+from smolquant.model.architecture import Architecture
+from smolquant.quantize.engine import Written, quantize_checkpoint
+from smolquant.quantize.plan import make_plan
+from smolquant.quantize.workfolder import Journal
 from smolquant.schemes import SCHEMES
 from smolquant.schemes.int4_search import search_grids
 from smolquant.schemes.int4_weight_only import pack_int4
 from smolquant.schemes.int8_weight_only import Int8WeightOnly
-from smolquant.workfolder import Journal
 
 LINEAR = "model.layers.0.mlp.up_proj.weight"
 KEPT = "model.layers.0.input_layernorm.weight"
@@ -183,9 +183,9 @@ def test_columns_are_weighted_by_the_norm_in_front(
         stored |= load_file(file)
     layer = "model.layers.1."
     norm = state[layer + "post_attention_layernorm.weight"].double()
-    for name, energies in (("mlp.up_proj", norm.square()), ("mlp.down_proj", None)):
+    for name, mean_squares in (("mlp.up_proj", norm.square()), ("mlp.down_proj", None)):
         weight = state[f"{layer}{name}.weight"]
-        levels, scale, _ = search_grids(weight, 32, energies)
+        levels, scale, _ = search_grids(weight, 32, mean_squares)
         assert torch.equal(stored[f"{layer}{name}._weight_qdata"], pack_int4(levels)), name
         assert torch.equal(stored[f"{layer}{name}._weight_scale"], scale.t()), name
     assert not torch.equal(

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint, SourceTensor
+from smolquant.model.architecture import Architecture
 
 
 class Weights(ABC):

@@ -29,7 +29,7 @@ class Norm:
     parameters: Mapping[str, str]
     """Attribute of the module -> the parameter's name in the model."""
 
-    def column_energies(
+    def input_mean_squares(
         self, values: Mapping[str, torch.Tensor], columns: int
     ) -> torch.Tensor | None:
         """Mean square of each column of its output, for inputs whose columns are all alike.
@@ -57,9 +57,9 @@ class Norm:
                 )
         except Exception:  # a model's own code raises anything
             return None
-        energies = outputs.double().square().mean(0).view(-1)
-        usable = energies.shape == (columns,) and not energies.is_meta
-        return energies if usable and bool(energies.isfinite().all()) else None
+        mean_squares = outputs.double().square().mean(0).view(-1)
+        usable = mean_squares.shape == (columns,) and not mean_squares.is_meta
+        return mean_squares if usable and bool(mean_squares.isfinite().all()) else None
 
 
 def norms_in_front(model: nn.Module) -> dict[str, Norm]:
@@ -94,7 +94,7 @@ def _answers(norm: Norm, columns: int) -> bool:
         attribute: torch.ones(parameter.shape, device="cpu")
         for attribute, parameter in norm.module.named_parameters()
     }
-    return norm.column_energies(ones, columns) is not None
+    return norm.input_mean_squares(ones, columns) is not None
 
 
 class _Watch:

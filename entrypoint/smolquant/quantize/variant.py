@@ -13,12 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from smolquant import __version__, plot
+from smolquant import __version__
 from smolquant.checkpoint.files import CONFIG, is_code
 from smolquant.checkpoint.source import Source
-from smolquant.plan import VariantPlan
-from smolquant.quantize import Written
+from smolquant.quantize.engine import Written
+from smolquant.quantize.plan import VariantPlan
 from smolquant.record import FILE_NAME, FileRecord, Options, SourceRecord, VariantRecord
+from smolquant.report import plot
 
 INDEX = "model.safetensors.index.json"
 
@@ -65,7 +66,7 @@ def finish_variant(
         source_bytes: of the source's tensors, each memory counted once.
         device: where the stored bytes were found, if they depend on it.
     """
-    for name in source.companions:
+    for name in source.auxiliary_files:
         if name != CONFIG and not is_code(name):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -24,14 +24,14 @@ from smolquant.checkpoint.reader import Checkpoint, SourceTensor, row_blocks
 from smolquant.checkpoint.writer import Shard, ShardWriter
 from smolquant.errors import CheckpointError
 from smolquant.memory import keep_freed_blocks
-from smolquant.plan import NormInFront, PlannedTensor, VariantPlan
+from smolquant.quantize.plan import NormInFront, PlannedTensor, VariantPlan
+from smolquant.quantize.workfolder import FinishedShard, Journal
 from smolquant.record import FileRecord, TensorRecord
 from smolquant.schemes import Quantize, Scheme
 from smolquant.schemes.base import QuantizedRows
-from smolquant.workfolder import FinishedShard, Journal
 
 if TYPE_CHECKING:
-    from smolquant.calibrate import CalibratedWeights
+    from smolquant.quantize.calibrate import CalibratedWeights
 
 BLOCK_BYTES = 1 << 21
 """Source bytes a task: 512 rows of a 2048-wide bfloat16 weight. Its float32 copies stay in the cache that
@@ -96,7 +96,7 @@ def quantize_checkpoint(
             for variant, plan in plans.items()
         ]
         pool = stack.enter_context(_one_torch_thread_each(workers))
-        energies = _column_energies(
+        mean_squares = _input_mean_squares(
             [norm for output in outputs for norm in output.norms], checkpoint, pool
         )
         window = stack.enter_context(_Window(pool, workers * _TASKS_AHEAD))
@@ -105,7 +105,7 @@ def quantize_checkpoint(
                 window.finish()
                 for output in outputs:
                     output.settle()
-            jobs = [job for output in outputs if (job := output.begin(tensor, energies))]
+            jobs = [job for output in outputs if (job := output.begin(tensor, mean_squares))]
             if not jobs:
                 if tensor.name not in checkpoint.layout.aliases:
                     advance(tensor.size_bytes)
@@ -193,13 +193,13 @@ class _Output:
         self._in_work: list[_ShardInWork] = []
         self._journal = shelf.journal
         for finished in shelf.journal.shards.values():
-            plan.refuse_wild_errors(
+            plan.check_error_bounds(
                 finished.errors
             )  # the version that made them may not have looked
         for shard in plan.shards:
             in_work = None
             if shard.name not in shelf.journal.shards:
-                in_work = _ShardInWork(shard, shelf, plan.refuse_wild_errors)
+                in_work = _ShardInWork(shard, shelf, plan.check_error_bounds)
                 self._in_work.append(in_work)
             self._shards |= {part.name: in_work for part in shard.tensors}
         for tensor in self._planned.values():
@@ -228,19 +228,19 @@ class _Output:
         ]
 
     def begin(
-        self, tensor: SourceTensor, energies: "Mapping[str, torch.Tensor | None]"
+        self, tensor: SourceTensor, mean_squares: "Mapping[str, torch.Tensor | None]"
     ) -> "_Job | None":
         """A job for ``tensor``; None where the plan does not store it, or it is stored already.
 
         Args:
-            energies: norm -> those of its output's columns.
+            mean_squares: norm -> those of its output's columns.
         """
         planned = self._planned[tensor.name]
         shard = self._shard_of(planned) if planned.parts else None
         if shard is None:
             return None
         shard.begin()
-        known = energies[planned.norm.norm.name] if planned.norm else None
+        known = mean_squares[planned.norm.norm.name] if planned.norm else None
         scheme = planned.scheme or self._plan.scheme
         return _Job(scheme, planned, shard, self._calibrated, known)
 
@@ -325,7 +325,7 @@ class _Job:
     planned: PlannedTensor
     shard: _ShardInWork
     calibrated: "CalibratedWeights | None"
-    column_energies: torch.Tensor | None
+    input_mean_squares: torch.Tensor | None
     """(K,), of the weight's inputs, as far as they are known."""
     _small: dict[str, torch.Tensor] = field(default_factory=dict)
     """Parts whose rows do not lie one after the other; held whole (a scale a group), written last."""
@@ -345,7 +345,7 @@ class _Job:
     def quantize(self, rows: torch.Tensor, start: int, group_size: int | None) -> QuantizedRows:
         """Rows from row ``start`` on: as calibration found them, or else by the scheme itself."""
         found = self.calibrated and self.calibrated.quantize_rows(self.planned.name, rows, start)
-        return found or self.scheme.quantize_rows(rows, group_size, self.column_energies)
+        return found or self.scheme.quantize_rows(rows, group_size, self.input_mean_squares)
 
     def expect(self, blocks: int) -> None:
         """``blocks`` blocks of rows will come; none for an empty tensor."""
@@ -399,7 +399,7 @@ class _Job:
         return float(f"{math.sqrt(error / exact) if exact else 0.0:.4g}")
 
 
-def _column_energies(
+def _input_mean_squares(
     norms: Sequence[NormInFront], checkpoint: Checkpoint, pool: ThreadPoolExecutor
 ) -> dict[str, torch.Tensor | None]:
     """What each norm tells of the columns of its output, by the norm's name; a few kB each.
@@ -411,10 +411,10 @@ def _column_energies(
 
     def read(front: NormInFront) -> torch.Tensor | None:
         values = {
-            attribute: checkpoint.read_rows(source, 0, source.rows, in_turn=False)
+            attribute: checkpoint.read_rows(source, 0, source.rows, sequential=False)
             for attribute, source in front.sources.items()
         }
-        return front.norm.column_energies(values, front.columns)
+        return front.norm.input_mean_squares(values, front.columns)
 
     fronts = {front.norm.name: front for front in norms}
     ordered = sorted(

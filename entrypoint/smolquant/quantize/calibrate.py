@@ -4,8 +4,8 @@ The source runs on the text as the evaluation runs it: streamed from its files, 
 layer before the next is read. Each layer runs twice. First as it is, while the second moments of its linear
 modules' inputs are gathered; from these, :mod:`smolquant.schemes.int4_gptq` finds its int4 weights. Then
 with the weights that were found, so that the next layer is calibrated on the inputs that it will meet. What
-was found waits on disk, int4 already, for :mod:`smolquant.quantize` to store it; so memory is bounded by
-the largest layer and its inputs' moments, whatever the number of layers.
+was found waits on disk, int4 already, for the engine to store it; so memory is bounded by the largest layer
+and its inputs' moments, whatever the number of layers.
 """
 
 import shutil
@@ -18,16 +18,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from smolquant.architecture import Architecture
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CheckpointError, InputError
-from smolquant.evaluate.layerwise import StreamedModel
 from smolquant.evaluate.text import EvalText, token_windows
-from smolquant.evaluate.weights import SourceWeights
-from smolquant.int4_kernels import unpack_int4
 from smolquant.machine import require_memory_for
 from smolquant.memory import return_freed_blocks
-from smolquant.plan import PlannedTensor, VariantPlan
+from smolquant.model.architecture import Architecture
+from smolquant.model.layerwise import StreamedModel
+from smolquant.model.weights import SourceWeights
+from smolquant.quantize.plan import PlannedTensor, VariantPlan
+from smolquant.runtime.kernels import unpack_int4
 from smolquant.schemes import Quantize
 from smolquant.schemes.base import QuantizedRows
 from smolquant.schemes.int4_gptq import ErrorFeedback, gptq_grids, working_bytes

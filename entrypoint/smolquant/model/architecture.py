@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from smolquant.errors import CheckpointError
-from smolquant.norms import Norm, is_norm, norms_in_front
+from smolquant.model.norms import Norm, is_norm, norms_in_front
 
 _REMOTE_CODE_HINT = (
     "Read the code that the repository brings along; if you trust it, add --trust-remote-code."
@@ -120,7 +120,7 @@ class Architecture:
 
     @cached_property
     def norms_in_front(self) -> Mapping[str, Norm]:
-        """Linear weight -> the norm whose output it is multiplied with, see :mod:`smolquant.norms`."""
+        """Maps a linear weight to the norm whose output it is multiplied with."""
         return norms_in_front(self.model)
 
     def stored_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
