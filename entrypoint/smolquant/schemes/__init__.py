@@ -15,8 +15,12 @@ SCHEMES: dict[str, Scheme] = {
 }
 BY_VARIANT: dict[str, Scheme] = {scheme.variant: scheme for scheme in SCHEMES.values()}
 
-BOTH = ("int8_weight_only", "int4_weight_only")
+BOTH = tuple(name for name, scheme in SCHEMES.items() if scheme.in_both)
 """What ``--quant-type both`` means."""
+TABLE_SCHEMES: dict[str, Scheme] = {
+    scheme.variant: scheme for scheme in SCHEMES.values() if scheme.stores_tables
+}
+"""What ``--embeddings`` may name beside ``source``."""
 
 
 def scheme_of(
@@ -37,6 +41,7 @@ __all__ = [
     "DEFAULT_INT4_METHOD",
     "INT4_METHODS",
     "SCHEMES",
+    "TABLE_SCHEMES",
     "Decision",
     "Int4Method",
     "Int8WeightOnly",

@@ -59,10 +59,24 @@ class Scheme(ABC):
     """When to choose it; claims only what holds by construction."""
     loading: ClassVar[str]
     """What is needed to load and run it."""
+    stock_loads: ClassVar[bool] = True
+    """Whether stock transformers with torchao runs it, on a CPU too."""
+    caution: ClassVar[str] = ""
+    """What cards and summaries say first where stock transformers is not enough: a sentence."""
+    measured_as: ClassVar[str] = ""
+    """How it was measured where this machine lacks its kernel, as a sentence; empty: as it runs."""
+    in_both: ClassVar[bool] = False
+    """Whether ``--quant-type both`` means this one too."""
+    stores_tables: ClassVar[bool] = False
+    """Whether ``--embeddings`` may name its variant, to have tables with a row a token stored by it."""
+    layer_memory: ClassVar[float] = 1.5
+    """Memory that running a layer takes, in bytes of the layer: itself, and one of its weights packed."""
     row_axes: ClassVar[Mapping[str, int]]
     """Stored part -> the axis along which the weight's rows lie in it."""
     weighs_columns: bool = False
     """Whether :meth:`quantize_rows` gains from knowing how large each column's inputs are."""
+    calibration_sha256: str | None = None
+    """Of the text that its weights are found from, layer by layer, before they are stored; None: of none."""
     arithmetic: str
     """Schemes that share it store the same parts of the same weight, so they are computed once."""
 

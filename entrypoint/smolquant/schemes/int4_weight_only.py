@@ -51,6 +51,9 @@ class Int4WeightOnly(Scheme):
         "smolquant on a CPU (stock transformers alone cannot run int4 on a CPU), "
         "smolquant or mslk on a GPU"
     )
+    stock_loads: ClassVar = False
+    caution: ClassVar = "Stock transformers alone cannot run int4 on a CPU: load it with smolquant."
+    in_both: ClassVar = True
     row_axes: ClassVar = {"qdata": 0, "scale": 1, "zero_point": 1}
 
     def __init__(
@@ -58,14 +61,14 @@ class Int4WeightOnly(Scheme):
     ) -> None:
         """``calibration``: the sha256 of the text, where one decides the bytes."""
         self.method = method
-        self._calibration = calibration
+        self.calibration_sha256 = calibration
         self.weighs_columns = method == "search"
         self.arithmetic = f"int4 by {method}"
 
     def options(self, group_size: int) -> dict[str, int | str]:
         options: dict[str, int | str] = {"group_size": group_size, "int4_method": self.method}
-        if self._calibration is not None:
-            options["calibration_sha256"] = self._calibration
+        if self.calibration_sha256 is not None:
+            options["calibration_sha256"] = self.calibration_sha256
         return options
 
     def decide(self, rows: int, columns: int, group_size: int) -> Decision:

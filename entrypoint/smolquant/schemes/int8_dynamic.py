@@ -15,6 +15,9 @@ class Int8Dynamic(Int8WeightOnly):
     variant: ClassVar = "int8_dynamic"
     title: ClassVar = "int8 weights, int8 activations chosen per token at run time"
     best_for: ClassVar = "hardware with int8 matrix units and large batches or long prompts"
+    in_both: ClassVar = False
+    stores_tables: ClassVar = False
+    layer_memory: ClassVar = 2.0  # the int32 copies that torchao makes of one weight
 
     def torchao_config(self, group_size: int) -> Any:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig

@@ -20,6 +20,8 @@ class Int8WeightOnly(Scheme):
     title: ClassVar = "int8 weights, one scale per row"
     best_for: ClassVar = "GPUs, and wherever closeness to the source counts more than size"
     loading: ClassVar = "stock transformers with torchao, on CPU and GPU"
+    in_both: ClassVar = True
+    stores_tables: ClassVar = True
     row_axes: ClassVar = {"qdata": 0, "scale": 0, "zero_point": 0}
     arithmetic = "int8"
 
