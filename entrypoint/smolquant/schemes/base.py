@@ -76,7 +76,7 @@ class Scheme(ABC):
     weighs_columns: bool = False
     """Whether :meth:`quantize_rows` gains from knowing how large each column's inputs are."""
     calibration_sha256: str | None = None
-    """Of the text that its weights are found from, layer by layer, before they are stored; None: of none."""
+    """Of the text that its weights are found from, layer by layer, before they are stored, if from any."""
     arithmetic: str
     """Schemes that share it store the same parts of the same weight, so they are computed once."""
 
