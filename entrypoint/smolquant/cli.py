@@ -10,7 +10,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from smolquant import __version__, gpu, tracking
+from smolquant.ending import Ending
 from smolquant.errors import (
     Cancelled,
     CheckpointError,
@@ -27,19 +28,11 @@ from smolquant.errors import (
 )
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
-from smolquant.schemes import DEFAULT_INT4_METHOD, INT4_METHODS, SCHEMES
-from smolquant.settings import (
-    DEFAULT_GROUP_SIZE,
-    DEFAULT_OUTPUT_DIR,
-    DEFAULT_QUANT_TYPE,
-    DEFAULT_SHARD_SIZE,
-    Settings,
-    make_settings,
-    shard_size,
-)
-from smolquant.story import Story
+from smolquant.report.run_report import RunReport
+from smolquant.schemes import BOTH, INT4_METHODS, SCHEMES, TABLE_SCHEMES
+from smolquant.schemes.base import GROUP_SIZES
+from smolquant.settings import default_of, make_settings
 from smolquant.supervise import run_in_child
-from smolquant.text import plain
 
 
 def input_variable(name: str) -> str:
@@ -47,18 +40,51 @@ def input_variable(name: str) -> str:
     return f"INPUT_{name.replace(' ', '_').upper()}"
 
 
+class _Option(click.Option):
+    """An option whose default is the settings', and which knows how a command says it again."""
+
+    def __init__(
+        self, *arguments: Any, repeated: Callable[[Any], str | None] = str, **attributes: Any
+    ) -> None:
+        """Take ``repeated``: a value as the command that reproduces the run gives it, if it may."""
+        super().__init__(*arguments, **attributes)
+        self._repeated = repeated
+
+    def words(self, value: Any) -> list[str]:
+        """What gives ``value`` on a command line; nothing for the default."""
+        if value in (self.default, ()):
+            return []
+        values = value if self.multiple else (value,)
+        shown = [text for one in values if (text := self._repeated(one)) is not None]
+        if self.is_flag:
+            return [self.opts[0]] * len(shown)
+        return [word for text in shown for word in (self.opts[0], text)]
+
+
 def _option(name: str, *, env: tuple[str, ...] = (), **attributes: Any) -> Callable[..., Any]:
     """An option that an action's input of the same name sets too, unless ``env`` names others."""
     return click.option(
-        f"--{name}", envvar=env or input_variable(name), show_default=True, **attributes
+        f"--{name}",
+        cls=_Option,
+        envvar=env or input_variable(name),
+        default=default_of(name.replace("-", "_")),
+        show_default=True,
+        **attributes,
     )
 
 
-def _switch(name: str, help_text: str) -> Callable[..., Any]:
+def _switch(name: str, help_text: str, **attributes: Any) -> Callable[..., Any]:
     """An option that is off unless it is named; as an input, ``true`` or ``false``."""
-    return click.option(
-        f"--{name}", is_flag=True, default=False, envvar=input_variable(name), help=help_text
-    )
+    return _option(name, is_flag=True, help=help_text, **attributes)
+
+
+def _never_repeated(_: object) -> None:
+    """A secret, or what is no part of the run itself."""
+
+
+def _without_query(address: str) -> str:
+    """An address without what may hold a token."""
+    return address.partition("?")[0]
 
 
 class _Patterns(click.ParamType[str]):
@@ -81,133 +107,140 @@ def cli() -> None:
 @click.argument("repo_name", required=False, envvar=input_variable("repo"))
 @_option(
     "quant-type",
-    default=DEFAULT_QUANT_TYPE,
     metavar="TYPES",
-    help="int8_weight_only, int4_weight_only, int8_dynamic, both (the first two), or a list a,b.",
+    help=f"Quantization types: {', '.join(SCHEMES)}, both ({' and '.join(BOTH)}), or several with "
+    "commas between them.",
 )
 @_option(
     "device",
     type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    help="Where searching, calibrating and evaluating run.",
+    help="Device that computes while weights are calibrated and variants are measured.",
 )
 @_option(
     "group-size",
     type=int,
-    default=DEFAULT_GROUP_SIZE,
-    help="int4: columns that share a scale; 32, 64, 128 or 256.",
+    help="Number of columns that share a scale in int4: "
+    f"{', '.join(map(str, GROUP_SIZES[:-1]))} or {GROUP_SIZES[-1]}.",
 )
 @_option(
     "int4-method",
     type=click.Choice(INT4_METHODS),
-    default=DEFAULT_INT4_METHOD,
-    help="int4: search each group's grid for the least error, find levels that suit a text "
-    "(calibrated: better and slow), or round to nearest (rtn).",
+    help="Method that finds int4 weights: search looks for each group's grid with the least error; "
+    "calibrated, which is better and slow, finds levels that suit a text; rtn rounds to nearest.",
 )
 @_option(
     "calibration-text",
     metavar="FILE",
-    help="Text for --int4-method calibrated instead of the bundled one.",
+    help="Text file that --int4-method calibrated uses instead of the bundled text.",
 )
 @_option(
     "embeddings",
-    type=click.Choice(["source", "int8"]),
-    default="source",
-    help="int8 makes them and the output head half as large; stock transformers then dequantizes the "
-    "whole table for every token.",
+    type=click.Choice(["source", *TABLE_SCHEMES]),
+    help="Precision of the embeddings and the output head: source keeps them; int8 halves their size, "
+    "and stock transformers then dequantizes the whole table for every token.",
 )
 @_option(
     "token",
     env=(input_variable("hf-token"), "HF_TOKEN"),
-    help="Hugging Face token. Prefer the environment: HF_TOKEN.",
+    repeated=_never_repeated,
+    help="Hugging Face token. Prefer the environment variable HF_TOKEN.",
 )
-@_switch("private", "Create the repository private.")
-@_option("revision", help="Source revision on the Hub: a branch, tag or sha.")
-@_option("tag", metavar="NAME", help="Also tag the published commit on the Hub.")
+@_switch("private", "Create the repository as a private one.")
+@_option("revision", help="Revision of the source on the Hub: a branch, tag or commit sha.")
+@_option("tag", metavar="NAME", help="Tag that the published commit gets on the Hub.")
 @_switch("replace-main", "Let a local checkpoint replace different main weights in the repository.")
 @_option(
     "dtype",
     type=click.Choice(["auto", "bfloat16", "float16"]),
-    default="auto",
-    help="Of what stays unquantized; auto: float32 becomes bfloat16.",
+    help="Data type of the weights that stay unquantized; auto stores float32 as bfloat16.",
 )
-@_option("max-shard-size", default=DEFAULT_SHARD_SIZE, metavar="SIZE", help="Of output shards.")
+@_option("max-shard-size", metavar="SIZE", help="Maximum size of an output shard.")
 @_switch("create-pr", "Publish to a pull request on the Hub instead of the main branch.")
-@_switch("save-only", "Write the variants locally and do not publish.")
+@_switch("save-only", "Write the variants locally and do not publish them.")
 @_option(
-    "output-dir",
-    default=DEFAULT_OUTPUT_DIR,
-    metavar="DIR",
-    help="Where the variants are written.",
+    "output-dir", metavar="DIR", help="Folder that the variants and report.json are written to."
 )
 @_option(
     "low-disk",
     type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    help="Stream the source from the Hub, and without evaluation send each shard when it is finished, "
-    "instead of storing them; auto: when the disk would not hold them.",
+    help="Save disk space: stream the source from the Hub and, without evaluation, upload and delete "
+    "each shard when it is finished; auto does so when the disk would not hold everything.",
 )
 @_option(
     "evaluate",
     type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    help="Measure quality and speed; auto: where it can be done, in the memory there is.",
+    help="Measure quality and speed; auto does so where the machine's memory allows it.",
 )
-@_option("eval-text", metavar="FILE", help="Text to measure on instead of the bundled one.")
-@_option("eval-tokens", type=int, metavar="N", help="How many tokens of it.")
+@_option("eval-text", metavar="FILE", help="Text file to measure on instead of the bundled text.")
+@_option(
+    "eval-tokens",
+    type=int,
+    metavar="N",
+    help="Number of evaluation tokens. The default depends on the model's size.",
+)
 @_option(
     "max-perplexity-increase",
     metavar="LIMIT",
-    help="In percent, `5` or `int8=1,int4=12`; above it, fail and publish nothing.",
+    help="Highest allowed increase of the perplexity in percent, such as `5` or `int8=1,int4=12`; "
+    "above it the run fails and publishes nothing.",
 )
 @_option(
     "max-kl",
     metavar="LIMIT",
-    help="The same for the mean KL divergence from the source, in nats.",
+    help="Highest allowed mean KL divergence from the source in nats, such as `0.05` or "
+    "`int8=0.01,int4=0.1`; above it the run fails and publishes nothing.",
 )
 @_option(
     "skip",
     multiple=True,
     type=_Patterns(),
-    help="Keep modules whose name matches this regular expression; repeatable.",
+    help="Regular expression; modules whose name matches it stay unquantized. May be repeated.",
 )
-@_option("cuda-image", metavar="IMAGE", help="The image that a GPU sibling container runs.")
-@_option("trackio-url", metavar="URL", help="Trackio Space or server that records the run.")
+@_option("cuda-image", metavar="IMAGE", help="Image that runs in the container that has the GPU.")
+@_option(
+    "trackio-url",
+    metavar="URL",
+    repeated=_without_query,
+    help="Trackio Space or server that records the run.",
+)
 @_option("experiment-name", metavar="NAME", help="Name of the Trackio run.")
-@_option("dataset-repo", metavar="REPO", help="Where Trackio keeps its data on the Hub.")
-@_switch("trust-remote-code", "Run model code that the repository brings along.")
-@_switch("force", "Make a variant again although it is up to date.")
-@_switch("dry-run", "Print the plan and the sizes, write nothing.")
+@_option(
+    "dataset-repo",
+    metavar="REPO",
+    help="Bucket on the Hub in which a Trackio Space keeps its data.",
+)
+@_switch("trust-remote-code", "Run model code that the repository contains.")
+@_switch("force", "Make every variant again, even one that is up to date.")
+@_switch("dry-run", "Print the plan and the sizes, and write nothing.", repeated=_never_repeated)
 @click.pass_context
 def quantize(context: click.Context, /, **options: Any) -> int:
     """Quantize MODEL_PATH (a checkpoint folder or a Hub id) and publish into REPO_NAME.
 
     One argument that is a Hub id is both. A folder alone needs --save-only.
     """
-    console: Console = context.obj
-    story = Story(
+    report = RunReport(
         model=options["model_path"] or options["repo_name"] or "",
         output_dir=Path(options["output_dir"]),
+        command=reproduce(context),
         dry_run=options["dry_run"],
         save_only=options["save_only"],
     )
-    with story.told(console, os.environ):
+    console: Console = context.obj
+    with Ending(report, console, os.environ) as ending:
         if options["token"]:
             console.mask(options["token"])
         _refuse_token_in_argv(context)
         settings = make_settings(
             **options, trackio_write_token=os.environ.get("TRACKIO_WRITE_TOKEN")
         )
-        story.repo_id = settings.repo
-        story.command = reproduce(settings)
 
         from smolquant import pipeline  # brings torch's users in; a refusal above answers at once
 
-        story.passed_on = gpu.run_in_sibling(settings, sys.argv[1:], console, os.environ)
-        if story.passed_on is not None:
-            return story.passed_on
+        ending.passed_on = gpu.run_in_sibling(settings, sys.argv[1:], console, os.environ)
+        if ending.passed_on is not None:
+            return ending.exit_code
         if not settings.dry_run:
-            story.tracker = tracking.start(
+            ending.tracker = tracking.start(
                 settings.trackio,
                 output_dir=settings.output_dir,
                 console=console,
@@ -219,8 +252,8 @@ def quantize(context: click.Context, /, **options: Any) -> int:
                 hub_token=settings.token,
                 private=settings.private,
             )
-        pipeline.quantize(settings, console, story)
-    return story.exit_code
+        pipeline.quantize(settings, console, report, ending.tracker)
+    return ending.exit_code
 
 
 @cli.command()
@@ -287,46 +320,15 @@ def _refuse_token_in_argv(context: click.Context) -> None:
         )
 
 
-def reproduce(settings: Settings) -> str:
-    """The shell command that makes this run again; the token stays in the environment."""
-    words = ["smolquant", "quantize", settings.model]
-    if settings.repo is not None and settings.repo != settings.model:
-        words.append(settings.repo)
-    given: dict[str, tuple[object, object]] = {
-        "--quant-type": (",".join(settings.quant_types), DEFAULT_QUANT_TYPE),
-        "--device": (settings.device, "auto"),
-        "--group-size": (settings.group_size, DEFAULT_GROUP_SIZE),
-        "--int4-method": (settings.int4_method, DEFAULT_INT4_METHOD),
-        "--calibration-text": (settings.calibration_text, None),
-        "--embeddings": (settings.embeddings, "source"),
-        "--revision": (settings.revision, None),
-        "--tag": (settings.tag, None),
-        "--dtype": (settings.dtype, "auto"),
-        "--max-shard-size": (settings.max_shard_size, shard_size(DEFAULT_SHARD_SIZE)),
-        "--output-dir": (settings.output_dir, Path(DEFAULT_OUTPUT_DIR)),
-        "--low-disk": (settings.low_disk, "auto"),
-        "--evaluate": (settings.evaluate, "auto"),
-        "--eval-text": (settings.eval_text, None),
-        "--eval-tokens": (settings.eval_tokens, None),
-        "--max-perplexity-increase": (_limits(settings.gate.perplexity_increase), ""),
-        "--max-kl": (_limits(settings.gate.kl), ""),
-        "--cuda-image": (settings.cuda_image, None),
-        "--trackio-url": (settings.trackio and settings.trackio.address, None),
-        "--experiment-name": (settings.experiment_name, None),
-        "--dataset-repo": (settings.trackio and settings.trackio.bucket, None),
-    }
-    for name, (value, default) in given.items():
-        if value != default:
-            words += [name, str(value)]
-    for pattern in settings.skip:
-        words += ["--skip", pattern]
-    switches = ("private", "replace_main", "create_pr", "save_only", "trust_remote_code", "force")
-    words += [f"--{name.replace('_', '-')}" for name in switches if getattr(settings, name)]
+def reproduce(context: click.Context) -> str:
+    """The shell command that makes this run again; a token stays in the environment."""
+    words = ["smolquant", "quantize"]
+    named = (context.params["model_path"], context.params["repo_name"])
+    words += dict.fromkeys(name for name in named if name)  # one name is enough for both
+    for parameter in context.command.params:
+        if isinstance(parameter, _Option):
+            words += parameter.words(context.params[str(parameter.name)])
     return shlex.join(words)
-
-
-def _limits(limits: Mapping[str, float]) -> str:
-    return ",".join(f"{variant}={plain(limit)}" for variant, limit in limits.items())
 
 
 def run(arguments: list[str], console: Console) -> int:
@@ -366,15 +368,14 @@ def _tell_killed(cancelled_by: int | None) -> int:
 
 
 def _fail(error: SmolquantError | Cancelled, console: Console) -> int:
-    """Tell of a failure outside of a run's own story; its exit code."""
+    """Tell a failure outside of a run; its exit code."""
     if not console.in_actions:
         console.error(error)
         return error.exit_code
-    output_dir = os.environ.get(input_variable("output-dir")) or DEFAULT_OUTPUT_DIR
-    story = Story(model="", output_dir=Path(output_dir))
-    with story.told(console, os.environ):
+    output_dir = os.environ.get(input_variable("output-dir")) or default_of("output_dir")
+    with Ending(RunReport(model="", output_dir=Path(output_dir)), console, os.environ) as ending:
         raise error
-    return story.exit_code
+    return ending.exit_code
 
 
 def main() -> None:

@@ -17,6 +17,32 @@ WORKING_MEMORY = 128 << 20
 """Bytes: the blocks in work, and the group scales of the largest weight."""
 
 
+def computing_device(asked: str) -> str:
+    """Where searching, calibrating and measuring run: ``cuda`` where it may and can be used, else ``cpu``.
+
+    Args:
+        asked: ``auto``, ``cpu`` or ``cuda``.
+    """
+    if asked == "cpu":
+        return asked
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def require_cuda() -> None:
+    """Refuse a machine without a GPU where one was demanded.
+
+    Raises:
+        MachineError: torch sees none.
+    """
+    if computing_device("cuda") != "cuda":
+        raise MachineError(
+            "--device cuda was asked for, and torch sees no CUDA device here.",
+            hint="Use --device auto or cpu, or a machine with a GPU and torch's CUDA build.",
+        )
+
+
 @dataclass(frozen=True)
 class DiskUse:
     """How a run spares the disk."""

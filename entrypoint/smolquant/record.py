@@ -8,7 +8,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from smolquant import __version__
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -19,6 +22,14 @@ FILE_NAME = "quantization.json"
 T = TypeVar("T", bound="DataclassInstance")
 
 Options = Mapping[str, str | int | float | bool | list[str] | None]
+
+
+def stack_versions() -> dict[str, str]:
+    """Versions of what decides the stored bytes, by distribution."""
+    return {
+        "smolquant": __version__,
+        **{name: version(name) for name in ("torch", "torchao", "transformers")},
+    }
 
 
 class InvalidRecord(ValueError):

@@ -259,12 +259,12 @@ def test_others_who_change_a_sent_variant_meanwhile_are_not_overruled(
     gone = Target(TARGET, exists=True, records={"int4": now.records["int4"]})
     operation = CommitOperationAdd("int8/model.safetensors", b"weights")
     release = Publication(
-        variants={}, records=now.records, source_identity="", sent={"int8/x": operation}
+        variants={}, records=now.records, source_identity="", preuploaded={"int8/x": operation}
     )
     commit._refuse_changed_variants(now, now, release)
     with pytest.raises(HubError, match="Others have changed int8 of alice/target"):
         commit._refuse_changed_variants(now, gone, release)
-    commit._refuse_changed_variants(now, gone, replace(release, sent={}))
+    commit._refuse_changed_variants(now, gone, replace(release, preuploaded={}))
 
 
 def test_a_push_in_between_is_followed_with_what_is_sent_already(

@@ -20,7 +20,8 @@ from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub
 from smolquant.publish import commit as commit_module
 from smolquant.publish.cards import BEGIN
-from smolquant.publish.commit import Publication, Published, publish, tag_commit, write_local
+from smolquant.publish.commit import Publication, Published, publish, tag_commit
+from smolquant.publish.local import write_cards
 from smolquant.publish.main_model import MainModel, main_model_change
 from smolquant.publish.target import (
     RemoteFile,
@@ -96,6 +97,17 @@ def publication(folder: Path, *variants: str, **changes: Any) -> Publication:
         records=records,
         source_identity=IDENTITY,
         **changes,
+    )
+
+
+def write_local(output_dir: Path, what: Publication) -> None:
+    write_cards(
+        output_dir,
+        what.records,
+        source_identity=what.source_identity,
+        base_model=what.base_model,
+        license_entries={},
+        tracking_urls={},
     )
 
 
@@ -250,7 +262,7 @@ def test_variants_of_another_repo_never_bring_its_weights(
         records={"int8": made},
         source_identity=IDENTITY,
         base_model="bob/base",
-        terms={"license": "mit"},
+        license_entries={"license": "mit"},
     )
     run(hub, what)
     assert not {"model.safetensors", "config.json"} & paths(server)

@@ -1,11 +1,10 @@
 """A run over a small invented model, for the tests of the report room."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smolquant.record import FileRecord, Metrics, SourceRecord, TensorRecord, VariantRecord
-from smolquant.report.run_report import RunResult, VariantResult
+from smolquant.report.run_report import RunReport, VariantResult
 
 REPO_URL = "https://huggingface.co/you/tiny"
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -17,15 +16,6 @@ QUANT_TYPES = {
 }
 VERSIONS = {"smolquant": "0.1.0", "torch": "2.13.0"}
 SMALLER_GROUP = "576 columns are not a multiple of 128"
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What a dry run knows of a variant."""
-
-    quant_type: str
-    tensors: dict[str, TensorRecord]
-    predicted_bytes: int
 
 
 def tensors(variant: str, layers: int = 3) -> dict[str, TensorRecord]:
@@ -76,7 +66,7 @@ def variant_result(
     )
 
 
-def run_result(*variants: str, **changes: Any) -> RunResult:
+def run_result(*variants: str, **changes: Any) -> RunReport:
     """A run that published ``variants``, with ``changes`` to its fields."""
     fields: dict[str, Any] = {
         "model": "them/tiny",
@@ -95,4 +85,4 @@ def run_result(*variants: str, **changes: Any) -> RunResult:
         "command": "smolquant quantize them/tiny you/tiny",
         "versions": VERSIONS,
     }
-    return RunResult(**(fields | changes))
+    return RunReport(**(fields | changes))

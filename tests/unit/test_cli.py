@@ -10,6 +10,7 @@ import pytest
 
 from smolquant import cli, pipeline
 from smolquant.report.console import Console
+from smolquant.report.run_report import RunReport
 from smolquant.settings import Settings
 
 
@@ -17,17 +18,20 @@ from smolquant.settings import Settings
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Runs the command up to the point where work would begin, and returns its settings."""
     monkeypatch.chdir(tmp_path)
-    seen: list[Settings] = []
+    seen: list[tuple[Settings, RunReport]] = []
     monkeypatch.setattr(
-        pipeline, "quantize", lambda settings, console, story: seen.append(settings)
+        pipeline,
+        "quantize",
+        lambda settings, console, report, tracker: seen.append((settings, report)),
     )
 
-    def run(*arguments: str, **environ: str) -> Settings:
+    def run(*arguments: str, command: bool = False, **environ: str) -> Settings | str:
         for name, value in environ.items():
             monkeypatch.setenv(f"INPUT_{name.replace('_', '-')}", value)
         code = cli.run(["quantize", *arguments], Console({}, StringIO()))
         assert code == 0
-        return seen[-1]
+        settings, report = seen[-1]
+        return report.command if command else settings
 
     return run
 
@@ -67,7 +71,7 @@ def test_an_argument_beats_an_input_and_an_input_beats_hf_token(
 def test_the_reproducing_command_comes_to_the_same_settings(asked: Any) -> None:
     import shlex
 
-    settings = asked(
+    given = (
         "user/model",
         "user/other",
         *("--quant-type", "both", "--group-size", "32", "--revision", "v 1", "--device", "cpu"),
@@ -87,14 +91,21 @@ def test_the_reproducing_command_comes_to_the_same_settings(asked: Any) -> None:
         *("--trackio-url", "https://trackio.example", "--experiment-name", "an experiment"),
         *("--token", "hf_secret"),
     )
-    command = cli.reproduce(settings)
+    command = asked(*given, command=True)
     assert "hf_secret" not in command
-    again = asked(*shlex.split(command)[2:], "--token", "hf_secret")
-    assert again == settings
+    assert asked(*shlex.split(command)[2:], "--token", "hf_secret") == asked(*given)
+
+
+def test_the_reproducing_command_holds_no_write_token(asked: Any) -> None:
+    address = "https://trackio.example/?write_token=t0p-secret"
+    command = asked("user/model", "--trackio-url", address, command=True)
+    assert "--trackio-url https://trackio.example/" in command
+    assert "t0p-secret" not in command
 
 
 def test_the_shortest_command_is_reproduced_as_such(asked: Any) -> None:
-    assert cli.reproduce(asked("user/model")) == "smolquant quantize user/model"
+    assert asked("user/model", command=True) == "smolquant quantize user/model"
+    assert asked(REPO="user/model", command=True) == "smolquant quantize user/model"
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ import pytest
 from smolquant.errors import CheckpointError, GateError, HubError
 from smolquant.record import Metrics, TensorRecord
 from smolquant.report.plan_text import render_dry_run
-from smolquant.report.run_report import VariantResult
+from smolquant.report.run_report import PlannedVariant, VariantResult
 from smolquant.report.summary import render_summary
 from unit.report_samples import (
     REPO_URL,
     SHA,
     SMALLER_GROUP,
-    Planned,
     run_result,
     tensors,
     variant_result,
@@ -215,7 +214,7 @@ def test_sizes_are_charted_beside_the_original() -> None:
             "int4, 1.30 MB (65.0%)": 1_300_123,
         }
     ]
-    planned = {"int4": Planned("int4_weight_only", tensors("int4"), 1_234_567)}
+    planned = {"int4": PlannedVariant("int4_weight_only", tensors("int4"), 1_234_567)}
     (chart,) = charts(render_summary(run_result(planned=planned, dry_run=True, commit_sha=None)))
     assert chart == {"original, 2.00 MB": 2_000_000, "int4, 1.23 MB (61.7%)": 1_234_567}
 
@@ -246,7 +245,7 @@ def test_without_a_variant_there_is_no_chart() -> None:
 
 def test_a_label_cannot_leave_its_chart() -> None:
     evil = 'x"]\n```\n%%{init: {}}%% # `b` ;'
-    plan = Planned("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
+    plan = PlannedVariant("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
     (chart,) = charts(render_summary(run_result(planned={evil: plan}, dry_run=True)))
     assert chart == {"original, 10 B": 10, "x________%_init_ ____% _ _b_ _, 5 B (50.0%)": 5}
 
@@ -255,7 +254,7 @@ def test_the_share_of_embeddings_is_told() -> None:
     summary = render_summary(run_result("int8", "int4"))
     share = "38.5% of `int8` and 38.5% of `int4`"
     assert f"\n\nOf the bytes, {share} are embeddings and output heads.\n" in summary
-    plan = Planned("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
+    plan = PlannedVariant("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
     assert "embeddings" not in render_summary(run_result(planned={"int8": plan}, dry_run=True))
     assert "embeddings" not in render_dry_run({"int8": plan})
 
@@ -266,10 +265,10 @@ def test_an_output_head_counts_as_embedding_once() -> None:
         "lm_head.weight": TensorRecord(False, 100, 100, reason="output head"),
         "norm.weight": TensorRecord(False, 50, 50, reason="norm"),
     }
-    untied = Planned("int8_weight_only", kept, 800)
+    untied = PlannedVariant("int8_weight_only", kept, 800)
     assert "of that  400 B (50.0%) embeddings" in render_dry_run({"int8": untied})
     head = TensorRecord(False, 0, 0, reason="tied to embed.weight, stored once")
-    tied = Planned("int8_weight_only", kept | {"lm_head.weight": head}, 600)
+    tied = PlannedVariant("int8_weight_only", kept | {"lm_head.weight": head}, 600)
     assert "of that  300 B (50.0%) embeddings" in render_dry_run({"int8": tied})
 
 
@@ -287,13 +286,13 @@ def test_exceptions_are_folded_and_shared_where_equal() -> None:
 
 
 def test_a_plan_without_exceptions_has_no_such_part() -> None:
-    plan = Planned("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
+    plan = PlannedVariant("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
     assert "What was kept" not in render_summary(run_result(planned={"int8": plan}, dry_run=True))
 
 
 def test_thousands_of_odd_names_stay_readable() -> None:
     odd = {f"m{i:04}x.weight": TensorRecord(False, 1, 1, reason="norm") for i in range(5000)}
-    plan = Planned("int8_weight_only", odd, 5000)
+    plan = PlannedVariant("int8_weight_only", odd, 5000)
     summary = render_summary(run_result(planned={"int8": plan}, dry_run=True))
     assert "and 4960 more" in summary
     assert len(summary) < 5000
@@ -303,7 +302,7 @@ EVIL = "x`|</details><script>alert(1)</script>\n# ![i](http://evil.example/i.png
 
 
 def test_nothing_from_a_model_repository_is_taken_for_markdown() -> None:
-    plan = Planned(EVIL, {EVIL: TensorRecord(False, 1, 1, reason=EVIL)}, 1)
+    plan = PlannedVariant(EVIL, {EVIL: TensorRecord(False, 1, 1, reason=EVIL)}, 1)
     summary = render_summary(
         run_result(
             planned={EVIL: plan},
@@ -352,7 +351,7 @@ def test_no_block_runs_into_another() -> None:
 
 
 def test_the_dry_run_predicts_to_the_byte() -> None:
-    planned = {"int4": Planned("int4_weight_only", tensors("int4"), 1_234_567)}
+    planned = {"int4": PlannedVariant("int4_weight_only", tensors("int4"), 1_234_567)}
     assert render_dry_run(planned) == "\n".join(
         [
             "int4 (int4_weight_only)",
@@ -377,7 +376,7 @@ def test_the_dry_run_says_whose_columns_are_weighted() -> None:
         name: replace(tensor, columns_by="norm" if tensor.quantized else None)
         for name, tensor in tensors("int4").items()
     }
-    text = render_dry_run({"int4": Planned("int4_weight_only", of_norm, 1)})
+    text = render_dry_run({"int4": PlannedVariant("int4_weight_only", of_norm, 1)})
     assert "\n  columns  of 3 tensors weighted by the norm in front\n" in text
 
 

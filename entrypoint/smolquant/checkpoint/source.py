@@ -406,6 +406,31 @@ class HubSource(Source):
             )
 
 
+def open_source(
+    hub: Hub,
+    model: str,
+    *,
+    is_folder: bool,
+    revision: str | None,
+    with_code: bool,
+    notify: Callable[[str], None],
+) -> Source:
+    """The checkpoint that ``model`` names: a folder, or a repository on the Hub.
+
+    Args:
+        revision: a branch, tag or commit sha on the Hub.
+        with_code: take the model's own Python files along.
+        notify: is told a line for people when something is fetched.
+
+    Raises:
+        CheckpointError: no weights, or an index that names a missing shard.
+        HubError: missing, gated or private repository, unknown revision, no connection.
+    """
+    if is_folder:
+        return FolderSource(Path(model), with_code=with_code)
+    return HubSource(hub, model, revision, with_code=with_code, notify=notify)
+
+
 def _terms(card: object) -> dict[str, str]:
     keys = ("license", "license_name", "license_link")
     entries = {key: getattr(card, key, None) for key in keys}

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 from smolquant.errors import CannotMeasure, CheckpointError
 from smolquant.evaluate.text import (
     EvalText,
-    bundled_text,
     default_tokens,
     load_tokenizer,
-    read_text,
     token_windows,
 )
 from smolquant.record import Metrics
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from smolquant.checkpoint.reader import Checkpoint
     from smolquant.model.architecture import Architecture
     from smolquant.report.progress import Progress
-    from smolquant.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -150,16 +147,6 @@ class Measurement:
             }
             for speed in map(measured, variants.values())
         ]
-
-
-def measurement(settings: "Settings") -> Measurement:
-    """What a run's settings ask for.
-
-    Raises:
-        InputError: a text that cannot be read.
-    """
-    text = bundled_text() if settings.eval_text is None else read_text(settings.eval_text)
-    return Measurement(text, settings.eval_tokens, settings.trust_remote_code)
 
 
 def machine(device: str) -> str:

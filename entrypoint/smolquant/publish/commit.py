@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smolquant import record
-from smolquant.checkpoint.files import sha256_of
 from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub, hub_errors, upload_errors
 from smolquant.publish.cards import root_card, variant_card
-from smolquant.publish.front_matter import declared_license, readme_text
+from smolquant.publish.front_matter import declared_license
 from smolquant.publish.main_model import (
     MainModel,
     MainModelChange,
@@ -25,7 +24,7 @@ from smolquant.publish.main_model import (
     main_weights,
 )
 from smolquant.publish.target import README, Target, find_tag, inspect_target
-from smolquant.record import InvalidRecord, VariantRecord
+from smolquant.record import VariantRecord
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
@@ -53,12 +52,12 @@ class Publication:
     """Name -> sha256 of its weights; held against the root's where that is the source itself."""
     main_model: MainModel | None = None
     """Only for a local checkpoint; a Hub repository's weights are never pushed into another."""
-    terms: Mapping[str, str] | None = None
-    """License entries of the source's card; None: those of the target's own."""
+    license_entries: Mapping[str, str] | None = None
+    """What the source's card says of its license; None: what the target's own card says."""
     tracking_urls: Mapping[str, str | None] = field(default_factory=dict)
     """By variant: the page of its run in Trackio."""
-    sent: "Mapping[str, CommitOperationAdd]" = field(default_factory=dict)
-    """Path in the repository -> a file of it that has been sent already, and may be gone here."""
+    preuploaded: "Mapping[str, CommitOperationAdd]" = field(default_factory=dict)
+    """Path in the repository -> a file of it that has been uploaded already, and may be gone here."""
     private: bool = False
     """Whether the repository is private if this run creates it."""
     create_pr: bool = False
@@ -129,53 +128,6 @@ def tag_commit(hub: Hub, repo_id: str, tag: str, commit: str) -> None:
         )
 
 
-def write_local(output_dir: Path, publication: Publication) -> None:
-    """Write the same cards beside variants that stay on this machine; nothing else is touched.
-
-    Variants that earlier runs left in ``output_dir`` are in the root card too.
-    """
-    shown = output_dir.as_posix()
-    location = shown if output_dir.is_absolute() else f"./{shown}"
-    for name, made in publication.records.items():
-        card = variant_card(
-            made,
-            location=location,
-            base_model=publication.base_model,
-            terms=publication.terms or {},
-            tracking_url=publication.tracking_urls.get(name),
-        )
-        _write(output_dir / name / README, card)
-    readme = output_dir / README
-    card = root_card(
-        readme_text(readme.read_bytes(), shown) if readme.is_file() else None,
-        local_records(output_dir) | dict(publication.records),
-        location=location,
-        has_main_model=False,
-        source_identity=publication.source_identity,
-    )
-    _write(readme, card)
-
-
-def local_records(output_dir: Path) -> dict[str, VariantRecord]:
-    """By name: the variants in ``output_dir`` that have all their files, as far as sizes tell."""
-    records = {}
-    for path in sorted(output_dir.glob(f"*/{record.FILE_NAME}")):
-        try:
-            found = VariantRecord.from_json(path.read_text(encoding="utf-8"))
-        except (InvalidRecord, UnicodeDecodeError):
-            continue
-        if found.variant == path.parent.name and _is_complete(path.parent, found):
-            records[found.variant] = found
-    return records
-
-
-def is_intact(folder: Path, made: VariantRecord) -> bool:
-    """Whether ``folder`` has every file of the variant as it was made, to the byte."""
-    return _is_complete(folder, made) and all(
-        sha256_of(folder / name) == file.sha256 for name, file in made.files.items()
-    )
-
-
 def create_repo(hub: Hub, repo_id: str, *, private: bool) -> Target:
     """Create a repository, empty, unless another run was first.
 
@@ -221,7 +173,7 @@ def _commit_on_head(
 def _refuse_changed_variants(before: Target, now: Target, publication: Publication) -> None:
     """The client leaves a sent file out of a commit if it stood there already when it was sent."""
     changed = [v for v in publication.records if before.records.get(v) != now.records.get(v)]
-    if publication.sent and changed:
+    if publication.preuploaded and changed:
         raise HubError(
             f"Others have changed {', '.join(changed)} of {now.repo_id} while it was being published.",
             hint="Run again when they are done.",
@@ -269,9 +221,9 @@ def _operations(target: Target, publication: Publication) -> "list[CommitOperati
         source_identity=publication.source_identity,
     ).encode()
     base_model = publication.base_model or (target.repo_id if has_main_model else None)
-    terms = publication.terms
-    if terms is None:
-        terms = declared_license(target.readme)
+    license_entries = publication.license_entries
+    if license_entries is None:
+        license_entries = declared_license(target.readme)
     for name, folder in publication.variants.items():
         made = publication.records[name]
         files: dict[str, bytes | Path] = {
@@ -281,7 +233,7 @@ def _operations(target: Target, publication: Publication) -> "list[CommitOperati
             made,
             location=target.repo_id,
             base_model=base_model,
-            terms=terms,
+            terms=license_entries,
             tracking_url=publication.tracking_urls.get(name),
         )
         files[README] = card.encode()
@@ -290,19 +242,8 @@ def _operations(target: Target, publication: Publication) -> "list[CommitOperati
         stale += [f"{name}/{file}" for file in sorted(gone)]
     return [
         *(
-            publication.sent.get(path) or CommitOperationAdd(path, content)
+            publication.preuploaded.get(path) or CommitOperationAdd(path, content)
             for path, content in contents.items()
         ),
         *(CommitOperationDelete(path, is_folder=False) for path in stale),
     ]
-
-
-def _is_complete(folder: Path, made: VariantRecord) -> bool:
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == file.size
-        for name, file in made.files.items()
-    )
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="")

@@ -9,25 +9,24 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from smolquant import __version__
 from smolquant.checkpoint.files import CONFIG, is_code
 from smolquant.checkpoint.source import Source
 from smolquant.quantize.engine import Written
 from smolquant.quantize.plan import VariantPlan
-from smolquant.record import FILE_NAME, FileRecord, Options, SourceRecord, VariantRecord
+from smolquant.record import (
+    FILE_NAME,
+    FileRecord,
+    Options,
+    SourceRecord,
+    VariantRecord,
+    stack_versions,
+)
 from smolquant.report import plot
 
 INDEX = "model.safetensors.index.json"
-
-
-def stack_versions() -> dict[str, str]:
-    """Versions of what decides the stored bytes."""
-    stack = {name: version(name) for name in ("torch", "torchao", "transformers")}
-    return {"smolquant": __version__, **stack}
 
 
 def work_key(plan: VariantPlan, source_state: str, options: Options) -> str:

@@ -74,6 +74,11 @@ class WorkFolder:
         """Of the shards that an earlier run has left."""
         return sum(shard.size for shard in self.journal.shards.values())
 
+    @property
+    def keeps_shards(self) -> bool:
+        """Whether a finished shard is still here, which another run can go on from."""
+        return any((self.folder / name).is_file() for name in self.journal.shards)
+
 
 @contextmanager
 def work_folder(output_dir: Path, variant: str, key: str) -> Iterator[WorkFolder]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from smolquant.report.run_report import RunResult
+from smolquant.report.run_report import RunReport
 
 REPORT_NAME = "report.json"
 MAX_SUMMARY_BYTES = 1024 * 1024
@@ -23,7 +23,7 @@ _CUT_NOTE = "\n\nThe rest was left out: a job summary holds 1 MiB at most.\n"
 Redact = Callable[[str], str]
 
 
-def write_outputs(result: RunResult, environ: Mapping[str, str], *, redact: Redact) -> None:
+def write_outputs(result: RunReport, environ: Mapping[str, str], *, redact: Redact) -> None:
     """Append the step outputs to the file that ``GITHUB_OUTPUT`` names, if it names one."""
     path = environ.get("GITHUB_OUTPUT")
     if not path:
@@ -35,7 +35,7 @@ def write_outputs(result: RunResult, environ: Mapping[str, str], *, redact: Reda
             file.write(f"{name}<<{delimiter}\n{redact(value)}\n{delimiter}\n")
 
 
-def step_outputs(result: RunResult, environ: Mapping[str, str]) -> dict[str, str]:
+def step_outputs(result: RunReport, environ: Mapping[str, str]) -> dict[str, str]:
     """The action's outputs by name; one that the run did not come to is empty."""
 
     def url(variant: str) -> str:
@@ -64,7 +64,7 @@ def write_summary(text: str, environ: Mapping[str, str], *, redact: Redact) -> N
         file.write(_fitted(redact(text), MAX_SUMMARY_BYTES - file.tell()))
 
 
-def write_report(result: RunResult, output_dir: Path, *, redact: Redact) -> Path:
+def write_report(result: RunReport, output_dir: Path, *, redact: Redact) -> Path:
     """Write report.json, whole or not at all.
 
     Raises:
@@ -72,7 +72,7 @@ def write_report(result: RunResult, output_dir: Path, *, redact: Redact) -> Path
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / REPORT_NAME
-    report = json.dumps(_portable(result.to_report(), redact), indent=2, allow_nan=False)
+    report = json.dumps(_portable(result.to_json(), redact), indent=2, allow_nan=False)
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".report-") as folder:
         unfinished = Path(folder) / REPORT_NAME
         unfinished.write_text(report + "\n", encoding="utf-8")

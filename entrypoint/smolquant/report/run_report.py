@@ -1,9 +1,9 @@
-"""What a run came to: all that summaries, outputs and report.json are made of."""
+"""What a run came to: the facts that report.json, the summary and the step outputs are made of."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from smolquant.record import SourceRecord, TensorRecord, VariantRecord
 from smolquant.report.failure import Failure
@@ -13,66 +13,68 @@ Outcome = Literal["failed", "planned", "up to date", "saved", "proposed", "publi
 
 @dataclass(frozen=True)
 class VariantResult:
-    """One variant that this run made, or found up to date."""
+    """One variant that this run made, or found made already."""
 
     record: VariantRecord
-    seconds: float | None
-    """Wall time of making it; None where an earlier run did."""
-    peak_memory_bytes: int | None
-    url: str | None
+    folder: Path | None = None
+    """Where its files lie on this machine; None for one that stands in the target."""
+    seconds: float | None = None
+    """Wall time of making it, together with the run's others; None where an earlier run did."""
+    evaluation_seconds: float = 0.0
+    peak_memory_bytes: int | None = None
+    url: str | None = None
     """Its subfolder on the Hub; None when nothing was published."""
-    up_to_date: bool
-
-
-class PlannedVariant(Protocol):
-    """What a dry run tells of a variant."""
-
-    @property
-    def quant_type(self) -> str:
-        """The scheme's name."""
-
-    @property
-    def tensors(self) -> Mapping[str, TensorRecord]:
-        """Every source tensor's fate."""
-
-    @property
-    def predicted_bytes(self) -> int:
-        """Size of the weight files to come, headers included."""
+    up_to_date: bool = False
 
 
 @dataclass(frozen=True)
-class RunResult:
-    """A whole run, finished or failed; whatever a failed run did not reach is None or empty."""
+class PlannedVariant:
+    """What a dry run tells of a variant."""
+
+    quant_type: str
+    """The scheme's name."""
+    tensors: Mapping[str, TensorRecord]
+    """Every source tensor's fate."""
+    predicted_bytes: int
+    """Size of the weight files to come, headers included."""
+
+
+@dataclass
+class RunReport:
+    """A whole run, finished or failed; whatever a failed run did not reach is None or empty.
+
+    The pipeline fills it in, in the order in which the facts become known; everybody else only reads it.
+    """
 
     model: str
     """What was asked for: a folder or a Hub id."""
-    repo_id: str | None
-    source: SourceRecord | None
-    variants: Mapping[str, VariantResult]
-    repo_url: str | None
-    commit_sha: str | None
-    pull_request_url: str | None
-    trackio_url: str | None
-    changed: bool
-    error: BaseException | None
     output_dir: Path
-    dry_run: bool
-    save_only: bool
-    command: str
+    command: str = ""
     """Reproduces the run; holds no token."""
-    versions: Mapping[str, str]
-    trackio_command: str | None = None
-    """Opens the local Trackio project."""
+    dry_run: bool = False
+    save_only: bool = False
+    repo_id: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    source: SourceRecord | None = None
+    planned: Mapping[str, PlannedVariant] = field(default_factory=dict)
+    """A dry run's variants."""
+    variants: dict[str, VariantResult] = field(default_factory=dict)
+    repo_url: str | None = None
+    commit_sha: str | None = None
+    pull_request_url: str | None = None
+    changed: bool = False
     verdict: str = ""
     """The owner's limits that the release has kept, with what was measured."""
     unmeasured: str = ""
     """Why nothing was measured, where it was to be."""
-    planned: Mapping[str, PlannedVariant] = field(default_factory=dict)
-    """A dry run's variants."""
+    trackio_url: str | None = None
+    trackio_command: str | None = None
+    """Opens the local Trackio project."""
+    error: BaseException | None = None
 
     @property
     def outcome(self) -> Outcome:
-        """How the run ended, in one word."""
+        """How the run ended, in a word or three."""
         if self.error is not None:
             return "failed"
         if self.dry_run:
@@ -85,10 +87,10 @@ class RunResult:
 
     @property
     def failure(self) -> Failure | None:
-        """The error as users see it."""
+        """Why the run failed, as users see it."""
         return None if self.error is None else Failure.of(self.error)
 
-    def to_report(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, Any]:
         """The content of report.json, made of JSON's own types."""
         failure = self.failure
         return {

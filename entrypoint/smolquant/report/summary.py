@@ -19,7 +19,7 @@ from smolquant.report.measures import (
     PERPLEXITY_INCREASE,
     TOP1_AGREEMENT,
 )
-from smolquant.report.run_report import RunResult, VariantResult
+from smolquant.report.run_report import RunReport, VariantResult
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import (
     Markdown,
@@ -64,7 +64,7 @@ class _Column:
     numeric: bool = True
 
 
-def render_summary(result: RunResult) -> str:
+def render_summary(result: RunReport) -> str:
     """The summary as GitHub markdown. Pure; names from the model's repository are escaped.
 
     A failed run may hold anything from nothing at all to every variant.
@@ -95,7 +95,7 @@ def render_summary(result: RunResult) -> str:
     )
 
 
-def _rows(result: RunResult) -> dict[str, _Row]:
+def _rows(result: RunReport) -> dict[str, _Row]:
     planned = {
         name: _Row(
             name=code_span(name),
@@ -196,14 +196,14 @@ def _embeddings(rows: Mapping[str, _Row]) -> Markdown:
     )
 
 
-def _commit(result: RunResult) -> Markdown | None:
+def _commit(result: RunReport) -> Markdown | None:
     if result.commit_sha is None:
         return None
     url = f"{result.repo_url}/commit/{result.commit_sha}" if result.repo_url else None
     return link(code_span(result.commit_sha[:8]), url)
 
 
-def _loading(result: RunResult) -> list[tuple[Markdown, Markdown]]:
+def _loading(result: RunReport) -> list[tuple[Markdown, Markdown]]:
     """What each loadable variant needs, and the code that loads it."""
     if result.outcome in ("failed", "planned"):
         return []

@@ -57,7 +57,7 @@ class Tracker:
         """The variant is left alone and gets no run."""
 
     def started(
-        self, variant: str, *, options: Options, device: str, repo: str | None, revision: str | None
+        self, variant: str, repo: str | None, revision: str | None, *, options: Options, device: str
     ) -> None:
         """Work on a variant begins.
 
@@ -253,7 +253,7 @@ class Recorder(Tracker):
 
     @_harmless
     def started(
-        self, variant: str, *, options: Options, device: str, repo: str | None, revision: str | None
+        self, variant: str, repo: str | None, revision: str | None, *, options: Options, device: str
     ) -> None:
         """See :meth:`Tracker.started`."""
         self._revision = revision

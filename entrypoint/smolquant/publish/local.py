@@ -1,0 +1,123 @@
+"""A folder of variants on this machine: written, read back, and verified. It knows nothing of the Hub.
+
+The layout is that of a repository, so that a folder that was saved can be loaded, checked and uploaded as
+it is.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from smolquant.checkpoint.files import is_code, sha256_of
+from smolquant.checkpoint.source import Source
+from smolquant.publish.cards import root_card, variant_card
+from smolquant.publish.front_matter import readme_text
+from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
+from smolquant.report.run_report import VariantResult
+
+README = "README.md"
+
+
+def local_records(output_dir: Path) -> dict[str, VariantRecord]:
+    """The variants in ``output_dir`` that have all their files, as far as sizes tell, by name."""
+    records = {}
+    for path in sorted(output_dir.glob(f"*/{FILE_NAME}")):
+        try:
+            found = VariantRecord.from_json(path.read_text(encoding="utf-8"))
+        except (InvalidRecord, UnicodeDecodeError):
+            continue
+        if found.variant == path.parent.name and _is_complete(path.parent, found):
+            records[found.variant] = found
+    return records
+
+
+def is_intact(folder: Path, made: VariantRecord) -> bool:
+    """Whether ``folder`` has every file of the variant as it was made, to the byte."""
+    return _is_complete(folder, made) and all(
+        sha256_of(folder / name) == file.sha256 for name, file in made.files.items()
+    )
+
+
+def save(
+    output_dir: Path,
+    source: Source,
+    results: Mapping[str, VariantResult],
+    *,
+    tracking_urls: Mapping[str, str | None],
+) -> None:
+    """Complete a folder of variants that stay on this machine: cards, and the model's own code.
+
+    Args:
+        results: the variants that this run has put there, by name.
+        tracking_urls: the page of each variant's run in Trackio.
+
+    Raises:
+        InputError: the README.md that is there cannot be edited.
+    """
+    for name in filter(is_code, source.auxiliary_files):
+        # transformers looks for a model's own code at the root, never in a subfolder.
+        shutil.copyfile(source.folder / name, output_dir / name)
+    write_cards(
+        output_dir,
+        {name: one.record for name, one in results.items()},
+        source_identity=source.identity,
+        base_model=source.repo,
+        license_entries=source.terms or {},
+        tracking_urls=tracking_urls,
+    )
+
+
+def write_cards(
+    output_dir: Path,
+    records: Mapping[str, VariantRecord],
+    *,
+    source_identity: str,
+    base_model: str | None,
+    license_entries: Mapping[str, str],
+    tracking_urls: Mapping[str, str | None],
+) -> None:
+    """Write the cards of variants that stay on this machine, and the root card beside them.
+
+    Variants that earlier runs left in ``output_dir`` are in the root card too.
+
+    Args:
+        records: the variants whose own cards are written, by name.
+        source_identity: tells which variants were made from the source as it is now.
+        base_model: the source's Hub id; None for a folder.
+        license_entries: the source's, for the front matter.
+        tracking_urls: the page of each variant's run in Trackio.
+
+    Raises:
+        InputError: the README.md that is there cannot be edited.
+    """
+    shown = output_dir.as_posix()
+    location = shown if output_dir.is_absolute() else f"./{shown}"
+    for name, made in records.items():
+        card = variant_card(
+            made,
+            location=location,
+            base_model=base_model,
+            terms=license_entries,
+            tracking_url=tracking_urls.get(name),
+        )
+        _write(output_dir / name / README, card)
+    readme = output_dir / README
+    card = root_card(
+        readme_text(readme.read_bytes(), shown) if readme.is_file() else None,
+        local_records(output_dir) | dict(records),
+        location=location,
+        has_main_model=False,
+        source_identity=source_identity,
+    )
+    _write(readme, card)
+
+
+def _is_complete(folder: Path, made: VariantRecord) -> bool:
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == file.size
+        for name, file in made.files.items()
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="")

@@ -1,0 +1,159 @@
+"""Releasing what a run has made: what stands in the target, whether it may be published, and publishing it.
+
+It knows what was asked for and what a checkpoint is, and nothing of how variants are made or measured.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from smolquant.checkpoint.source import FolderSource, Source
+from smolquant.hub import Hub
+from smolquant.publish.commit import Publication, Published, create_repo, publish, tag_commit
+from smolquant.publish.main_model import (
+    MainModel,
+    MainModelChange,
+    check_same_weights,
+    main_model_change,
+)
+from smolquant.publish.preupload import PreuploadedShards
+from smolquant.publish.target import (
+    Target,
+    check_folder_is_ours,
+    check_tag,
+    check_write_access,
+    inspect_target,
+)
+from smolquant.record import FILE_NAME
+from smolquant.report.run_report import VariantResult
+from smolquant.settings import Settings
+
+
+def open_target(hub: Hub, settings: Settings, *, warn: Callable[[str, str], None]) -> Target | None:
+    """What stands in the target repository; None where the run does not look at one.
+
+    A run that will publish makes sure that it may.
+
+    Args:
+        warn: is told the title and the text of what is wrong with a variant that is there.
+
+    Raises:
+        HubError: the repository cannot be read, or the token may not write to it.
+        InputError: its README.md cannot be edited.
+    """
+    if settings.save_only or settings.repo is None:
+        return None
+    target = inspect_target(hub, settings.repo)
+    for variant in target.unreadable:
+        warn(
+            f"{variant}/ is left out of the card",
+            f"This version cannot read its {FILE_NAME}, or files that it names are missing.",
+        )
+    if settings.publishes:
+        check_write_access(hub, target)
+    return target
+
+
+def check(
+    hub: Hub, target: Target, source: Source, settings: Settings, variants: Sequence[str]
+) -> None:
+    """Refuse, before the work, what could not be published after it.
+
+    Args:
+        variants: those that the run will publish.
+
+    Raises:
+        InputError: a subfolder holds something else, the tag names another commit, or the main model
+            at the root is not the source's.
+    """
+    for variant in () if settings.force else variants:
+        check_folder_is_ours(target, variant)
+    if source.repo == target.repo_id:
+        check_same_weights(source.weight_digests, target.root_files)
+    changes = changes_main_model(source, target, settings)
+    if settings.tag is not None:
+        # A run with nothing to do tags the head, and may find an earlier try's tag there.
+        expected = None if variants or changes else target.head
+        check_tag(hub, target, settings.tag, expected)
+
+
+def changes_main_model(source: Source, target: Target, settings: Settings) -> bool:
+    """Whether the source has to become the main model at the root of ``target``.
+
+    Raises:
+        InputError: another main model stands there, and --replace-main was not given.
+    """
+    main = _main_model(source, settings)
+    return main is not None and main_model_change(main, target.root_files) != MainModelChange()
+
+
+def preupload(hub: Hub, target: Target, settings: Settings) -> PreuploadedShards:
+    """What can upload finished shards; the repository is created with the first, if it is missing."""
+    create = partial(create_repo, hub, target.repo_id, private=settings.private)
+    return PreuploadedShards(
+        hub,
+        target.repo_id,
+        create_pr=settings.create_pr,
+        create=None if target.exists else create,
+    )
+
+
+def publish_results(
+    hub: Hub,
+    target: Target,
+    source: Source,
+    settings: Settings,
+    results: Mapping[str, VariantResult],
+    uploads: PreuploadedShards | None,
+    tracking_urls: Mapping[str, str | None],
+    notify: Callable[[str], None],
+) -> Published:
+    """Publish variants and, where the rule asks for it, the main model, in one commit.
+
+    Args:
+        results: the variants to publish, by name, each with the folder in which it lies. A folder of
+            which only the shards that were uploaded before are missing is removed afterwards.
+        uploads: the shards that the Hub has already.
+        tracking_urls: the page of each variant's run in Trackio.
+
+    Raises:
+        HubError: the Hub refused or cannot be reached, or others kept pushing.
+        InputError: what others have pushed meanwhile conflicts.
+    """
+    folders = {name: one.folder for name, one in results.items() if one.folder is not None}
+    publication = Publication(
+        variants=folders,
+        records={name: one.record for name, one in results.items()},
+        source_identity=source.identity,
+        base_model=source.repo,
+        source_weights=source.weight_digests,
+        main_model=_main_model(source, settings),
+        license_entries=source.terms if source.repo != settings.repo else None,
+        tracking_urls=tracking_urls,
+        preuploaded=uploads.operations if uploads else {},
+        private=settings.private,
+        create_pr=settings.create_pr,
+    )
+    published = publish(hub, target, publication, notify=notify)
+    notify(f"Published {published.commit_url}")
+    for name, folder in folders.items():
+        if folder != settings.output_dir / name:
+            shutil.rmtree(folder, ignore_errors=True)
+    return published
+
+
+def tag(hub: Hub, target: Target, settings: Settings, commit: str | None) -> None:
+    """Tag ``commit`` if a tag was asked for.
+
+    Raises:
+        HubError: another commit was given the tag meanwhile, or the Hub refused.
+    """
+    if settings.tag is not None and commit is not None:
+        tag_commit(hub, target.repo_id, settings.tag, commit)
+
+
+def _main_model(source: Source, settings: Settings) -> MainModel | None:
+    """The local checkpoint that belongs at the repository's root; a Hub source never does."""
+    if not isinstance(source, FolderSource):
+        return None
+    return MainModel(source.files, replace=settings.replace_main)
