@@ -67,14 +67,16 @@ def quantize(settings: Settings, console: Console, report: RunReport, tracker: T
     if reuse.to_make:
         results |= _make(source, reuse.to_make, settings, uploads, console, report, tracker)
     with console.group("Save" if settings.save_only else "Publish"):
-        urls = {variant: tracker.run_url(variant) for variant in results}
+        results = {
+            name: replace(one, tracking_url=tracker.run_url(name)) for name, one in results.items()
+        }
         if target is None:
-            save(settings.output_dir, source, results, tracking_urls=urls)
+            save(settings.output_dir, source, results)
             report.changed = bool(results)
             return
         if results or release.changes_main_model(source, target, settings):
             published = release.publish_results(
-                hub, target, source, settings, results, uploads, urls, console.info
+                hub, target, source, settings, results, uploads, console.info
             )
             _note_published(published, target, report, tracker)
         else:
@@ -110,10 +112,8 @@ def _reused(
     """The variants that an earlier run has finished; they only have to be published."""
     results = {}
     for variant, record in reuse.reusable.items():
-        device = record.device or "cpu"
-        tracker.started(
-            variant, source.repo, source.revision, options=record.options, device=device
-        )
+        options, device = record.options, record.device or "cpu"
+        tracker.started(variant, source.repo, source.revision, options=options, device=device)
         tracker.completed(record, seconds={}, peak_memory_bytes=None)
         results[variant] = VariantResult(record, folder=settings.output_dir / variant)
         report.source, report.versions = record.source, dict(record.versions)
@@ -174,11 +174,10 @@ def _note(results: Mapping[str, VariantResult], report: RunReport) -> None:
 def _judge(report: RunReport, settings: Settings) -> None:
     """Let nothing out that its owner does not allow, or that no rounding explains."""
     measured = {variant: one.record.metrics for variant, one in report.variants.items()}
-    for variant, metrics in measured.items():
-        if metrics is not None and not report.variants[variant].up_to_date:
-            refuse_garbage(variant, metrics)
-    refusal = judge(measured, settings.gate)
-    if refusal is not None:
+    for variant, one in report.variants.items():
+        if one.record.metrics is not None and not one.up_to_date:
+            refuse_garbage(variant, one.record.metrics)
+    if refusal := judge(measured, settings.gate):
         raise refusal
     report.verdict = verdict(measured, settings.gate)
 
@@ -195,7 +194,6 @@ def _where_possible(
             raise
         names = ", ".join(variants)
         report.unmeasured = f"{names}. {reason}"
-        refusal = judge(dict.fromkeys(variants), settings.gate, reason)
-        if refusal is not None:
+        if refusal := judge(dict.fromkeys(variants), settings.gate, reason):
             raise refusal from reason
         console.notice(f"Not measured: {names}", str(reason))

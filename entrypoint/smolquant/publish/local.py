@@ -38,18 +38,11 @@ def is_intact(folder: Path, made: VariantRecord) -> bool:
     )
 
 
-def save(
-    output_dir: Path,
-    source: Source,
-    results: Mapping[str, VariantResult],
-    *,
-    tracking_urls: Mapping[str, str | None],
-) -> None:
+def save(output_dir: Path, source: Source, results: Mapping[str, VariantResult]) -> None:
     """Complete a folder of variants that stay on this machine: cards, and the model's own code.
 
     Args:
         results: the variants that this run has put there, by name.
-        tracking_urls: the page of each variant's run in Trackio.
 
     Raises:
         InputError: the README.md that is there cannot be edited.
@@ -63,7 +56,7 @@ def save(
         source_identity=source.identity,
         base_model=source.repo,
         license_entries=source.terms or {},
-        tracking_urls=tracking_urls,
+        tracking_urls={name: one.tracking_url for name, one in results.items()},
     )
 
 

@@ -105,7 +105,6 @@ def publish_results(
     settings: Settings,
     results: Mapping[str, VariantResult],
     uploads: PreuploadedShards | None,
-    tracking_urls: Mapping[str, str | None],
     notify: Callable[[str], None],
 ) -> Published:
     """Publish variants and, where the rule asks for it, the main model, in one commit.
@@ -114,7 +113,6 @@ def publish_results(
         results: the variants to publish, by name, each with the folder in which it lies. A folder of
             which only the shards that were uploaded before are missing is removed afterwards.
         uploads: the shards that the Hub has already.
-        tracking_urls: the page of each variant's run in Trackio.
 
     Raises:
         HubError: the Hub refused or cannot be reached, or others kept pushing.
@@ -129,7 +127,7 @@ def publish_results(
         source_weights=source.weight_digests,
         main_model=_main_model(source, settings),
         license_entries=source.terms if source.repo != settings.repo else None,
-        tracking_urls=tracking_urls,
+        tracking_urls={name: one.tracking_url for name, one in results.items()},
         preuploaded=uploads.operations if uploads else {},
         private=settings.private,
         create_pr=settings.create_pr,

@@ -24,6 +24,8 @@ class VariantResult:
     peak_memory_bytes: int | None = None
     url: str | None = None
     """Its subfolder on the Hub; None when nothing was published."""
+    tracking_url: str | None = None
+    """The page of its run in Trackio."""
     up_to_date: bool = False
 
 
