@@ -110,6 +110,7 @@ class Measurement:
             "tokens": tokens,
             "tokens_asked": self.tokens,
             "machine": machine(device),
+            "device": device,
         }
         speeds = self._speeds(source_folder, variants, device)
         return {

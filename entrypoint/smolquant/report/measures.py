@@ -5,16 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from smolquant.record import Metrics
+from smolquant.schemes import Scheme
 from smolquant.text import human_size, percent, significant
 
 
 def _nothing(_: Metrics) -> None:
-    """Of the source there is no such number: the measure compares it with the variant."""
+    """The source has no number of its own where a measure compares it with the variant."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measured quantity, of a variant and where it has one of its own, of the source."""
+    """A quantity that is measured of a variant and, where the source has one of its own, of the source."""
 
     title: str
     of_variant: Callable[[Metrics], float | None]
@@ -98,3 +99,24 @@ MEASURES = (
     PEAK_MEMORY,
 )
 """In the order in which a card shows them."""
+
+
+def measured_as(scheme: Scheme | None, metrics: Metrics | None) -> str:
+    """The sentence that tells how a variant's quality was measured where it could not run as it will.
+
+    The record tells the device: on a GPU the variant ran as it is. On a CPU, and where a record of an older
+    version does not say, it is the scheme that knows; empty where it has nothing to say.
+    """
+    if scheme is None or metrics is None or metrics.device == "cuda":
+        return ""
+    return scheme.measured_as if has_quality(metrics) else ""
+
+
+def has_quality(metrics: Metrics) -> bool:
+    """Whether anything was measured on a text."""
+    return any(one.variant(metrics) for one in MEASURES if not one.on_machine)
+
+
+def has_speed(metrics: Metrics) -> bool:
+    """Whether anything was measured of the machine: speed, or memory."""
+    return any(one.variant(metrics) for one in MEASURES if one.on_machine)

@@ -80,6 +80,11 @@ class Scheme(ABC):
     arithmetic: str
     """Schemes that share it store the same parts of the same weight, so they are computed once."""
 
+    @property
+    def output_name(self) -> str:
+        """The action's output that holds the address of its variant."""
+        return f"{self.variant.replace('_', '-')}-url"
+
     @abstractmethod
     def options(self, group_size: int) -> dict[str, int | str]:
         """Those of the run's options that decide this scheme's bytes."""
