@@ -1,4 +1,4 @@
-"""`make docs`: the blocks of README.md and action.yml that follow the command, its schemes and the benchmarks."""
+"""`make docs`: the blocks of README.md and action.yml that follow the command, its schemes and docs/."""
 
 import itertools
 from collections.abc import Callable, Mapping

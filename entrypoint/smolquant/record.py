@@ -94,8 +94,8 @@ class Metrics:
     """How many the owner wanted; None where the number follows from the model's size."""
     machine: str | None = None
     """The name of the machine that speeds were measured on."""
-    device: str | None = None
-    """``cpu`` or ``cuda``, which all of this was measured on; None in older records."""
+    compute_capability: float | None = None
+    """That of the GPU that all of this was measured on, as 8.9; None on a CPU, and in older records."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,6 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "text": (str, type(None)),
     "text_sha256": (str, type(None)),
     "machine": (str, type(None)),
-    "device": (str, type(None)),
     "size": (int,),
 }
 _LARGEST = 2**63

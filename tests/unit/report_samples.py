@@ -1,4 +1,4 @@
-"""A run over a small invented model, for the tests of the report room."""
+"""A run over a small invented model, for the tests of reports."""
 
 from dataclasses import dataclass
 from pathlib import Path

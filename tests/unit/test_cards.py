@@ -4,7 +4,7 @@ import ast
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -15,7 +15,7 @@ from smolquant.publish.cards import BEGIN, END, root_card, variant_card
 from smolquant.publish.front_matter import Readme, declared_license
 from smolquant.record import FileRecord, Metrics, SourceRecord, TensorRecord, VariantRecord
 from smolquant.report.plot import FILE_NAME as PLOT
-from smolquant.schemes import BY_VARIANT
+from smolquant.schemes import BY_VARIANT, Int8WeightOnly
 
 REPO = "alice/tiny"
 NEW = "sha256:" + "a" * 64
@@ -631,6 +631,48 @@ def test_names_and_reasons_of_a_variants_card_are_escaped() -> None:
     assert "<script>" not in re.sub(r"\\<script\\>", "", text)
     assert "\n# heading" not in text
     assert {len(row) for row in table_rows(text)} == {3}
+
+
+class Elsewhere(Int8WeightOnly):
+    """A scheme whose kernels few machines have."""
+
+    variant: ClassVar = "toy"
+    quant_type: ClassVar = "toy_type"
+    title: ClassVar = "toy weights"
+    caution: ClassVar = "It needs a rare GPU."
+    cuda_capability: ClassVar = (8, 9)
+    measured_as: ClassVar = "It was measured another way."
+
+
+def test_a_scheme_of_its_own_has_its_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BY_VARIANT, "toy", Elsewhere())
+    text = card(record("toy"))
+    assert "It has toy weights (`toy_type`)." in text
+    assert "How to load\n\nIt needs a rare GPU.\n\n```sh\npip install torch" in text
+    whole = root(None, record("int8"), record("toy"))
+    assert "\n**toy**: It needs a rare GPU.\n" in whole
+    assert "- **toy** has toy weights." in whole
+    assert 'from_pretrained("alice/tiny", subfolder="toy", device_map="auto")' in whole
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        (METRICS, True),
+        (replace(METRICS, compute_capability=8.6), True),
+        (replace(METRICS, compute_capability=8.9), False),
+        (replace(METRICS, compute_capability=12.0), False),
+        (Metrics(tokens_per_second=3.0), False),
+        (None, False),
+    ],
+)
+def test_what_was_measured_without_its_kernels_says_so(
+    metrics: Metrics | None, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BY_VARIANT, "toy", Elsewhere())
+    made = record("toy", metrics=metrics)
+    assert ("It was measured another way." in card(made)) == told
+    assert ("**toy**: It was measured another way." in root(None, made)) == told
 
 
 # The front matter on its own

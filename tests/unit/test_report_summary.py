@@ -65,6 +65,12 @@ def test_what_was_made_is_told_apart_from_what_was_up_to_date() -> None:
     assert table(summary)[1][-1] == "up to date"
 
 
+def test_two_that_were_up_to_date_are_told_in_the_plural() -> None:
+    older = {name: variant_result(name, up_to_date=True) for name in ("int8", "int8_dynamic")}
+    summary = render_summary(run_result(variants=older | {"int4": variant_result("int4")}))
+    assert "`int8` and `int8_dynamic` had been up to date and were left alone." in summary
+
+
 def test_nothing_to_do() -> None:
     variants = {"int8": variant_result("int8", up_to_date=True)}
     summary = render_summary(run_result(variants=variants, changed=False, commit_sha=None))
@@ -271,6 +277,14 @@ def test_an_output_head_counts_as_embedding_once() -> None:
     head = TensorRecord(False, 0, 0, reason="tied to embed.weight, stored once", kind="output head")
     tied = Planned("int8_weight_only", kept | {"lm_head.weight": head}, 600)
     assert "of that  300 B (50.0%) embeddings" in render_dry_run({"int8": tied})
+
+
+def test_a_record_that_does_not_tell_what_its_tensors_are_gives_no_share_of_embeddings() -> None:
+    older = {name: replace(tensor, kind=None) for name, tensor in tensors("int8").items()}
+    plan = Planned("int8_weight_only", older, 800)
+    assert "mbeddings" not in render_dry_run({"int8": plan})
+    summary = render_summary(run_result(planned={"int8": plan}, dry_run=True, commit_sha=None))
+    assert "mbeddings and output heads" not in summary
 
 
 def test_exceptions_are_folded_and_shared_where_equal() -> None:

@@ -110,7 +110,7 @@ class Measurement:
             "tokens": tokens,
             "tokens_asked": self.tokens,
             "machine": machine(device),
-            "device": device,
+            "compute_capability": compute_capability(device),
         }
         speeds = self._speeds(source_folder, variants, device)
         return {
@@ -161,6 +161,16 @@ def measurement(settings: "Settings") -> Measurement:
     """
     text = bundled_text() if settings.eval_text is None else read_text(settings.eval_text)
     return Measurement(text, settings.eval_tokens, settings.trust_remote_code)
+
+
+def compute_capability(device: str) -> float | None:
+    """The compute capability of the GPU in use, as 8.9; None on a CPU."""
+    if device != "cuda":
+        return None
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return major + minor / 10
 
 
 def machine(device: str) -> str:

@@ -192,7 +192,10 @@ def _section(
         sources=[_repo_link(repo) for repo in _other_sources(records, location)],
         has_older=bool(older),
         known=[(scheme, loading(scheme, location)) for scheme in schemes],
-        cautions=cautions(schemes),
+        cautions=[
+            (listed([escape_markdown(name) for name in names]), sentence)
+            for names, sentence in cautions(schemes)
+        ],
         measured_as=[
             (scheme.variant, sentence)
             for scheme in schemes

@@ -102,14 +102,16 @@ MEASURES = (
 
 
 def measured_as(scheme: Scheme | None, metrics: Metrics | None) -> str:
-    """The sentence that tells how a variant's quality was measured where it could not run as it will.
+    """The scheme's sentence on how quality was measured, where the machine lacked its kernels; else empty.
 
-    The record tells the device: on a GPU the variant ran as it is. On a CPU, and where a record of an older
-    version does not say, it is the scheme that knows; empty where it has nothing to say.
+    The record tells the GPU's compute capability, and the scheme the least one that it needs. A record
+    that tells of no GPU was measured on a CPU.
     """
-    if scheme is None or metrics is None or metrics.device == "cuda":
+    if scheme is None or metrics is None or not has_quality(metrics):
         return ""
-    return scheme.measured_as if has_quality(metrics) else ""
+    had, needed = metrics.compute_capability, scheme.cuda_capability
+    as_it_runs = had is not None and needed is not None and had >= needed[0] + needed[1] / 10
+    return "" if as_it_runs else scheme.measured_as
 
 
 def has_quality(metrics: Metrics) -> bool:

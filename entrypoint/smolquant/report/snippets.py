@@ -64,9 +64,13 @@ def main_model_program(location: str) -> Markdown:
     return _program(_stock(location, None))
 
 
-def cautions(schemes: Iterable[Scheme]) -> list[str]:
-    """What readers have to know before they load variants of ``schemes``, each sentence once."""
-    return list(dict.fromkeys(scheme.caution for scheme in schemes if scheme.caution))
+def cautions(schemes: Iterable[Scheme]) -> list[tuple[list[str], str]]:
+    """What readers have to know before they load: each sentence once, after the variants that it is for."""
+    variants: dict[str, list[str]] = {}
+    for scheme in schemes:
+        if scheme.caution:
+            variants.setdefault(scheme.caution, []).append(scheme.variant)
+    return [(names, sentence) for sentence, names in variants.items()]
 
 
 def _install(packages: str) -> Markdown:

@@ -85,7 +85,10 @@ def render_summary(result: RunResult) -> str:
         all_variants=_listed_names(list(rows)),
         place=link(code_span(result.repo_id or result.model), result.repo_url),
         commit=_commit(result),
-        cautions=cautions(scheme for name, scheme in BY_VARIANT.items() if name in rows),
+        cautions=[
+            (_listed_names(names), sentence)
+            for names, sentence in cautions(BY_VARIANT[n] for n in rows if n in BY_VARIANT)
+        ],
         measured_as=_measured_as(rows),
         loading=_loading(result),
         exceptions=_exceptions(rows),
