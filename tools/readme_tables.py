@@ -1,18 +1,21 @@
-"""`make docs`: the README's tables, made from the command itself and from what was measured."""
+"""`make docs`: the blocks of README.md and action.yml that follow the command, its schemes and docs/."""
 
 import itertools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 
 from smolquant.cli import quantize
+from smolquant.schemes import SCHEMES
 
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
 
 
 def options() -> str:
-    """Rows of markdown: option, the action's input, default, what it does."""
+    """Rows of markdown: each option with the action's input, its default and what it does."""
     rows = ["| option | input | default | |", "| :-- | :-- | :-- | :-- |"]
     for parameter in quantize.params:
         if not isinstance(parameter, click.Option):
@@ -42,23 +45,85 @@ def measured(page: str) -> str:
     return "\n".join(rows) + "\n"
 
 
-TABLES: Mapping[str, Callable[[], str]] = {
-    "options": options,
-    "performance": lambda: measured("performance.md"),
+def tree() -> str:
+    """What a repository holds, with a line for each scheme's subfolder."""
+    folders = [(f"{scheme.variant}/", scheme.title) for scheme in SCHEMES.values()]
+    lines = [
+        ("README.md", "your card, with our table between two markers"),
+        ("config.json, model.safetensors, tokenizer…", ""),
+        *folders,
+    ]
+    width = max(len(name) for name, told in lines if told) + 4
+    drawn = [f"├── {name:<{width}}{told}".rstrip() for name, told in lines]
+    drawn[-1] = drawn[-1].replace("├", "└")
+    return "\n".join(["```", "your-username/model-name/", *drawn, "```"]) + "\n"
+
+
+def schemes() -> str:
+    """Rows of markdown: each quantization type as its scheme describes it."""
+    rows = [
+        "| type | folder | what it is | loads with | best for |",
+        "| :-- | :-- | :-- | :-- | :-- |",
+    ]
+    rows += [
+        f"| `{name}` | `{scheme.variant}/` | {scheme.title} | {scheme.loading} | {scheme.best_for} |"
+        for name, scheme in SCHEMES.items()
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def outputs() -> str:
+    """The action's outputs that hold the addresses of variants, in YAML."""
+    return "".join(
+        f"  {scheme.output_name}:\n    description: Address of the {scheme.variant} variant.\n"
+        for scheme in SCHEMES.values()
+    )
+
+
+@dataclass(frozen=True)
+class Page:
+    """A file with blocks that are written here, each between two markers that name it."""
+
+    begin: str
+    end: str
+    blocks: Mapping[str, Callable[[], str]]
+    """What writes a block, by its name in the markers."""
+
+
+PAGES: Mapping[str, Page] = {
+    "README.md": Page(
+        "<!-- {} (make docs) -->\n",
+        "<!-- {} -->",
+        {
+            "tree": tree,
+            "schemes": schemes,
+            "options": options,
+            "performance": lambda: measured("performance.md"),
+        },
+    ),
+    "action.yml": Page("  # {} (make docs)\n", "  # {}", {"variants": outputs}),
 }
-"""By the name in the markers around them."""
+"""By file, from the repository's root."""
 
 
-def with_tables(readme: str) -> str:
-    """``readme`` with each table between its markers put up to date."""
-    for name, table in TABLES.items():
-        begin, end = f"<!-- {name}:begin (make docs) -->\n", f"<!-- {name}:end -->"
-        before, _, rest = readme.partition(begin)
+def with_blocks(name: str, text: str) -> str:
+    """The ``text`` of a file of :data:`PAGES` with each of its blocks put up to date.
+
+    Raises:
+        ValueError: a marker is missing, or stands there more than once.
+    """
+    page = PAGES[name]
+    for block, content in page.blocks.items():
+        begin, end = page.begin.format(f"{block}:begin"), page.end.format(f"{block}:end")
+        if (text.count(begin), text.count(end)) != (1, 1):
+            raise ValueError(f"{name} has not one block between {begin!r} and {end!r}")
+        before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        readme = f"{before}{begin}{table()}{end}{after}"
-    return readme
+        text = f"{before}{begin}{content()}{end}{after}"
+    return text
 
 
 if __name__ == "__main__":
-    path = Path("README.md")
-    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for page_name in PAGES:
+        path = ROOT / page_name
+        path.write_text(with_blocks(page_name, path.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,6 +1,6 @@
 """``quantization.json``, a variant's birth certificate: what was made, from what, how, and what it cost.
 
-Cards, summaries and reruns are functions of these records. This room knows neither torch nor the Hub;
+Cards, summaries and reruns are functions of these records. This module knows neither torch nor the Hub;
 a record read back from a repository is untrusted and is validated field by field.
 """
 
@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from smolquant import __version__
 
@@ -22,6 +22,9 @@ FILE_NAME = "quantization.json"
 T = TypeVar("T", bound="DataclassInstance")
 
 Options = Mapping[str, str | int | float | bool | list[str] | None]
+
+TensorKind = Literal["embedding", "output head", "norm", "linear", "expert", "other"]
+"""What the module that holds a tensor is, as this version tells it."""
 
 
 def stack_versions() -> dict[str, str]:
@@ -63,6 +66,8 @@ class TensorRecord:
     reason: str = ""
     columns_by: str | None = None
     """The norm that its columns were weighted by, where the method weighs them and one is in front."""
+    kind: TensorKind | str | None = None
+    """What holds it: a :data:`TensorKind`, or one that a later version added; None in older records."""
 
 
 @dataclass(frozen=True)
@@ -89,17 +94,19 @@ class Metrics:
     source_prefill_tokens_per_second: float | None = None
     peak_memory_bytes: int | None = None
     source_peak_memory_bytes: int | None = None
-    """Of a process that loads the model and generates."""
+    """The most memory that a process takes which loads the model and generates."""
     tokens: int | None = None
-    """How many were predicted."""
+    """The number of tokens that were predicted."""
     text: str | None = None
-    """What they were taken from."""
+    """The name of the text that they were taken from."""
     text_sha256: str | None = None
-    """Of that text, whatever it is called."""
+    """The digest of that text, whatever it is called."""
     tokens_asked: int | None = None
     """How many the owner wanted; None where the number follows from the model's size."""
     machine: str | None = None
-    """What speeds were measured on."""
+    """The name of the machine that speeds were measured on."""
+    compute_capability: float | None = None
+    """That of the GPU that all of this was measured on, as 8.9; None on a CPU, and in older records."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ class VariantRecord:
     options: Options
     """The options that decide the stored bytes; an equal mapping means an equal variant."""
     dtype: str
-    """Of what stays unquantized: ``bfloat16`` or ``float16``."""
+    """The dtype of what stays unquantized: ``bfloat16`` or ``float16``."""
     versions: Mapping[str, str]
     tensors: Mapping[str, TensorRecord]
     files: Mapping[str, FileRecord]
@@ -193,6 +200,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "relative_error": (int, float, type(None)),
     "reason": (str,),
     "columns_by": (str, type(None)),
+    "kind": (str, type(None)),
     "sha256": (str,),
     "text": (str, type(None)),
     "text_sha256": (str, type(None)),

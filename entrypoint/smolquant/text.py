@@ -1,11 +1,11 @@
-"""Small texts for people: sizes, shares, folded names, and markdown that holds untrusted ones.
+"""Small texts for people: sizes, shares, and markdown that holds untrusted ones.
 
 Names and reasons come from a model repository; whatever they hold, they render as plain text.
 """
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 from urllib.parse import quote
 
@@ -135,26 +135,6 @@ def listed(items: Sequence[Markdown]) -> Markdown:
     """``a``, ``a and b``, ``a, b and c``."""
     head = ", ".join(items[:-1])
     return Markdown(f"{head} and {items[-1]}" if head else "".join(items))
-
-
-def fold_names(names: Iterable[str]) -> list[tuple[str, int]]:
-    """Tensor or module names with varying layer numbers folded, each with how many it stands for.
-
-    ``model.layers.0.mlp.down_proj`` … ``model.layers.29.mlp.down_proj`` become
-    ``("model.layers.*.mlp.down_proj", 30)``; a number that does not vary is kept.
-    The order is that of first appearance.
-    """
-    groups: dict[tuple[str, ...], list[list[str]]] = {}
-    for name in names:
-        parts = name.split(".")
-        shape = tuple("*" if part.isdecimal() else part for part in parts)
-        groups.setdefault(shape, []).append(parts)
-    folded = []
-    for members in groups.values():
-        columns = (set(column) for column in zip(*members, strict=True))
-        pattern = ".".join(column.pop() if len(column) == 1 else "*" for column in columns)
-        folded.append((pattern, len(members)))
-    return folded
 
 
 def _fence(code: str, at_least: int) -> str:

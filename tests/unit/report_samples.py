@@ -1,4 +1,4 @@
-"""A run over a small invented model, for the tests of the report room."""
+"""A run over a small invented model, for the tests of reports."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,11 @@ SMALLER_GROUP = "576 columns are not a multiple of 128"
 def tensors(variant: str, layers: int = 3) -> dict[str, TensorRecord]:
     """A kept embedding, and per layer one projection and one kept norm."""
     smaller = variant == "int4"
-    made = {"model.embed_tokens.weight": TensorRecord(False, 500_000, 500_000, reason="embedding")}
+    made = {
+        "model.embed_tokens.weight": TensorRecord(
+            False, 500_000, 500_000, reason="embedding", kind="embedding"
+        )
+    }
     for layer in range(layers):
         prefix = f"model.layers.{layer}"
         made[f"{prefix}.mlp.down_proj.weight"] = TensorRecord(
@@ -30,8 +34,11 @@ def tensors(variant: str, layers: int = 3) -> dict[str, TensorRecord]:
             130_000 if smaller else 250_000,
             group_size=64 if smaller else None,
             reason=SMALLER_GROUP if smaller else "",
+            kind="linear",
         )
-        made[f"{prefix}.input_layernorm.weight"] = TensorRecord(False, 1000, 1000, reason="norm")
+        made[f"{prefix}.input_layernorm.weight"] = TensorRecord(
+            False, 1000, 1000, reason="norm", kind="norm"
+        )
     return made
 
 

@@ -4,7 +4,7 @@ import ast
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
@@ -15,7 +15,7 @@ from smolquant.publish.cards import BEGIN, END, root_card, variant_card
 from smolquant.publish.front_matter import Readme, declared_license
 from smolquant.record import FileRecord, Metrics, SourceRecord, TensorRecord, VariantRecord
 from smolquant.report.plot import FILE_NAME as PLOT
-from smolquant.schemes import BY_VARIANT
+from smolquant.schemes import BY_VARIANT, Int8WeightOnly
 
 REPO = "alice/tiny"
 NEW = "sha256:" + "a" * 64
@@ -256,7 +256,7 @@ def test_another_repo_without_a_main_model_names_what_it_was_made_from() -> None
         "base_model_relation": "quantized",
         "base_model": REPO,
     }
-    assert f"Made from [alice/tiny](https://huggingface.co/{REPO})" in text
+    assert f"made from [alice/tiny](https://huggingface.co/{REPO})" in text
     again = record(source=SourceRecord(NEW, 1_000_000, "carol/other"))
     assert front(root(text, again, has_main_model=False, location="bob/x"))["base_model"] == (
         "carol/other"
@@ -282,7 +282,7 @@ def test_a_variant_from_an_older_source_is_marked() -> None:
     assert "[int4](int4/README.md) †" in rows
     assert "[int8](int8/README.md)" in rows
     assert rows["main model"][2] == "1.00 MB"
-    assert "† Made from an older source" in text
+    assert "† This variant was made from an older source" in text
     assert "†" not in root(None, record())
 
 
@@ -332,7 +332,7 @@ def pair(int4: Metrics, **changes: Any) -> tuple[str, dict[str, dict[str, str]]]
 def test_the_table_says_once_what_all_its_numbers_were_measured_on() -> None:
     text, rows = pair(replace(METRICS, perplexity=13.5, tokens_per_second=50.0))
     assert (
-        "\n\nMeasured on 4,088 tokens of Debian Reference, six languages; "
+        "\n\nsmolquant measured quality on 4,088 tokens of Debian Reference, six languages; "
         "speed and memory on AMD EPYC, 2 cores.\n\n"
     ) in text
     assert [rows[name]["Perplexity"] for name in ("main model", "int8", "int4")] == [
@@ -367,7 +367,7 @@ def test_speeds_of_two_machines_stand_beside_the_originals_of_each() -> None:
     assert [row["Perplexity"] for row in rows.values()] == ["12.000", "12.346", "12.346"]
     assert (
         "six languages; speed and memory on AMD EPYC, 2 cores (int8) and ARM, 4 cores (int4).\n"
-        "Of two numbers in a cell, the first is the original's"
+        "Where a cell holds two numbers, the first is the original's"
     ) in text
 
 
@@ -429,7 +429,7 @@ def test_the_main_models_row_takes_no_number_of_an_older_source() -> None:
 def test_without_a_main_model_the_original_stands_beside_each_variant() -> None:
     text, rows = pair(METRICS, has_main_model=False, location="bob/tiny-quantized")
     assert [row["Perplexity"] for row in rows.values()] == ["12.000 → 12.346"] * 2
-    assert "Of two numbers in a cell" in text
+    assert "Where a cell holds two numbers" in text
 
 
 def test_a_variant_alone_is_shown_where_the_original_did_not_run() -> None:
@@ -443,8 +443,8 @@ def test_of_a_machine_nothing_is_said_where_only_quality_was_measured() -> None:
     text = root(
         None, record(metrics=replace(Metrics(mean_kl=0.1), text="a", tokens=9, machine="m"))
     )
-    assert "\nMeasured on 9 tokens of a.\n" in text
-    assert "Measured" not in root(None, record())
+    assert "\nsmolquant measured quality on 9 tokens of a.\n" in text
+    assert "measured" not in root(None, record())
 
 
 def test_nothing_from_a_published_record_breaks_out_of_the_card() -> None:
@@ -586,14 +586,14 @@ def test_a_variants_card_holds_every_number_against_the_originals() -> None:
 
 def test_a_variants_card_says_what_was_measured_on_what() -> None:
     text = " ".join(card(record(metrics=METRICS)).split())
-    on_text = "Measured on the same 4,088 tokens of `Debian Reference, six languages`"
+    on_text = "on the same 4,088 tokens of `Debian Reference, six languages`."
     on_machine = "Speed and memory are those of one machine: `AMD EPYC, 2 cores`."
-    assert f"{on_text} for this variant and for the original" in text
+    assert f"and the original {on_text}" in text
     assert on_machine in text
     quality = Metrics(mean_kl=0.1, text="a", tokens=9, machine="m")
     assert "one machine" not in card(record(metrics=quality))
     speed = Metrics(tokens_per_second=3.0, text="a", tokens=9, machine="m")
-    assert "Measured on" not in card(record(metrics=speed))
+    assert "tokens of" not in card(record(metrics=speed))
 
 
 @pytest.mark.parametrize("variant", BY_VARIANT)
@@ -631,6 +631,48 @@ def test_names_and_reasons_of_a_variants_card_are_escaped() -> None:
     assert "<script>" not in re.sub(r"\\<script\\>", "", text)
     assert "\n# heading" not in text
     assert {len(row) for row in table_rows(text)} == {3}
+
+
+class Elsewhere(Int8WeightOnly):
+    """A scheme whose kernels few machines have."""
+
+    variant: ClassVar = "toy"
+    quant_type: ClassVar = "toy_type"
+    title: ClassVar = "toy weights"
+    caution: ClassVar = "It needs a rare GPU."
+    cuda_capability: ClassVar = (8, 9)
+    measured_as: ClassVar = "It was measured another way."
+
+
+def test_a_scheme_of_its_own_has_its_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BY_VARIANT, "toy", Elsewhere())
+    text = card(record("toy"))
+    assert "It has toy weights (`toy_type`)." in text
+    assert "How to load\n\nIt needs a rare GPU.\n\n```sh\npip install torch" in text
+    whole = root(None, record("int8"), record("toy"))
+    assert "\n**toy**: It needs a rare GPU.\n" in whole
+    assert "- **toy** has toy weights." in whole
+    assert 'from_pretrained("alice/tiny", subfolder="toy", device_map="auto")' in whole
+
+
+@pytest.mark.parametrize(
+    ("metrics", "told"),
+    [
+        (METRICS, True),
+        (replace(METRICS, compute_capability=8.6), True),
+        (replace(METRICS, compute_capability=8.9), False),
+        (replace(METRICS, compute_capability=12.0), False),
+        (Metrics(tokens_per_second=3.0), False),
+        (None, False),
+    ],
+)
+def test_what_was_measured_without_its_kernels_says_so(
+    metrics: Metrics | None, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(BY_VARIANT, "toy", Elsewhere())
+    made = record("toy", metrics=metrics)
+    assert ("It was measured another way." in card(made)) == told
+    assert ("**toy**: It was measured another way." in root(None, made)) == told
 
 
 # The front matter on its own

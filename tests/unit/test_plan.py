@@ -78,6 +78,29 @@ def test_every_tensor_has_one_fate_and_a_reason_where_it_is_kept(tmp_path: Path)
     assert len(quantized) == 2 * 7, "every linear weight of two layers"
 
 
+@pytest.mark.parametrize("family", models.FAMILIES)
+def test_every_tensor_of_a_plan_says_what_it_is(family: str, tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES[family]())
+    (plan,) = plan_of(folder, "int8_weight_only").values()
+    kinds = {tensor.source.name: tensor.record().kind for tensor in plan.tensors}
+    assert set(kinds.values()) <= {"embedding", "output head", "norm", "linear"}
+    for tensor in plan.tensors:
+        quantized = isinstance(tensor.decision, Quantize)
+        assert not quantized or kinds[tensor.source.name] == "linear"
+        assert kinds[tensor.source.name] != "linear" or quantized or "bias" in tensor.source.name
+    tables = [name for name, kind in kinds.items() if kind in ("embedding", "output head")]
+    assert all("embed" in name or "lm_head" in name for name in tables)
+    assert tables
+
+
+def test_what_the_model_does_not_use_is_of_no_kind_that_it_has(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    change_weights(folder, lambda state: state.update({"leftover.weight": torch.zeros(4)}))
+    (plan,) = plan_of(folder, "int8_weight_only").values()
+    (leftover,) = (t for t in plan.tensors if t.source.name == "leftover.weight")
+    assert leftover.record().kind == "other"
+
+
 def test_int4_uses_a_smaller_group_and_says_so(tmp_path: Path) -> None:
     config = models.FAMILIES["llama"]()
     config.intermediate_size = 192

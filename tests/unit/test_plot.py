@@ -176,7 +176,7 @@ def test_equal_errors_are_drawn_on_a_scale_with_two_ends(error: float) -> None:
 
 @pytest.mark.parametrize("error", [float("nan"), float("inf")])
 def test_a_number_that_is_none_is_left_out(error: float) -> None:
-    """The gate refuses such a variant; this room must not be what breaks first."""
+    """The gate refuses such a variant; the picture must not be what breaks first."""
     tensors = model() | {"model.layers.2.mlp.down_proj.weight": quantized(error)}
     assert largest_error(tensors) == ("model.layers.1.mlp.down_proj.weight", 0.05)
     assert "nan" not in str(relative_error_plot("int4", tensors)).lower()

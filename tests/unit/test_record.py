@@ -27,6 +27,21 @@ def test_what_a_later_version_adds_is_left_out() -> None:
     assert VariantRecord.from_json(json.dumps(raw)) == RECORD
 
 
+def test_a_record_tells_what_its_tensors_are_and_an_older_one_does_not() -> None:
+    raw = json.loads(RECORD.to_json())
+    name = "model.embed_tokens.weight"
+    assert RECORD.tensors[name].kind == "embedding"
+    raw["tensors"][name]["kind"] = "of a later version"
+    del raw["metrics"]["compute_capability"]
+    read = VariantRecord.from_json(json.dumps(raw))
+    assert read.tensors[name].kind == "of a later version"
+    del raw["tensors"][name]["kind"]
+    assert VariantRecord.from_json(json.dumps(raw)).tensors[name].kind is None
+    raw["tensors"][name]["kind"] = 5
+    with pytest.raises(InvalidRecord):
+        VariantRecord.from_json(json.dumps(raw))
+
+
 @pytest.mark.parametrize(
     "change",
     [

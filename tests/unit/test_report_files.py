@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -12,10 +13,12 @@ from smolquant.record import Metrics
 from smolquant.report.files import (
     MAX_SUMMARY_BYTES,
     own_like_workspace,
+    step_outputs,
     write_outputs,
     write_report,
     write_summary,
 )
+from smolquant.schemes import BY_VARIANT, Int8WeightOnly
 from unit.report_samples import REPO_URL, SHA, run_result, variant_result
 
 
@@ -57,6 +60,17 @@ def test_outputs_of_a_published_run(tmp_path: Path) -> None:
         "report": "quantized/report.json",
         "changed": "true",
     }
+
+
+def test_every_scheme_has_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Toy(Int8WeightOnly):
+        variant: ClassVar = "of_a_toy"
+
+    monkeypatch.setitem(BY_VARIANT, "of_a_toy", Toy())
+    result = run_result(variants={"of_a_toy": variant_result("int8")})
+    outputs = step_outputs(result, {})
+    assert outputs["of-a-toy-url"] == f"{REPO_URL}/tree/main/int8"
+    assert list(outputs)[-4:] == ["of-a-toy-url", "trackio-url", "report", "changed"]
 
 
 def test_a_value_cannot_smuggle_in_another_output(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_published_run() -> None:
     summary = render_summary(run_result("int8", "int4"))
     heading, _, second, *_ = summary.split("\n")
     assert heading == f"### ✅ Published `int8` and `int4` to [`you/tiny`]({REPO_URL})"
-    assert second == f"One commit: [`01234567`]({REPO_URL}/commit/{SHA})."
+    assert second == f"Everything is in one commit, [`01234567`]({REPO_URL}/commit/{SHA})."
     assert table(summary) == [
         ["Variant", "Before", "After", "Ratio", "Quantized / kept", "Time"],
         [f"[`int8`]({REPO_URL}/tree/main/int8)", "2.00 MB", "1.30 MB", "65.0%", "3 / 4", "12.3 s"],
@@ -62,6 +62,12 @@ def test_what_was_made_is_told_apart_from_what_was_up_to_date() -> None:
     assert summary.startswith("### ✅ Published `int4` to ")
     assert "`int8` had been up to date and was left alone." in summary
     assert table(summary)[1][-1] == "up to date"
+
+
+def test_two_that_were_up_to_date_are_told_in_the_plural() -> None:
+    older = {name: variant_result(name, up_to_date=True) for name in ("int8", "int8_dynamic")}
+    summary = render_summary(run_result(variants=older | {"int4": variant_result("int4")}))
+    assert "`int8` and `int8_dynamic` had been up to date and were left alone." in summary
 
 
 def test_nothing_to_do() -> None:
@@ -96,7 +102,7 @@ def test_a_failure_says_what_why_and_what_next() -> None:
     summary = render_summary(result)
     assert summary.startswith(
         "### ❌ Unusable checkpoint: `them/tiny`\n\nThe index names a missing shard.\n\n"
-        "**What to do:** Upload it.\n\nNothing was published. Exit code 3.\n"
+        "**What to do:** Upload it.\n\nNothing was published. The exit code is 3.\n"
     )
     assert "| Variant" not in summary
     assert "How to load" not in summary
@@ -106,14 +112,14 @@ def test_a_failure_says_what_why_and_what_next() -> None:
 def test_a_failure_after_the_commit_does_not_deny_it() -> None:
     summary = render_summary(run_result("int8", error=HubError("The tag exists.")))
     assert "Nothing was published" not in summary
-    assert f"in commit [`01234567`]({REPO_URL}/commit/{SHA}). Exit code 5." in summary
+    assert f"in commit [`01234567`]({REPO_URL}/commit/{SHA}). The exit code is 5." in summary
     assert table(summary)[1][0].startswith("[`int8`]")
 
 
 def test_a_bug_is_called_one() -> None:
     summary = render_summary(run_result(error=KeyError("lm_head"), commit_sha=None))
     assert summary.startswith("### ❌ Unexpected error: `them/tiny`\n\nThis is a bug in smolquant.")
-    assert "Exit code 1." in summary
+    assert "The exit code is 1." in summary
 
 
 def test_metrics_are_shown_only_where_measured() -> None:
@@ -253,23 +259,31 @@ def test_a_label_cannot_leave_its_chart() -> None:
 def test_the_share_of_embeddings_is_told() -> None:
     summary = render_summary(run_result("int8", "int4"))
     share = "38.5% of `int8` and 38.5% of `int4`"
-    assert f"\n\nOf the bytes, {share} are embeddings and output heads.\n" in summary
+    assert f"\n\nEmbeddings and output heads make up {share}.\n" in summary
     plan = PlannedVariant("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
-    assert "embeddings" not in render_summary(run_result(planned={"int8": plan}, dry_run=True))
+    assert "mbeddings" not in render_summary(run_result(planned={"int8": plan}, dry_run=True))
     assert "embeddings" not in render_dry_run({"int8": plan})
 
 
 def test_an_output_head_counts_as_embedding_once() -> None:
     kept = {
-        "embed.weight": TensorRecord(False, 300, 300, reason="embedding"),
-        "lm_head.weight": TensorRecord(False, 100, 100, reason="output head"),
-        "norm.weight": TensorRecord(False, 50, 50, reason="norm"),
+        "embed.weight": TensorRecord(False, 300, 300, reason="embedding", kind="embedding"),
+        "lm_head.weight": TensorRecord(False, 100, 100, reason="output head", kind="output head"),
+        "norm.weight": TensorRecord(False, 50, 50, reason="norm", kind="norm"),
     }
     untied = PlannedVariant("int8_weight_only", kept, 800)
     assert "of that  400 B (50.0%) embeddings" in render_dry_run({"int8": untied})
-    head = TensorRecord(False, 0, 0, reason="tied to embed.weight, stored once")
+    head = TensorRecord(False, 0, 0, reason="tied to embed.weight, stored once", kind="output head")
     tied = PlannedVariant("int8_weight_only", kept | {"lm_head.weight": head}, 600)
     assert "of that  300 B (50.0%) embeddings" in render_dry_run({"int8": tied})
+
+
+def test_a_record_that_does_not_tell_what_its_tensors_are_gives_no_share_of_embeddings() -> None:
+    older = {name: replace(tensor, kind=None) for name, tensor in tensors("int8").items()}
+    plan = PlannedVariant("int8_weight_only", older, 800)
+    assert "mbeddings" not in render_dry_run({"int8": plan})
+    summary = render_summary(run_result(planned={"int8": plan}, dry_run=True, commit_sha=None))
+    assert "mbeddings and output heads" not in summary
 
 
 def test_exceptions_are_folded_and_shared_where_equal() -> None:

@@ -5,7 +5,6 @@ from smolquant.text import (
     code_block,
     code_span,
     escape_markdown,
-    fold_names,
     human_duration,
     human_size,
     link,
@@ -98,21 +97,6 @@ def test_a_signed_number_has_its_sign() -> None:
 def test_a_list_is_joined_as_people_do() -> None:
     names = [Markdown(name) for name in "abc"]
     assert [listed(names[:count]) for count in range(4)] == ["", "a", "a and b", "a, b and c"]
-
-
-def test_names_fold_where_their_numbers_vary_and_only_there() -> None:
-    names = [
-        "lm_head.weight",
-        *(f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(30)),
-        *(f"model.layers.3.mlp.experts.{expert}.up_proj.weight" for expert in range(8)),
-        "model.layers.7.only.weight",
-    ]
-    assert fold_names(names) == [
-        ("lm_head.weight", 1),
-        ("model.layers.*.mlp.down_proj.weight", 30),
-        ("model.layers.3.mlp.experts.*.up_proj.weight", 8),
-        ("model.layers.7.only.weight", 1),
-    ]
 
 
 def test_visible_drops_terminal_escapes_and_characters_that_deceive() -> None:

@@ -107,6 +107,7 @@ class Measurement:
             "tokens": tokens,
             "tokens_asked": self.tokens,
             "machine": machine(device),
+            "compute_capability": compute_capability(device),
         }
         speeds = self._speeds(source_folder, variants, device)
         return {
@@ -147,6 +148,16 @@ class Measurement:
             }
             for speed in map(measured, variants.values())
         ]
+
+
+def compute_capability(device: str) -> float | None:
+    """The compute capability of the GPU in use, as 8.9; None on a CPU."""
+    if device != "cuda":
+        return None
+    import torch
+
+    major, minor = torch.cuda.get_device_capability()
+    return major + minor / 10
 
 
 def machine(device: str) -> str:

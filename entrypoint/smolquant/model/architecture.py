@@ -16,6 +16,7 @@ from torch import nn
 
 from smolquant.errors import CheckpointError
 from smolquant.model.norms import Norm, is_norm, norms_in_front
+from smolquant.record import TensorKind
 
 _REMOTE_CODE_HINT = (
     "Read the code that the repository brings along; if you trust it, add --trust-remote-code."
@@ -28,6 +29,8 @@ class Parameter:
 
     name: str
     shape: tuple[int, ...]
+    kind: TensorKind
+    """What the module that owns it is."""
     keep_reason: str
     """Why it is not a linear weight to quantize; empty when it is one."""
     module: str
@@ -98,6 +101,7 @@ class Architecture:
         return Parameter(
             name=name,
             shape=tuple(self._parameters[name].shape),
+            kind=self._kind(name),
             keep_reason=self._keep_reason(name),
             module=module_name,
             outside_layers=self._is_outside_layers(module_name),
@@ -146,21 +150,34 @@ class Architecture:
             return False
         return self._modules[module_name] in {table, self._head}
 
-    def _keep_reason(self, name: str) -> str:
+    def _kind(self, name: str) -> TensorKind:
         from transformers.quantizers.quantizers_utils import should_convert_module
 
-        module_name, _, attribute = name.rpartition(".")
+        module_name = name.rpartition(".")[0]
         module = self._modules[module_name]
-        if name in self._buffers:
-            return "buffer"
         if module is self._head:
             return "output head"
         if isinstance(module, nn.Embedding):
             return "embedding"
+        if isinstance(module, nn.Linear):
+            if not should_convert_module(name, self.default_skips):
+                return "output head"
+            # transformers' own name for what a router chooses from, in every family that has them.
+            return "expert" if "experts" in module_name.split(".") else "linear"
+        return "norm" if is_norm(module) else "other"
+
+    def _keep_reason(self, name: str) -> str:
+        module_name, _, attribute = name.rpartition(".")
+        kind = self._kind(name)
+        if name in self._buffers:
+            return "buffer"
+        if self._is_outside_layers(module_name):
+            return kind
         if attribute == "bias":
             return "bias"
+        module = self._modules[module_name]
         if isinstance(module, nn.Linear) and attribute == "weight":
-            return "" if should_convert_module(name, self.default_skips) else "output head"
+            return "" if kind in ("linear", "expert") else kind
         return "norm" if is_norm(module) else f"not a linear layer ({type(module).__name__})"
 
     def _refuse_fused_experts(self) -> None:

@@ -4,13 +4,11 @@ Pure functions of the records, so that the same variants give the same bytes. ``
 reader loads from: the Hub id, or the folder that the variants were saved to.
 """
 
-import json
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from smolquant.hub import valid_repo_id
@@ -18,11 +16,12 @@ from smolquant.publish.front_matter import Readme
 from smolquant.record import Metrics, SourceRecord, VariantRecord
 from smolquant.report import plot
 from smolquant.report.exceptions import PlanException, plan_exceptions
-from smolquant.report.measures import MEASURES, Measure
+from smolquant.report.measures import MEASURES, Measure, has_quality, has_speed, measured_as
+from smolquant.report.snippets import cautions, loading, main_model_program
+from smolquant.report.templating import environment
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import (
     Markdown,
-    code_block,
     code_span,
     escape_markdown,
     human_size,
@@ -34,7 +33,6 @@ from smolquant.text import (
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
-    from jinja2 import Environment
 
 BEGIN = "<!-- smolquant:begin -->"
 END = "<!-- smolquant:end -->"
@@ -76,20 +74,22 @@ def variant_card(
         **terms,  # type: ignore[arg-type]  # three keys, all of them texts
     )
     exceptions = plan_exceptions(record.tensors)
+    scheme = BY_VARIANT[record.variant]
     return _render(
         "variant.md.j2",
         front=Markdown(front.to_yaml()),
         record=record,
-        scheme=BY_VARIANT[record.variant],
+        scheme=scheme,
         name=name,
         base_model=_repo_link(base_model),
-        snippets=_snippets(record.variant, location),
-        kept=[_exception_row(group) for group in exceptions if group.fate == "kept"],
-        regrouped=[_exception_row(group) for group in exceptions if group.fate != "kept"],
+        loading=loading(scheme, location),
+        kept=[_exception_row(group) for group in exceptions if not group.quantized],
+        regrouped=[_exception_row(group) for group in exceptions if group.quantized],
         groups=_group_sizes(record),
         measures=_measure_rows(metrics),
-        tokens=_tokens_of(metrics, code_span) if _has(metrics, on_machine=False) else None,
-        machine=metrics.machine if _has(metrics, on_machine=True) else None,
+        tokens=_tokens_of(metrics, code_span) if has_quality(metrics) else None,
+        measured_as=measured_as(scheme, metrics),
+        machine=metrics.machine if has_speed(metrics) else None,
         picture=Markdown(plot.FILE_NAME) if plot.FILE_NAME in record.files else None,
         worst=plot.largest_error(record.tensors),
         run=link("in Trackio", tracking_url) if tracking_url else None,
@@ -111,7 +111,8 @@ def root_card(
 
     Args:
         records: every variant in the repository, by subfolder.
-        source_identity: of the main model as it is now; variants of another are shown as older.
+        source_identity: the identity of the main model as it is now; variants of another are shown as
+            older.
 
     Raises:
         InputError: the front matter of ``existing`` cannot be read.
@@ -150,8 +151,9 @@ def _section(
     has_main_model: bool,
     source_identity: str | None,
 ) -> str:
-    known = [name for name in BY_VARIANT if name in records]
-    ordered = known + sorted(set(records) - set(known))
+    schemes = [scheme for name, scheme in BY_VARIANT.items() if name in records]
+    ordered = [name for name in BY_VARIANT if name in records]
+    ordered += sorted(records.keys() - BY_VARIANT.keys())
     older = {
         name
         for name, record in records.items()
@@ -189,10 +191,18 @@ def _section(
         ),
         sources=[_repo_link(repo) for repo in _other_sources(records, location)],
         has_older=bool(older),
-        schemes=[(name, BY_VARIANT[name]) for name in known],
+        known=[(scheme, loading(scheme, location)) for scheme in schemes],
+        cautions=[
+            (listed([escape_markdown(name) for name in names]), sentence)
+            for names, sentence in cautions(schemes)
+        ],
+        measured_as=[
+            (scheme.variant, sentence)
+            for scheme in schemes
+            if (sentence := measured_as(scheme, metrics.get(scheme.variant)))
+        ],
         has_main_model=has_main_model,
-        main_snippet=_stock_snippet(location, None),
-        snippets={name: _snippets(name, location) for name in known},
+        main_program=main_model_program(location),
     )  # fmt: skip
 
 
@@ -251,8 +261,8 @@ def _variant_row(
 
 def _measured_on(metrics: Mapping[str, Metrics]) -> Markdown:
     """Text and machine of the numbers in the table; where there are several, with their variants."""
-    quality = {name: one for name, one in metrics.items() if _has(one, on_machine=False)}
-    speed = {name: one for name, one in metrics.items() if _has(one, on_machine=True)}
+    quality = {name: one for name, one in metrics.items() if has_quality(one)}
+    speed = {name: one for name, one in metrics.items() if has_speed(one)}
     digests = {(one.text, one.text_sha256) for one in quality.values()}
     names = {one.text for one in quality.values()}
     # Escaped, not as code: a span of code keeps what it holds, and that may be our own marker.
@@ -263,7 +273,7 @@ def _measured_on(metrics: Mapping[str, Metrics]) -> Markdown:
     machines = {
         name: escape_markdown(one.machine or "an unnamed machine") for name, one in speed.items()
     }
-    parts = (("on", texts), ("speed and memory on", machines))
+    parts = (("quality on", texts), ("speed and memory on", machines))
     return Markdown("; ".join(f"{what} {_by_variant(of)}" for what, of in parts if of))
 
 
@@ -288,13 +298,8 @@ def _tokens_of(
     return Markdown(f"{count}tokens of {name}{which}")
 
 
-def _has(metrics: Metrics, *, on_machine: bool) -> bool:
-    """Whether anything was measured of the text, or of the machine."""
-    return any(one.variant(metrics) for one in MEASURES if one.on_machine is on_machine)
-
-
 def _measure_rows(metrics: Metrics) -> list[tuple[str, str, str]]:
-    """Of what was measured: title, variant, source."""
+    """Title, variant and source of everything that was measured."""
     return [
         (measure.title, shown, measure.source(metrics))
         for measure in MEASURES
@@ -341,51 +346,6 @@ def _group_sizes(record: VariantRecord) -> list[tuple[int, int]]:
     return sizes.most_common()
 
 
-def _snippets(variant: str, location: str) -> list[tuple[str, Markdown]]:
-    """Ways to load a variant: what each needs, and code that runs as it stands."""
-    if variant != "int4":
-        return [("", _stock_snippet(location, variant))]
-    where = f"{_literal(location)}, variant={_literal(variant)}"
-    return [
-        (
-            "With smolquant, which packs the weights for this machine:",
-            _program(["import smolquant", "", f"model, tokenizer = smolquant.load({where})"]),
-        ),
-        (
-            "With transformers, once smolquant has given torchao's int4 weights a CPU kernel:",
-            _stock_snippet(location, variant, first=["import smolquant.torchao"], device="cpu"),
-        ),
-    ]
-
-
-def _stock_snippet(
-    location: str, subfolder: str | None, first: Iterable[str] = (), device: str = "auto"
-) -> Markdown:
-    where = _literal(location) + (f", subfolder={_literal(subfolder)}" if subfolder else "")
-    return _program(
-        [
-            *first,
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            "",
-            f"tokenizer = AutoTokenizer.from_pretrained({where})",
-            f"model = AutoModelForCausalLM.from_pretrained({where}, device_map={_literal(device)})",
-        ]
-    )
-
-
-def _program(loading: list[str]) -> Markdown:
-    asking = [
-        "",
-        'prompt = tokenizer("The capital of France is", return_tensors="pt").to(model.device)',
-        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))",
-    ]
-    return code_block("\n".join(loading + asking), "python")
-
-
-def _literal(text: str) -> str:
-    return json.dumps(text)  # JSON's strings are Python's too
-
-
 def _repo_link(repo: str | None) -> Markdown:
     if repo is None or not valid_repo_id(repo):
         return escape_markdown(repo or "")
@@ -396,31 +356,5 @@ def _name(location: str) -> str:
     return location.rstrip("/").rpartition("/")[2]
 
 
-def _finalize(value: Any) -> Any:
-    """What a template prints is escaped, unless it is markdown already."""
-    return escape_markdown(value) if type(value) is str else value
-
-
 def _render(template: str, **values: object) -> str:
-    return _environment().get_template(template).render(values)
-
-
-@cache
-def _environment() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("smolquant.publish"),
-        autoescape=False,  # noqa: S701  # this is markdown: _finalize escapes
-        finalize=_finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["code"] = code_span
-    environment.filters["md"] = Markdown
-    environment.filters["percent"] = percent
-    environment.filters["size"] = human_size
-    environment.filters["json"] = json.dumps
-    return environment
+    return environment("smolquant.publish").get_template(template).render(values)

@@ -19,7 +19,7 @@ from smolquant.checkpoint.writer import Shard, StoredTensor, index_text, lay_out
 from smolquant.errors import CheckpointError, GateError
 from smolquant.model.architecture import Architecture, Parameter
 from smolquant.model.norms import Norm
-from smolquant.record import TensorRecord
+from smolquant.record import TensorKind, TensorRecord
 from smolquant.schemes import Decision, Int8WeightOnly, Keep, Quantize, Scheme
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,6 +57,8 @@ class PlannedTensor:
     """A second name of a weight that is stored under its first."""
     norm: NormInFront | None = None
     """What tells how much each column counts, where there is one and the scheme asks for it."""
+    kind: TensorKind = "other"
+    """What the module that owns it is; ``other`` for what the model has no place for."""
 
     @property
     def size_bytes(self) -> int:
@@ -75,6 +77,7 @@ class PlannedTensor:
             if isinstance(self.decision, Quantize)
             else self.decision.reason,
             columns_by=self.norm.norm.name if self.norm else None,
+            kind=self.kind,
         )
 
 
@@ -261,8 +264,16 @@ class _Planner:
         source = self.layout.tensors[source_name]
         parameter = self.parameters[source_name]
         if source_name in self.tied or parameter is None:
-            tied = source_name in self.tied
-            return PlannedTensor(source, decision, source.dtype, {}, "", source_name, tied=tied)
+            return PlannedTensor(
+                source,
+                decision,
+                source.dtype,
+                {},
+                "",
+                source_name,
+                tied=source_name in self.tied,
+                kind=parameter.kind if parameter else "other",
+            )
         name = parameter.name
         dtype = source.dtype
         if dtype.is_floating_point:
@@ -281,7 +292,15 @@ class _Planner:
         used = scheme if isinstance(decision, Quantize) else None
         norm = self._norm_in_front(name, source.shape[1]) if used and used.weighs_columns else None
         return PlannedTensor(
-            source, decision, dtype, parts, metadata[name], name, scheme=used, norm=norm
+            source,
+            decision,
+            dtype,
+            parts,
+            metadata[name],
+            name,
+            scheme=used,
+            norm=norm,
+            kind=parameter.kind,
         )
 
     def _norm_in_front(self, weight: str, columns: int) -> NormInFront | None:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 
 from smolquant.record import TensorRecord
 
-_REASONS = ("embedding", "output head")
-"""How the plan's reason for such a tensor begins, kept or not; see :mod:`smolquant.model.architecture`."""
+_KINDS = ("embedding", "output head")
 
 
 def embedding_bytes(tensors: Mapping[str, TensorRecord]) -> int:
-    """Bytes in the variant of embeddings and output head; tied ones count once."""
-    return sum(
-        tensor.size_bytes for tensor in tensors.values() if tensor.reason.startswith(_REASONS)
-    )
+    """Bytes in the variant of embeddings and output head; tied ones count once.
+
+    Records of older versions do not tell what a tensor is; there it is 0, as nothing is guessed.
+    """
+    return sum(tensor.size_bytes for tensor in tensors.values() if tensor.kind in _KINDS)

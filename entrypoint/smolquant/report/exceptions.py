@@ -3,16 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from smolquant.names import fold_names
 from smolquant.record import TensorRecord
-from smolquant.text import fold_names
 
 
 @dataclass(frozen=True)
 class PlanException:
     """Source tensors that share a fate and its reason."""
 
+    quantized: bool
+    """False where they were kept."""
     fate: str
-    """``kept``, or how it was quantized instead: ``group 64``, or ``a scale per row``."""
+    """What readers are told: ``kept``, or how they were quantized instead, as ``group 64``."""
     reason: str
     size_bytes: int
     """What they take in the variant."""
@@ -22,16 +24,15 @@ class PlanException:
 
 def plan_exceptions(tensors: Mapping[str, TensorRecord]) -> list[PlanException]:
     """The tensors that were not quantized as their scheme would, by fate and reason, the largest first."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[bool, str, str], list[str]] = {}
     for name, tensor in tensors.items():
         if tensor.quantized and not tensor.reason:
             continue
-        groups.setdefault((_fate(tensor), tensor.reason), []).append(name)
+        alike = (tensor.quantized, _fate(tensor), tensor.reason)
+        groups.setdefault(alike, []).append(name)
     exceptions = [
-        PlanException(
-            fate, reason, sum(tensors[name].size_bytes for name in names), fold_names(names)
-        )
-        for (fate, reason), names in groups.items()
+        PlanException(*alike, sum(tensors[name].size_bytes for name in names), fold_names(names))
+        for alike, names in groups.items()
     ]
     return sorted(exceptions, key=lambda group: group.size_bytes, reverse=True)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from smolquant.report.run_report import RunReport
+from smolquant.schemes import BY_VARIANT
 
 REPORT_NAME = "report.json"
 MAX_SUMMARY_BYTES = 1024 * 1024
@@ -37,18 +38,12 @@ def write_outputs(result: RunReport, environ: Mapping[str, str], *, redact: Reda
 
 def step_outputs(result: RunReport, environ: Mapping[str, str]) -> dict[str, str]:
     """The action's outputs by name; one that the run did not come to is empty."""
-
-    def url(variant: str) -> str:
-        made = result.variants.get(variant)
-        return made.url or "" if made else ""
-
+    urls = {name: variant.url or "" for name, variant in result.variants.items()}
     return {
         "repo-url": result.repo_url or "",
         "commit-sha": result.commit_sha or "",
         "pull-request-url": result.pull_request_url or "",
-        "int8-url": url("int8"),
-        "int4-url": url("int4"),
-        "int8-dynamic-url": url("int8_dynamic"),
+        **{scheme.output_name: urls.get(name, "") for name, scheme in BY_VARIANT.items()},
         "trackio-url": result.trackio_url or "",
         "report": _path_for_later_steps(result.output_dir / REPORT_NAME, environ),
         "changed": "true" if result.changed else "false",
@@ -104,7 +99,7 @@ def _chown_tree(path: Path, uid: int, gid: int) -> None:
 
 
 def _path_for_later_steps(path: Path, environ: Mapping[str, str]) -> str:
-    """Relative to the workspace where it lies inside: its absolute name differs on the host."""
+    """``path``, relative to the workspace where it lies inside: its absolute name differs on the host."""
     workspace = environ.get("GITHUB_WORKSPACE")
     absolute = path.absolute()
     if workspace and absolute.is_relative_to(workspace):

@@ -5,16 +5,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from smolquant.record import Metrics
+from smolquant.schemes import Scheme
 from smolquant.text import human_size, percent, significant
 
 
 def _nothing(_: Metrics) -> None:
-    """Of the source there is no such number: the measure compares it with the variant."""
+    """The source has no number of its own where a measure compares it with the variant."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measured quantity, of a variant and where it has one of its own, of the source."""
+    """A quantity that is measured of a variant and, where the source has one of its own, of the source."""
 
     title: str
     of_variant: Callable[[Metrics], float | None]
@@ -98,3 +99,26 @@ MEASURES = (
     PEAK_MEMORY,
 )
 """In the order in which a card shows them."""
+
+
+def measured_as(scheme: Scheme | None, metrics: Metrics | None) -> str:
+    """The scheme's sentence on how quality was measured, where the machine lacked its kernels; else empty.
+
+    The record tells the GPU's compute capability, and the scheme the least one that it needs. A record
+    that tells of no GPU was measured on a CPU.
+    """
+    if scheme is None or metrics is None or not has_quality(metrics):
+        return ""
+    had, needed = metrics.compute_capability, scheme.cuda_capability
+    as_it_runs = had is not None and needed is not None and had >= needed[0] + needed[1] / 10
+    return "" if as_it_runs else scheme.measured_as
+
+
+def has_quality(metrics: Metrics) -> bool:
+    """Whether anything was measured on a text."""
+    return any(one.variant(metrics) for one in MEASURES if not one.on_machine)
+
+
+def has_speed(metrics: Metrics) -> bool:
+    """Whether anything was measured of the machine: speed, or memory."""
+    return any(one.variant(metrics) for one in MEASURES if one.on_machine)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from smolquant.names import split_at_layer, without_numbers
 from smolquant.record import TensorRecord
 from smolquant.text import one_line
 
@@ -31,7 +32,7 @@ _INK, _FAINT, _GRID, _PAPER = "#24292f", "#59636e", "#e4e8ec", "#ffffff"
 
 @dataclass(frozen=True)
 class _Error:
-    """Of one quantized tensor, in percent. ``layer`` is None outside the layers."""
+    """The error of one quantized tensor, in percent. ``layer`` is None outside the layers."""
 
     name: str
     kind: str
@@ -123,16 +124,12 @@ def _finite_errors(tensors: Mapping[str, TensorRecord]) -> dict[str, float]:
 
 def _place(name: str) -> tuple[str, int | None]:
     """A tensor's kind and layer: ``("self_attn.q_proj", 3)``, or its own name and None."""
-    parts = name.removesuffix(".weight").split(".")
-    at = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
-    if at is None:
-        return ".".join(parts), None
-    kind = ".".join("*" if part.isdecimal() else part for part in parts[at + 1 :])
-    return kind or ".".join(parts[:at]), int(parts[at])
+    before, layer, after = split_at_layer(name.removesuffix(".weight"))
+    return without_numbers(after) or before, layer
 
 
 def _series(errors: Sequence[_Error], layers: Sequence[int]) -> list[_Series]:
-    """One of each kind. Of several tensors of a kind in a layer the worst counts."""
+    """One series for each kind; where a layer has several tensors of a kind, the worst counts."""
     worst: dict[tuple[str, bool], dict[int, float]] = {}
     for error in errors:
         points = worst.setdefault((error.kind, error.layer is not None), {})

@@ -1,11 +1,8 @@
 """The job summary: what happened, with links, sizes, and everything needed to use or repeat it."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING, Any
 
 from smolquant.record import Metrics, TensorRecord
 from smolquant.report.chart import bar_chart
@@ -18,8 +15,11 @@ from smolquant.report.measures import (
     PERPLEXITY,
     PERPLEXITY_INCREASE,
     TOP1_AGREEMENT,
+    measured_as,
 )
 from smolquant.report.run_report import RunReport, VariantResult
+from smolquant.report.snippets import cautions, loading_code
+from smolquant.report.templating import environment
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import (
     Markdown,
@@ -33,16 +33,13 @@ from smolquant.text import (
     percent,
 )
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
 _MAX_NAMES = 40
 """Folded names shown for one reason; models in the wild need fewer than ten."""
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A line of the table, of a variant that was made, found or only planned."""
+    """A line of the table: a variant that was made, found or only planned."""
 
     name: Markdown
     source_bytes: int
@@ -72,8 +69,9 @@ def render_summary(result: RunReport) -> str:
     rows = _rows(result)
     columns = _columns(rows)
     made = [name for name, variant in result.variants.items() if not variant.up_to_date]
-    kept = [name for name, variant in result.variants.items() if variant.up_to_date]
-    return _template().render(
+    kept = [name for name, variant in result.variants.items() if variant.up_to_date] if made else []
+    template = environment("smolquant.report").get_template("summary.md.j2")
+    return template.render(
         result=result,
         failure=result.failure,
         headers=[escape_markdown(column.header) for column in columns],
@@ -82,11 +80,16 @@ def render_summary(result: RunReport) -> str:
         charts=_charts(rows),
         embeddings=_embeddings(rows),
         made=_listed_names(made),
-        up_to_date=_listed_names(kept) if made else Markdown(""),
+        kept=kept,
+        up_to_date=_listed_names(kept),
         all_variants=_listed_names(list(rows)),
         place=link(code_span(result.repo_id or result.model), result.repo_url),
         commit=_commit(result),
-        has_int4="int4" in rows,
+        cautions=[
+            (_listed_names(names), sentence)
+            for names, sentence in cautions(BY_VARIANT[n] for n in rows if n in BY_VARIANT)
+        ],
+        measured_as=_measured_as(rows),
         loading=_loading(result),
         exceptions=_exceptions(rows),
         versions=Markdown(" · ".join(code_span(f"{k} {v}") for k, v in result.versions.items())),
@@ -196,6 +199,15 @@ def _embeddings(rows: Mapping[str, _Row]) -> Markdown:
     )
 
 
+def _measured_as(rows: Mapping[str, _Row]) -> list[tuple[Markdown, str]]:
+    """The variants that could not be measured as they will run, each with how they were."""
+    return [
+        (code_span(name), sentence)
+        for name, row in rows.items()
+        if (sentence := measured_as(BY_VARIANT.get(name), row.metrics))
+    ]
+
+
 def _commit(result: RunReport) -> Markdown | None:
     if result.commit_sha is None:
         return None
@@ -211,24 +223,10 @@ def _loading(result: RunReport) -> list[tuple[Markdown, Markdown]]:
     return [
         (
             Markdown(f"{code_span(name)} needs {escape_markdown(BY_VARIANT[name].loading)}:"),
-            _snippet(name, where),
+            loading_code(BY_VARIANT[name], where),
         )
         for name in result.variants
     ]
-
-
-def _snippet(variant: str, where: str) -> Markdown:
-    place, name = json.dumps(where), json.dumps(variant)  # JSON's strings are Python's too
-    if variant == "int4":
-        code = f"import smolquant\n\nmodel, tokenizer = smolquant.load({place}, variant={name})"
-    else:
-        code = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"tokenizer = AutoTokenizer.from_pretrained({place}, subfolder={name})\n"
-            "model = AutoModelForCausalLM.from_pretrained("
-            f'{place}, subfolder={name}, device_map="auto")'
-        )
-    return code_block(code, "python")
 
 
 def _exceptions(rows: Mapping[str, _Row]) -> list[tuple[Markdown, list[list[Markdown]]]]:
@@ -271,27 +269,3 @@ def _unbroken(cell: str) -> Markdown:
 
 def _listed_names(names: Sequence[str]) -> Markdown:
     return listed([code_span(name) for name in names])
-
-
-def _finalize(value: Any) -> Any:
-    """What a template prints is escaped, unless it is markdown already."""
-    return escape_markdown(value) if type(value) is str else value
-
-
-@cache
-def _template() -> "Template":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("smolquant.report"),
-        autoescape=False,  # noqa: S701  # this is markdown: _finalize escapes
-        finalize=_finalize,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["code"] = code_span
-    environment.filters["link"] = link
-    environment.filters["md"] = Markdown
-    return environment.get_template("summary.md.j2")

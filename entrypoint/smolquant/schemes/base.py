@@ -60,9 +60,12 @@ class Scheme(ABC):
     loading: ClassVar[str]
     """What is needed to load and run it."""
     stock_loads: ClassVar[bool] = True
-    """Whether stock transformers with torchao runs it, on a CPU too."""
+    """Whether stock transformers with torchao runs it wherever it can run; if not, smolquant brings the
+    kernel that a CPU needs, and cards and summaries load it with smolquant."""
     caution: ClassVar[str] = ""
     """What cards and summaries say first where stock transformers is not enough: a sentence."""
+    cuda_capability: ClassVar[tuple[int, int] | None] = None
+    """The least compute capability that its kernels need of a GPU; None: no GPU is needed."""
     measured_as: ClassVar[str] = ""
     """How it was measured where this machine lacks its kernel, as a sentence; empty: as it runs."""
     in_both: ClassVar[bool] = False
@@ -79,6 +82,11 @@ class Scheme(ABC):
     """Of the text that its weights are found from, layer by layer, before they are stored, if from any."""
     arithmetic: str
     """Schemes that share it store the same parts of the same weight, so they are computed once."""
+
+    @property
+    def output_name(self) -> str:
+        """The action's output that holds the address of its variant."""
+        return f"{self.variant.replace('_', '-')}-url"
 
     @abstractmethod
     def options(self, group_size: int) -> dict[str, int | str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from smolquant.errors import Cancelled
+from smolquant.names import layer_number
 from smolquant.record import Metrics, Options, VariantRecord
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
@@ -417,7 +418,7 @@ def layer_errors(record: VariantRecord) -> list[tuple[int, float]]:
     """Mean relative error of each layer's quantized tensors, in the layers' order."""
     layers: dict[int, list[float]] = {}
     for name, tensor in record.tensors.items():
-        layer = next((int(part) for part in name.split(".") if part.isdecimal()), None)
+        layer = layer_number(name)
         if layer is not None and tensor.relative_error is not None:
             layers.setdefault(layer, []).append(tensor.relative_error)
     return [(layer, sum(errors) / len(errors)) for layer, errors in sorted(layers.items())]

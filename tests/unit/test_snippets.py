@@ -1,0 +1,61 @@
+"""How to load a variant follows from its scheme, whatever the scheme is called."""
+
+import ast
+from typing import ClassVar
+
+import pytest
+import torch
+from torchao.quantization import Int4Tensor
+
+from smolquant.report.snippets import cautions, loading, loading_code
+from smolquant.schemes import SCHEMES, Int8WeightOnly, Scheme
+
+
+class Stock(Int8WeightOnly):
+    variant: ClassVar = "toy"
+
+
+class WithKernel(Stock):
+    variant: ClassVar = "other_toy"
+    stock_loads: ClassVar = False
+    caution: ClassVar = "Mind this."
+
+
+def code(fenced: str) -> str:
+    text = fenced.removeprefix("```python\n").removesuffix("\n```")
+    ast.parse(text)
+    return text
+
+
+def test_what_stock_transformers_loads_needs_nothing_of_ours() -> None:
+    shown = loading(Stock(), "you/tiny")
+    (way,) = shown.ways
+    assert way.lead == ""
+    assert 'from_pretrained("you/tiny", subfolder="toy", device_map="auto")' in code(way.program)
+    assert "smolquant" not in f"{shown.install}{way.program}{loading_code(Stock(), 'you/tiny')}"
+
+
+def test_what_needs_our_kernel_is_loaded_with_smolquant_first() -> None:
+    shown = loading(WithKernel(), "you/tiny")
+    ours, registered = shown.ways
+    assert shown.install == "```sh\npip install smolquant\n```"
+    assert 'smolquant.load("you/tiny", variant="other_toy")' in code(ours.program)
+    assert code(registered.program).startswith("import smolquant.torchao\n")
+    assert 'subfolder="other_toy", device_map="cpu"' in registered.program
+    assert "other_toy" in registered.lead
+    assert code(loading_code(WithKernel(), "you/tiny")) in code(ours.program)
+
+
+def test_a_caution_is_said_once_for_all_that_share_it() -> None:
+    assert cautions([Stock(), WithKernel(), WithKernel()]) == [
+        (["other_toy", "other_toy"], "Mind this.")
+    ]
+    assert cautions([Stock()]) == []
+
+
+@pytest.mark.parametrize("scheme", SCHEMES.values(), ids=list(SCHEMES))
+def test_only_what_smolquant_has_a_kernel_for_is_said_to_need_it(scheme: Scheme) -> None:
+    """`import smolquant.torchao` gives `Int4Tensor` a linear for the CPU, and nothing else."""
+    weight = torch.empty(64, 128, dtype=torch.bfloat16, device="meta")
+    needs_it = isinstance(scheme.quantize(weight, 128), Int4Tensor)
+    assert scheme.stock_loads != needs_it
