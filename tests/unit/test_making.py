@@ -1,0 +1,149 @@
+"""Variants from a folder to their place, without a process, a Hub or a report."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models import llama, save_with_tokenizer
+from smolquant.checkpoint.source import FolderSource
+from smolquant.errors import CheckpointError, InputError
+from smolquant.publish.local import is_intact, local_records
+from smolquant.quantize import making
+from smolquant.report.console import Console
+from smolquant.report.run_report import VariantResult
+from smolquant.settings import Settings, make_settings
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> FolderSource:
+    return FolderSource(save_with_tokenizer(tmp_path / "source", llama(2)))
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    yield io.StringIO()
+
+
+def settings(source: FolderSource, **options: Any) -> Settings:
+    output_dir = str(source.folder.parent / "out")
+    return make_settings(
+        model_path=str(source.folder),
+        repo_name=None,
+        save_only=True,
+        output_dir=output_dir,
+        **{"evaluate": "never", **options},
+    )
+
+
+def make(
+    source: FolderSource, asked: Settings, log: io.StringIO, **options: Any
+) -> dict[str, VariantResult]:
+    console = Console({}, log)
+    plans = making.plan_variants(source, asked, asked.quant_types)
+    with making.open_work(plans, source, asked, console, send=options.get("send")) as work:
+        results = making.quantize_variants(
+            work, console, watch=options.get("watch", lambda n_bytes: None)
+        )
+        return making.keep_variants(work, results)
+
+
+def test_a_variant_is_whole_in_its_place_and_nothing_else_is_left(
+    source: FolderSource, log: io.StringIO
+) -> None:
+    asked = settings(source, quant_type="both")
+    done: list[int] = []
+    results = make(source, asked, log, watch=done.append)
+    assert {path.name for path in asked.output_dir.iterdir()} == {"int8", "int4"}
+    records = local_records(asked.output_dir)
+    for variant, result in results.items():
+        assert result.folder == asked.output_dir / variant
+        assert result.record == records[variant]
+        assert is_intact(result.folder, result.record)
+        assert result.seconds and result.peak_memory_bytes
+    assert sum(done) == source.layout().size_bytes
+    assert source.identity in log.getvalue()
+
+
+def test_shards_that_are_taken_away_leave_the_rest_beside_the_place(
+    source: FolderSource, log: io.StringIO
+) -> None:
+    taken: list[tuple[str, str]] = []
+
+    def send(variant: str, shard: Path) -> None:
+        taken.append((variant, shard.name))
+        shard.unlink()
+
+    asked = settings(source, low_disk="always")
+    results = make(source, asked, log, send=send)
+    assert taken == [("int8", "model.safetensors")]
+    assert results["int8"].folder == asked.output_dir / ".sent-int8"
+    assert not (results["int8"].folder / "model.safetensors").exists()
+    assert "Each shard is sent and deleted" in log.getvalue()
+
+
+def test_measured_variants_stay_whatever_the_disk_was_to_be(
+    source: FolderSource, log: io.StringIO
+) -> None:
+    asked = settings(source, low_disk="always", evaluate="auto")
+    results = make(source, asked, log, send=lambda variant, shard: pytest.fail("not to be sent"))
+    assert results["int8"].folder == asked.output_dir / "int8"
+    assert "The disk is not spared" in log.getvalue()
+
+
+def test_something_else_in_the_variants_place_is_left_alone(
+    source: FolderSource, log: io.StringIO
+) -> None:
+    asked = settings(source)
+    (asked.output_dir / "int8").mkdir(parents=True)
+    (asked.output_dir / "int8" / "thesis.txt").write_text("years of work")
+    with pytest.raises(InputError, match="something other than a variant"):
+        make(source, asked, log)
+    assert (asked.output_dir / "int8" / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_source_that_changes_meanwhile_leaves_no_variant(
+    source: FolderSource, log: io.StringIO
+) -> None:
+    asked = settings(source)
+
+    def touch(n_bytes: int) -> None:
+        (source.folder / "model.safetensors").touch()
+
+    with pytest.raises(CheckpointError, match="changed while the checkpoint was being read"):
+        make(source, asked, log, watch=touch)
+    assert not local_records(asked.output_dir)
+
+
+def test_measuring_adds_the_numbers_to_what_was_made(
+    source: FolderSource, log: io.StringIO, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"<{number % 300}>" for number in range(80)))
+    asked = settings(source, evaluate="auto", eval_text=str(text), eval_tokens=64)
+    console = Console({}, log)
+    plans = making.plan_variants(source, asked, asked.quant_types)
+    windows = asked.measurement.windows(plans.architecture, source.folder)
+    with making.open_work(plans, source, asked, console, send=None) as work:
+        made = making.quantize_variants(work, console, watch=lambda n_bytes: None)
+        measured = making.measure_variants(work, made, windows, console)
+        making.keep_variants(work, measured)
+    metrics = measured["int8"].record.metrics
+    assert metrics is not None and metrics.mean_kl is not None and 0 <= metrics.mean_kl < 0.1
+    assert measured["int8"].evaluation_seconds > 0
+    assert made["int8"].record.metrics is None
+    assert local_records(asked.output_dir)["int8"].metrics == metrics
+
+
+def test_a_preview_tells_sizes_to_the_byte_and_writes_nothing(
+    source: FolderSource, log: io.StringIO
+) -> None:
+    asked = settings(source)
+    planned = making.preview_variants(source, asked, asked.quant_types)["int8"]
+    assert not asked.output_dir.exists()
+    made = make(source, asked, log)["int8"].record
+    assert (planned.quant_type, planned.predicted_bytes) == (made.quant_type, made.size_bytes)
+    assert planned.tensors.keys() == made.tensors.keys()
+    assert making.preview_variants(source, asked, ()) == {}

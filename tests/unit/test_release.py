@@ -1,0 +1,95 @@
+"""What may be published into a repository as it stands, decided before the work; no process, no Hub."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from models import llama, save_with_tokenizer
+from smolquant.checkpoint.files import sha256_of
+from smolquant.checkpoint.source import FolderSource
+from smolquant.errors import InputError
+from smolquant.hub import Hub
+from smolquant.publish import release
+from smolquant.publish.target import RemoteFile, Target
+from smolquant.settings import Settings, make_settings
+
+REPO = "alice/model"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> FolderSource:
+    return FolderSource(save_with_tokenizer(tmp_path / "source", llama(1)))
+
+
+def settings(source: FolderSource, **options: Any) -> Settings:
+    return make_settings(model_path=str(source.folder), repo_name=REPO, **options)
+
+
+def main_model(source: FolderSource, **changes: str) -> dict[str, RemoteFile]:
+    """The source as it would stand at a repository's root."""
+    return {
+        name: RemoteFile(file.size, changes.get(name, sha256_of(file.path)), "")
+        for name, file in source.files.items()
+    }
+
+
+class Tagged(Hub):
+    """A Hub of which only the tags are asked."""
+
+    def __init__(self, **tags: str) -> None:
+        super().__init__()
+        refs = [SimpleNamespace(name=name, target_commit=sha) for name, sha in tags.items()]
+        object.__setattr__(self, "_refs", SimpleNamespace(tags=refs))
+
+    @property
+    def api(self) -> Any:
+        return SimpleNamespace(list_repo_refs=lambda repo_id: cast("Any", self)._refs)
+
+
+def test_a_local_checkpoint_becomes_the_main_model_where_there_is_none(
+    source: FolderSource,
+) -> None:
+    empty, asked = Target(REPO, exists=True, head="a" * 40), settings(source)
+    assert release.changes_main_model(source, empty, asked)
+    filled = Target(REPO, exists=True, root_files=main_model(source))
+    assert not release.changes_main_model(source, filled, asked)
+
+
+def test_other_weights_at_the_root_are_replaced_only_where_that_was_asked(
+    source: FolderSource,
+) -> None:
+    other = Target(
+        REPO, exists=True, root_files=main_model(source, **{"model.safetensors": "0" * 64})
+    )
+    with pytest.raises(InputError, match="--replace-main"):
+        release.check(Hub(), other, source, settings(source), ["int8"])
+    asked = settings(source, replace_main=True)
+    release.check(Hub(), other, source, asked, ["int8"])
+    assert release.changes_main_model(source, other, asked)
+
+
+def test_a_folder_of_something_else_is_refused_unless_forced(source: FolderSource) -> None:
+    taken = Target(REPO, exists=True, folders={"int8": ("notes.md",)})
+    with pytest.raises(InputError, match="something other than a variant"):
+        release.check(Hub(), taken, source, settings(source), ["int8"])
+    release.check(Hub(), taken, source, settings(source), ["int4"])
+    release.check(Hub(), taken, source, settings(source, force=True), ["int8"])
+
+
+def test_a_tag_that_names_another_commit_is_refused(source: FolderSource) -> None:
+    head = "a" * 40
+    target = Target(REPO, exists=True, head=head, root_files=main_model(source))
+    asked = settings(source, tag="v1")
+    release.check(Tagged(v1=head), target, source, asked, [])
+    release.check(Tagged(v2=head), target, source, asked, ["int8"])
+    with pytest.raises(InputError, match="already exists"):
+        release.check(Tagged(v1=head), target, source, asked, ["int8"])
+    with pytest.raises(InputError, match="already exists"):
+        release.check(Tagged(v1="b" * 40), target, source, asked, [])
+
+
+def test_nobody_looks_at_a_repository_that_nothing_is_published_to(source: FolderSource) -> None:
+    asked = make_settings(model_path=str(source.folder), repo_name=None, save_only=True)
+    assert release.open_target(Hub(), asked, warn=lambda title, text: None) is None
