@@ -265,14 +265,14 @@ def check(
     context: click.Context, /, repo_or_folder: str, revision: str | None, token: str | None
 ) -> int:
     """Load the published variants with the installed libraries and say whether they still work."""
-    from smolquant import check as room
+    from smolquant import check as checking
     from smolquant.hub import Hub
 
     console: Console = context.obj
     if token:
         console.mask(token)
     broken = []
-    for found in room.check(repo_or_folder, Hub(token), revision):
+    for found in checking.check(repo_or_folder, Hub(token), revision):
         made_with = ", ".join(f"{name} {made}" for name, made in sorted(found.made_with.items()))
         console.info(f"{found.variant}: {found.problem or 'works'} (made with {made_with})")
         broken += [found.variant] if found.problem else []

@@ -24,9 +24,9 @@ INT4 = ("--save-only", "--quant-type", "int4_weight_only", "--group-size", "64")
 
 KILLED_IN_CALIBRATION = """
 import os, runpy, signal
-import smolquant.quantize.calibrate as room
+import smolquant.quantize.calibrate as module
 
-calibrated, left = room._calibrated, 9
+calibrated, left = module._calibrated, 9
 
 def calibrated_or_die(*arguments):
     global left
@@ -35,7 +35,7 @@ def calibrated_or_die(*arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return calibrated(*arguments)
 
-room._calibrated = calibrated_or_die
+module._calibrated = calibrated_or_die
 runpy.run_module("smolquant", run_name="__main__")
 """
 """The command, killed at a weight of the second layer."""

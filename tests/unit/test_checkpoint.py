@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from smolquant.checkpoint import reader
-from smolquant.checkpoint import source as source_room
+from smolquant.checkpoint import source as source_module
 from smolquant.checkpoint.files import (
     identity,
     is_auxiliary,
@@ -308,7 +308,7 @@ def test_whatever_ends_the_hashing_reaches_those_who_wait_for_it(
     def hash_nothing(path: Path) -> str:
         raise MemoryError
 
-    monkeypatch.setattr(source_room, "sha256_of", hash_nothing)
+    monkeypatch.setattr(source_module, "sha256_of", hash_nothing)
     with pytest.raises(MemoryError):
         assert FolderSource(tmp_path).identity
 
@@ -379,7 +379,7 @@ def test_a_folders_state_waits_for_no_hash_and_covers_all_of_it(
         may_hash.wait(20)
         return sha256_of(path)
 
-    monkeypatch.setattr(source_room, "sha256_of", hash_late)
+    monkeypatch.setattr(source_module, "sha256_of", hash_late)
     source = FolderSource(folder)
     assert source.state
     assert source.auxiliary_files == ["config.json"]

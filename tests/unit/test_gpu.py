@@ -1,4 +1,4 @@
-"""What the GPU room makes of what it is told; tests/container/test_gpu.py has the engines."""
+"""What the GPU module makes of what it is told; tests/container/test_gpu.py has the engines."""
 
 import io
 import json

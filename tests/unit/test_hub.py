@@ -198,7 +198,7 @@ def test_a_hub_that_is_not_there_is_told_at_once() -> None:
     assert TOKEN not in str(caught.value)
 
 
-def test_importing_the_room_does_not_import_the_client() -> None:
+def test_importing_the_module_does_not_import_the_client() -> None:
     code = "import sys, smolquant.publish.commit; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

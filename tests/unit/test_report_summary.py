@@ -394,7 +394,7 @@ def test_the_dry_run_says_whose_columns_are_weighted() -> None:
     assert "\n  columns  of 3 tensors weighted by the norm in front\n" in text
 
 
-def test_the_report_room_is_light() -> None:
+def test_the_report_is_light() -> None:
     """`smolquant --help` and early errors wait for none of these."""
     code = (
         "import sys\n"
