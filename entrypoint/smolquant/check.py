@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from smolquant.checkpoint.files import sha256_of
+from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CheckpointError, InputError
 from smolquant.hub import Hub, hub_errors
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
@@ -66,7 +66,7 @@ def _check_files(folder: Path, record: VariantRecord) -> None:
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
             raise CheckpointError(f"{name} is missing.")
-        if sha256_of(path) != expected.sha256:
+        if not is_intact(path, expected):
             raise CheckpointError(f"{name} is not the file that was made: its sha256 differs.")
 
 

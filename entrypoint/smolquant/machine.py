@@ -4,14 +4,11 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from smolquant.checkpoint.source import Download
 from smolquant.errors import MachineError
 from smolquant.memory import available_bytes
 from smolquant.text import human_size
-
-LowDisk = Literal["auto", "always", "never"]
 
 WORKING_MEMORY = 128 << 20
 """Bytes: the blocks in work, and the group scales of the largest weight."""
@@ -38,11 +35,12 @@ class OutputBytes:
 
 
 def choose_disk_use(
-    asked: LowDisk, output_dir: Path, output: OutputBytes, download: Download, possible: DiskUse
+    asked: str, output_dir: Path, output: OutputBytes, download: Download, possible: DiskUse
 ) -> DiskUse:
     """Spare the disk as asked; ``auto``: where it would not hold everything.
 
     Args:
+        asked: ``auto``, ``always`` or ``never``.
         possible: in which ways this run could.
 
     Raises:

@@ -7,7 +7,7 @@ disk is to be spared; what is told of the run is collected in a :class:`Story` a
 
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smolquant.checkpoint.files import is_code
-from smolquant.checkpoint.source import FolderSource, HubSource, Source
+from smolquant.checkpoint.folder import FolderSource
+from smolquant.checkpoint.repository import HubSource
+from smolquant.checkpoint.source import Source
 from smolquant.errors import CannotMeasure, InputError, MachineError
-from smolquant.evaluate import Measurement, measurement
+from smolquant.evaluate import Measurement, make_measurement
 from smolquant.evaluate.gate import judge, refuse_garbage, verdict
 from smolquant.evaluate.text import load_tokenizer
 from smolquant.hub import Hub
@@ -127,7 +129,9 @@ class _Run:
 
     @cached_property
     def measurement(self) -> Measurement:
-        return measurement(self.settings)
+        return make_measurement(
+            self.settings.eval_text, self.settings.eval_tokens, self.settings.trust_remote_code
+        )
 
     def open_source(self) -> Source:
         settings = self.settings
@@ -547,7 +551,7 @@ class _Run:
                     checkpoint,
                     source.folder,
                     variants=folders,
-                    progress=partial(self.console.progress, "measuring"),
+                    progress=partial(_advancing, self.console, "measuring"),
                     device=_evaluation_device(self.settings.device),
                 )
         seconds = time.monotonic() - started
@@ -646,12 +650,19 @@ class _Run:
             base_model=source.repo,
             source_weights=source.weight_digests,
             main_model=self._main_model(source),
-            terms=source.terms if source.repo != self.settings.repo else None,
+            terms=source.license if source.repo != self.settings.repo else None,
             tracking_urls={variant: self.story.tracker.run_url(variant) for variant in records},
             sent=self.ahead.operations if self.ahead else {},
             private=self.settings.private,
             create_pr=self.settings.create_pr,
         )
+
+
+@contextmanager
+def _advancing(console: Console, label: str, size: int) -> Iterator[Callable[[int], None]]:
+    """The progress of work on ``size`` bytes, as the function that is told the bytes done."""
+    with console.progress(label, size) as progress:
+        yield progress.advance
 
 
 def _require_cuda() -> None:

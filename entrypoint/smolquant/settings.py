@@ -9,7 +9,6 @@ from typing import Literal, cast
 from smolquant.errors import InputError
 from smolquant.evaluate.gate import Gate, parse_limits
 from smolquant.evaluate.text import EvalText, bundled_calibration_text, read_text
-from smolquant.machine import LowDisk
 from smolquant.schemes import (
     BOTH,
     BY_VARIANT,
@@ -26,6 +25,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16"]
 Evaluate = Literal["auto", "always", "never"]
 Embeddings = Literal["source", "int8"]
+LowDisk = Literal["auto", "always", "never"]
 
 DEFAULT_QUANT_TYPE = "int8_weight_only"
 DEFAULT_GROUP_SIZE = 128

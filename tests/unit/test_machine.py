@@ -68,7 +68,7 @@ def test_disks_of_their_own_are_looked_at_one_by_one(tmp_path: Path, free: dict[
 def test_the_disk_is_spared_where_it_would_not_hold_everything(
     tmp_path: Path,
     free: dict[Path, int],
-    asked: machine.LowDisk,
+    asked: str,
     free_gb: int,
     expected: DiskUse | None,
 ) -> None:

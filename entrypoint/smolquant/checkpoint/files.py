@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from smolquant.errors import CheckpointError
+from smolquant.record import FileRecord
 
 CONFIG = "config.json"
 
@@ -103,3 +104,23 @@ def sha256_of(path: Path) -> str:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def file_names(folder: Path, *patterns: str) -> list[str]:
+    """The files below ``folder`` that match a glob pattern: sorted paths relative to it, with slashes."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for pattern in patterns
+        for path in folder.glob(pattern)
+        if path.is_file()
+    )
+
+
+def has_size(path: Path, expected: FileRecord) -> bool:
+    """Whether ``path`` is a file of the size that its record states."""
+    return path.is_file() and path.stat().st_size == expected.size
+
+
+def is_intact(path: Path, expected: FileRecord) -> bool:
+    """Whether ``path`` is, to the byte, the file that its record describes."""
+    return has_size(path, expected) and sha256_of(path) == expected.sha256

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from smolquant.checkpoint.disk import DiskFile
-from smolquant.checkpoint.reader import DTYPE_NAMES, bytes_of
+from smolquant.checkpoint.tensors import DTYPE_NAMES, bytes_of
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from smolquant.evaluate.text import (
     read_text,
     token_windows,
 )
+from smolquant.model.context import longest_context
 from smolquant.record import Metrics
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
     from smolquant.checkpoint.reader import Checkpoint
     from smolquant.model.architecture import Architecture
-    from smolquant.report.progress import Progress
-    from smolquant.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Measurement:
             self.text,
             tokenizer,
             self.tokens or default_tokens(parameters),
-            longest=getattr(architecture.model.config, "max_position_embeddings", None) or 2**30,
+            longest=longest_context(architecture.model.config),
             exact=self.tokens is not None,
         )
 
@@ -79,7 +78,7 @@ class Measurement:
         source_folder: Path,
         *,
         variants: Mapping[str, Path],
-        progress: Callable[[int], AbstractContextManager["Progress"]],
+        progress: Callable[[int], AbstractContextManager[Callable[[int], None]]],
         device: str = "cpu",
     ) -> dict[str, Metrics]:
         """Measure every variant against its source.
@@ -88,7 +87,8 @@ class Measurement:
             windows: from :meth:`windows`.
             source_folder: the whole checkpoint, tokenizer included.
             variants: variant -> folder as it will be published, its card excepted.
-            progress: given the bytes of weights that will be read, shows how far it is.
+            progress: given the bytes of weights that will be read, yields the function that is called
+                with each number of bytes that has been read.
             device: ``cpu`` or ``cuda``.
 
         Raises:
@@ -101,8 +101,8 @@ class Measurement:
 
         with Evaluation(architecture, checkpoint, variants, windows, device=device) as evaluation:
             evaluation.require_memory()
-            with progress(evaluation.work_bytes) as shown:
-                quality = evaluation.run(shown.advance)
+            with progress(evaluation.work_bytes) as advance:
+                quality = evaluation.run(advance)
             tokens = evaluation.tokens
         measured_on: dict[str, Any] = {
             "text": self.text.name,
@@ -152,14 +152,21 @@ class Measurement:
         ]
 
 
-def measurement(settings: "Settings") -> Measurement:
-    """What a run's settings ask for.
+def make_measurement(
+    eval_text: Path | None, eval_tokens: int | None, trust_remote_code: bool
+) -> Measurement:
+    """A measurement on the text that a run asks for.
+
+    Args:
+        eval_text: the file of the text; None for the bundled text.
+        eval_tokens: the number of tokens; None for one that suits the model's size.
+        trust_remote_code: whether code in the model's repository may run.
 
     Raises:
-        InputError: a text that cannot be read.
+        InputError: the text cannot be read.
     """
-    text = bundled_text() if settings.eval_text is None else read_text(settings.eval_text)
-    return Measurement(text, settings.eval_tokens, settings.trust_remote_code)
+    text = bundled_text() if eval_text is None else read_text(eval_text)
+    return Measurement(text, eval_tokens, trust_remote_code)
 
 
 def machine(device: str) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from smolquant.checkpoint.reader import Checkpoint, SourceTensor
+from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.tensors import SourceTensor
 from smolquant.model.architecture import Architecture
 
 

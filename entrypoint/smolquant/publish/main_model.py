@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smolquant.checkpoint.source import LocalFile
+from smolquant.checkpoint.folder import LocalFile
 from smolquant.errors import InputError
 from smolquant.publish.target import RemoteFile
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from smolquant.checkpoint.reader import Checkpoint, SourceTensor, row_blocks
+from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.tensors import SourceTensor, row_blocks
 from smolquant.checkpoint.writer import Shard, ShardWriter
 from smolquant.errors import CheckpointError
 from smolquant.memory import keep_freed_blocks

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from smolquant import __version__
-from smolquant.checkpoint.files import CONFIG, is_code
+from smolquant.checkpoint.files import CONFIG, file_names, is_code
 from smolquant.checkpoint.source import Source
 from smolquant.quantize.engine import Written
 from smolquant.quantize.plan import VariantPlan
@@ -77,11 +77,7 @@ def finish_variant(
     picture = plot.relative_error_plot(plan.scheme.variant, written.tensors)
     if picture is not None:
         (folder / plot.FILE_NAME).write_text(picture, encoding="utf-8")
-    others = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in written.files
-    )
+    others = [name for name in file_names(folder, "**/*") if name not in written.files]
     return VariantRecord(
         variant=plan.scheme.variant,
         quant_type=plan.scheme.quant_type,

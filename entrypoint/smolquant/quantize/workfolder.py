@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from smolquant.checkpoint.files import sha256_of
+from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CannotMeasure, CheckpointError, GateError, InputError, Unmeasured
+from smolquant.record import FileRecord
 
 _LOCK = "lock"
 _JOURNAL = "finished.jsonl"
@@ -40,7 +41,12 @@ class FinishedShard:
     size: int
     sha256: str
     errors: Mapping[str, float]
-    """Source tensor -> relative error, of those in it that are quantized."""
+    """Source tensor -> relative error, for the quantized tensors in the shard."""
+
+    @property
+    def file(self) -> FileRecord:
+        """The shard's file as a variant's record lists it."""
+        return FileRecord(self.sha256, self.size)
 
 
 @dataclass
@@ -132,7 +138,9 @@ def _restore(work: WorkFolder) -> None:
     """Keep the shards that are what the journal says; remove everything else."""
     noted = _noted(work.root / _JOURNAL)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        intact = list(pool.map(lambda shard: _is_intact(work.folder, shard), noted))
+        intact = list(
+            pool.map(lambda shard: is_intact(work.folder / shard.name, shard.file), noted)
+        )
     work.folder.mkdir(exist_ok=True)
     (work.root / _JOURNAL).unlink(missing_ok=True)
     for shard, good in zip(noted, intact, strict=True):
@@ -154,11 +162,6 @@ def _noted(journal: Path) -> Sequence[FinishedShard]:
             continue  # the line at which the run was killed
         shards[shard.name] = shard
     return list(shards.values())
-
-
-def _is_intact(folder: Path, shard: FinishedShard) -> bool:
-    path = folder / shard.name
-    return path.is_file() and path.stat().st_size == shard.size and sha256_of(path) == shard.sha256
 
 
 def _remove_abandoned(output_dir: Path, variant: str, own: Path) -> None:

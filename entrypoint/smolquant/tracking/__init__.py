@@ -7,8 +7,9 @@ did not take stays in the file, from which :func:`sync` sends it later.
 
 from smolquant.tracking.destination import Destination, make_destination
 from smolquant.tracking.events import EVENTS_NAME
-from smolquant.tracking.recorder import LOCAL_PROJECT, Recorder, Tracker, start
+from smolquant.tracking.recorder import LOCAL_PROJECT, Recorder, start
 from smolquant.tracking.sync import TrackioError, sync
+from smolquant.tracking.tracker import Tracker
 
 __all__ = [
     "EVENTS_NAME",

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from smolquant.errors import InputError
+from smolquant.names import is_repo_id
 
 _HUB_HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co"}
 _APP_DOMAIN = ".hf.space"
-_SPACE_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _TOKEN_PARAMETER = "write_token"  # noqa: S105 - its name, not a token
 
 _ACCEPTED = (
@@ -74,14 +74,14 @@ def make_destination(
             )
         return None
     text = address.strip()
-    if _SPACE_ID.fullmatch(text):
+    if is_repo_id(text):
         return _space(text, write_token, (), bucket)
     parts = _split(text)
     in_address = dict(parse_qsl(parts.query)).get(_TOKEN_PARAMETER)
     secrets = _spellings(parts.query, in_address)
     if parts.hostname in _HUB_HOSTS:
         space = parts.path.removeprefix("/spaces/").rstrip("/")
-        if not parts.path.startswith("/spaces/") or not _SPACE_ID.fullmatch(space):
+        if not parts.path.startswith("/spaces/") or not is_repo_id(space):
             raise InputError(
                 f"{_shown(parts)} is not the page of a Space.",
                 hint="Its page is `https://huggingface.co/spaces/user/space`.",
@@ -101,7 +101,7 @@ def make_destination(
 def _space(
     space: str, write_token: str | None, secrets: tuple[str, ...], bucket: str | None
 ) -> Destination:
-    if bucket is not None and not _SPACE_ID.fullmatch(bucket):
+    if bucket is not None and not is_repo_id(bucket):
         raise InputError(
             f"{bucket!r} is not the name of a bucket on the Hub.",
             hint="Write --dataset-repo as `user/name`.",

@@ -4,7 +4,6 @@ import functools
 import importlib.util
 import json
 import math
-import re
 import shlex
 import threading
 import time
@@ -21,7 +20,9 @@ from smolquant.report.failure import Failure
 from smolquant.text import one_line
 from smolquant.tracking.destination import Destination
 from smolquant.tracking.events import EVENTS_NAME, EventLog
+from smolquant.tracking.naming import job_name, project_name, run_name
 from smolquant.tracking.process import TrackioProcess
+from smolquant.tracking.tracker import Tracker
 
 LOCAL_PROJECT = "trackio"
 """Folder of the local project, in the output folder."""
@@ -29,59 +30,10 @@ LOCAL_PROJECT = "trackio"
 _SECONDS_BETWEEN_POINTS = 1.0
 _SECONDS_WHEN_CANCELLED = 2.5
 """GitHub kills a step ten seconds after it was told to stop, and its summary matters more."""
-_LONGEST_NAME = 120
 _NOT_INSTALLED = "Trackio is not installed: `pip install smolquant[action]`."
 
 P = ParamSpec("P")
 R = TypeVar("R", bound="Recorder")
-
-
-class Tracker:
-    """A run that nobody records: every method does nothing."""
-
-    @property
-    def url(self) -> str | None:
-        """The dashboard with this job's runs; None where none can be opened."""
-        return None
-
-    @property
-    def local_command(self) -> str | None:
-        """The shell command that opens the local project; None where there is none."""
-        return None
-
-    def run_url(self, variant: str) -> str | None:
-        """The dashboard's page about one variant; None where none can be opened."""
-        return None
-
-    def up_to_date(self, variant: str) -> None:
-        """The variant is left alone and gets no run."""
-
-    def started(
-        self, variant: str, *, options: Options, device: str, repo: str | None, revision: str | None
-    ) -> None:
-        """Work on a variant begins.
-
-        Args:
-            repo: of the source on the Hub, at commit ``revision``; None for a folder. What identifies
-                that one is still being computed, and comes with the record.
-        """
-
-    def advance(self, n_bytes: int) -> None:
-        """``n_bytes`` more of the source are done, for every started variant; from any thread."""
-
-    def completed(
-        self, record: VariantRecord, *, seconds: Mapping[str, float], peak_memory_bytes: int | None
-    ) -> None:
-        """A variant lies in the output folder. ``seconds``: by phase, such as ``quantize``."""
-
-    def pushed(self, urls: Mapping[str, str], commit: str) -> None:
-        """The variants with these addresses were published."""
-
-    def ended(self, error: BaseException | None) -> None:
-        """The job is over; ``error`` is why it failed."""
-
-    def finish(self, report: Path | None) -> None:
-        """Deliver the rest and ``report``; waits ten seconds at most."""
 
 
 def start(
@@ -128,29 +80,6 @@ def start(
     )
     recorder.open(environ, hub_token=hub_token, private=private)
     return recorder
-
-
-def project_name(repo: str) -> str:
-    """A project's name after a repository or a folder, in characters that Trackio keeps apart.
-
-    Trackio's own file names drop everything but letters, digits, ``-`` and ``_``, and it reserves
-    the beginning ``registry-`` and some endings that begin with ``_``.
-    """
-    base = repo if re.fullmatch(r"[\w.-]+/[\w.-]+", repo) else Path(repo).resolve().name
-    name = re.sub(r"[^A-Za-z0-9]+", "-", base)[:_LONGEST_NAME].strip("-") or "model"
-    return f"model-{name}" if name.startswith("registry-") else name
-
-
-def run_name(text: str) -> str:
-    """A run's name; it also becomes part of paths on the server."""
-    return re.sub(r"[^\w.@ -]+", "-", one_line(text))[:_LONGEST_NAME].strip(" .-") or "run"
-
-
-def _job_name(environ: Mapping[str, str]) -> str:
-    """What groups the runs of one job."""
-    if environ.get("GITHUB_RUN_ID"):
-        return f"github-{environ['GITHUB_RUN_ID']}-{environ.get('GITHUB_RUN_ATTEMPT', '1')}"
-    return f"job-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
 
 
 def _harmless(method: Callable[Concatenate[R, P], None]) -> Callable[Concatenate[R, P], None]:
@@ -221,7 +150,7 @@ class Recorder(Tracker):
         self._tell(
             "job",
             project=self._project,
-            group=_job_name(environ),
+            group=job_name(environ),
             address=self._destination.address if self._destination else None,
             bucket=self._destination.bucket if self._destination else None,
         )
