@@ -25,7 +25,8 @@ from smolquant.quantize.calibrate import (
     calibrated_weights,
     calibration_windows,
 )
-from smolquant.quantize.engine import Written, quantize_checkpoint
+from smolquant.quantize.engine import quantize_checkpoint
+from smolquant.quantize.output import Written
 from smolquant.quantize.plan import VariantPlan, make_plan
 from smolquant.schemes import Int4Method, Quantize, scheme_of
 from smolquant.schemes.int4_gptq import ErrorFeedback, gptq_grids

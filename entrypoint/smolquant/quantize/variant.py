@@ -16,7 +16,7 @@ from typing import Any
 from smolquant import __version__
 from smolquant.checkpoint.files import CONFIG, file_names, is_code
 from smolquant.checkpoint.source import Source
-from smolquant.quantize.engine import Written
+from smolquant.quantize.output import Written
 from smolquant.quantize.plan import VariantPlan
 from smolquant.record import FILE_NAME, FileRecord, Options, SourceRecord, VariantRecord
 from smolquant.report import plot

@@ -1,14 +1,14 @@
 """``smolquant sync-trackio``: sends the events of a finished job that Trackio did not take then."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from smolquant.errors import InputError, SmolquantError
 from smolquant.report.console import Console
 from smolquant.report.files import REPORT_NAME
 from smolquant.tracking.destination import Destination, make_destination
-from smolquant.tracking.events import EVENTS_NAME, read_events
+from smolquant.tracking.events import EVENTS_NAME, Event, read_events
 from smolquant.tracking.process import TrackioProcess
 
 _SECONDS_TO_START = 60.0
@@ -45,27 +45,13 @@ def sync(
         InputError: there are no events, or no address to send them to.
         TrackioError: Trackio did not take them all.
     """
-    path = report_dir / EVENTS_NAME
-    try:
-        events = list(read_events(path))
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error.strerror}.",
-            hint="Name the --output-dir of a run: events.jsonl lies there beside report.json.",
-        ) from error
-    jobs = [event for _, event in events if event["event"] == "job"]
-    if not jobs:
-        raise InputError(f"{path} holds no events.", hint="Name the --output-dir of a run.")
+    events = _read(report_dir)
+    job = [event for _, event in events if event["event"] == "job"][-1]
     if destination is None:
-        destination = _recorded(jobs[-1], environ, report_dir)
+        destination = _recorded(job, environ, report_dir)
     for secret in destination.secrets:
         console.mask(secret)
-    runs: list[str] = []
-    for _, event in events:
-        if event["event"] == "job":
-            runs = []
-        elif event["event"] == "run":
-            runs.append(event["run"])
+    runs = _runs_of_newest_job(event for _, event in events)
     process = TrackioProcess(
         destination,
         environ=environ,
@@ -86,7 +72,33 @@ def sync(
         raise TrackioError(
             process.failure, hint="Nothing is lost: run this again when Trackio answers."
         )
-    return destination.project_url(jobs[-1]["project"], runs) if runs else None
+    return destination.project_url(job["project"], runs) if runs else None
+
+
+def _read(report_dir: Path) -> list[tuple[str, Event]]:
+    """The events in a folder, each with its line; a job is among them."""
+    path = report_dir / EVENTS_NAME
+    try:
+        events = list(read_events(path))
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}.",
+            hint="Name the --output-dir of a run: events.jsonl lies there beside report.json.",
+        ) from error
+    if not any(event["event"] == "job" for _, event in events):
+        raise InputError(f"{path} holds no events.", hint="Name the --output-dir of a run.")
+    return events
+
+
+def _runs_of_newest_job(events: Iterable[Event]) -> list[str]:
+    """The ids of the runs that the last job opened."""
+    runs: list[str] = []
+    for event in events:
+        if event["event"] == "job":
+            runs = []
+        elif event["event"] == "run":
+            runs.append(event["run"])
+    return runs
 
 
 def _recorded(
