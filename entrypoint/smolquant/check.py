@@ -1,7 +1,7 @@
-"""``smolquant check``: do published variants still work with the libraries that are installed now?
+"""``smolquant check`` tests whether published variants work with the libraries that are installed now.
 
-Each variant's files are held against its quantization.json, then the variant is loaded as a user would
-and asked for a token. It changes nothing.
+Each variant's files are compared with its quantization.json, then the variant is loaded as a user would
+load it and predicts a token. The command changes nothing.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,13 +17,13 @@ from smolquant.schemes import BY_VARIANT
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found of one variant."""
+    """The result of checking one variant."""
 
     variant: str
     problem: str
-    """Empty when it works."""
+    """What is wrong; empty when the variant works."""
     made_with: Mapping[str, str]
-    """Versions that the record names."""
+    """The versions that the record names."""
 
 
 def check(repo_or_folder: str, hub: Hub, revision: str | None = None) -> Iterator[Checked]:

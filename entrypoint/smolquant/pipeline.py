@@ -20,7 +20,7 @@ from smolquant.checkpoint.repository import HubSource
 from smolquant.checkpoint.source import Source
 from smolquant.errors import CannotMeasure, InputError, MachineError
 from smolquant.evaluate import Measurement, make_measurement
-from smolquant.evaluate.gate import judge, refuse_garbage, verdict
+from smolquant.evaluate.gate import check_plausible, judge, verdict
 from smolquant.evaluate.text import load_tokenizer
 from smolquant.hub import Hub
 from smolquant.machine import (
@@ -570,7 +570,7 @@ class _Run:
         """Let nothing out that its owner does not allow, or that no rounding explains."""
         for variant, made in self.story.variants.items():
             if made.record.metrics is not None and not made.up_to_date:
-                refuse_garbage(variant, made.record.metrics)
+                check_plausible(variant, made.record.metrics)
         release = {variant: made.record.metrics for variant, made in self.story.variants.items()}
         refusal = judge(release, self.settings.gate)
         if refusal is not None:

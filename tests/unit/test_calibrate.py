@@ -314,7 +314,7 @@ def test_too_little_memory_is_refused_with_the_numbers(parts: Parts, monkeypatch
     calibration = parts.calibration(parts.plan("calibrated"))
     calibration.require_memory()
     monkeypatch.setattr(machine, "available_bytes", lambda: 1_000_000)
-    with pytest.raises(MachineError, match=r"needs .* of memory, and .* are left"):
+    with pytest.raises(MachineError, match=r"needs .* of memory, and .* is available"):
         calibration.require_memory()
 
 

@@ -108,7 +108,7 @@ def test_a_legacy_pickle_that_does_not_fit_is_refused_with_the_numbers(
     torch.save({"a": torch.zeros(10**6)}, path, _use_new_zipfile_serialization=False)
     monkeypatch.setattr(pickles, "available_bytes", lambda: 10**6)
     with pytest.raises(
-        MachineError, match=r"m\.bin .* 4\.00 MB of memory, and 1\.00 MB can be had"
+        MachineError, match=r"m\.bin .* 4\.00 MB of memory, and 1\.00 MB is available"
     ):
         Checkpoint([path])
 
@@ -169,7 +169,7 @@ def test_the_same_tensor_in_two_files_is_refused(
 ) -> None:
     for name in ("1.safetensors", "2.safetensors"):
         save_file(state, tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"stands in 1\.safetensors and again in 2"):
+    with pytest.raises(CheckpointError, match=r"is in 1\.safetensors and again in 2"):
         Checkpoint([tmp_path / "1.safetensors", tmp_path / "2.safetensors"])
 
 

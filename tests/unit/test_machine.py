@@ -97,5 +97,5 @@ def test_what_is_to_be_measured_must_fit(tmp_path: Path, free: dict[Path, int]) 
 
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "available_bytes", lambda: 10**8)
-    with pytest.raises(MachineError, match=r"134 MB of memory .* 100 MB can be had"):
+    with pytest.raises(MachineError, match=r"134 MB of memory .* 100 MB is available"):
         machine.require_memory()

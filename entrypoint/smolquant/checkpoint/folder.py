@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 class FileState(NamedTuple):
-    """What a write, a replacement or a touch changes of a file, known without reading it."""
+    """The properties of a file that a write, a replacement or a touch changes, known without reading it."""
 
     device: int
     inode: int
     size: int
     modified_ns: int
     changed_ns: int
-    """Of the inode; unlike the time of the last write it cannot be set back."""
+    """The time of the inode's last change; unlike the time of the last write it cannot be set back."""
 
     @classmethod
     def of(cls, path: Path) -> Self:
@@ -50,24 +50,24 @@ class LocalFile:
     """A file of the source on this machine, which is being hashed beside other work."""
 
     path: Path
-    found: FileState
-    """Its state before a byte of it was read."""
+    initial_state: FileState
+    """The state before a byte of the file was read."""
     digest: Future[str]
 
     @property
     def size(self) -> int:
-        return self.found.size
+        return self.initial_state.size
 
     @property
     def sha256(self) -> str:
-        """Hexadecimal; waits until it is known."""
+        """The digest, hexadecimal; the caller waits until it is known."""
         return self.digest.result()
 
     @property
     def has_changed(self) -> bool:
-        """Whether it is no longer as it was found, or no longer there."""
+        """Whether the file is no longer as it was at first, or no longer there."""
         try:
-            return FileState.of(self.path) != self.found
+            return FileState.of(self.path) != self.initial_state
         except OSError:
             return True
 
@@ -79,33 +79,33 @@ class FolderSource(Source):
     """A checkpoint folder; it is only read."""
 
     def __init__(self, folder: Path, *, with_code: bool = False) -> None:
-        """Look at ``folder``.
+        """Look at ``folder``, and begin to hash its files.
 
         Args:
-            with_code: take the model's own Python files along (--trust-remote-code).
+            with_code: whether the model's own Python files belong to it (--trust-remote-code).
 
         Raises:
-            CheckpointError: no weights, or an index that names a missing shard.
+            CheckpointError: there are no weights, or the index names a missing shard.
         """
         self._folder = folder
-        found = {name: FileState.of(folder / name) for name in file_names(folder, *_FILE_PATTERNS)}
+        states = {name: FileState.of(folder / name) for name in file_names(folder, *_FILE_PATTERNS)}
         self._auxiliary_files = [
-            name for name in found if is_auxiliary(name) or (with_code and is_code(name))
+            name for name in states if is_auxiliary(name) or (with_code and is_code(name))
         ]
-        self._layout = weight_layout(found)
+        self._layout = weight_layout(states)
         self._shards = find_shards(folder, self._layout)
         for shard in self._shards:
-            if shard not in found:
+            if shard not in states:
                 raise CheckpointError(
                     f"{self._layout} names {shard}, which is not there.",
                     hint="Fetch or save the missing shard.",
                 )
         names = sorted({*self._auxiliary_files, *self.weights})
         self.files: Mapping[str, LocalFile] = {
-            name: LocalFile(folder / name, found[name], Future()) for name in names
+            name: LocalFile(folder / name, states[name], Future()) for name in names
         }
-        """Every file of the model."""
-        _hash_beside(self.files.values())
+        """Every file of the model, by name."""
+        _hash_in_background(self.files.values())
 
     @property
     def folder(self) -> Path:
@@ -117,16 +117,16 @@ class FolderSource(Source):
 
     @property
     def state(self) -> str:
-        found = json.dumps({name: file.found for name, file in self.files.items()})
-        return hashlib.sha256(found.encode()).hexdigest()
+        states = json.dumps({name: file.initial_state for name, file in self.files.items()})
+        return hashlib.sha256(states.encode()).hexdigest()
 
     def require_unchanged(self) -> None:
         wait([file.digest for file in self.files.values()])  # hashing reads, too
         changed = [name for name, file in self.files.items() if file.has_changed]
         if changed:
             raise CheckpointError(
-                f"{', '.join(changed[:3])} changed while the checkpoint was being read, so what was "
-                "made of it may be of the old and of the new.",
+                f"{', '.join(changed[:3])} changed while the checkpoint was being read, so the "
+                "output may mix its old and its new content.",
                 hint="Run again when nothing writes to the checkpoint.",
             )
 
@@ -141,13 +141,13 @@ class FolderSource(Source):
 
 
 _HASHERS = 8
-"""Threads at most; each holds megabytes, and no disk serves more."""
+"""The largest number of threads; each holds megabytes, and no disk serves more."""
 
 
-def _hash_beside(files: Iterable[LocalFile]) -> None:
-    """Hash the files beside whatever comes next: import, plan, quantize.
+def _hash_in_background(files: Iterable[LocalFile]) -> None:
+    """Hash the files in the background, while the run imports, plans and quantizes.
 
-    In threads that do not keep a refused run from ending.
+    The threads do not keep a refused run from ending.
     """
     waiting = deque(files)
 
@@ -159,7 +159,7 @@ def _hash_beside(files: Iterable[LocalFile]) -> None:
                 return
             try:
                 file.digest.set_result(sha256_of(file.path))
-            except BaseException as error:  # somebody waits for it
+            except BaseException as error:  # whoever waits for the digest receives it
                 file.digest.set_exception(error)
 
     for _ in range(min(len(os.sched_getaffinity(0)), len(waiting), _HASHERS)):

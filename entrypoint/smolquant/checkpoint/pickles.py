@@ -17,9 +17,9 @@ _LIBC = ctypes.CDLL(None)
 
 
 class PickleFile:
-    """``pytorch_model.bin``: unpickled without running code.
+    """``pytorch_model.bin``, unpickled without running code.
 
-    The zip format is mapped, and what was read of it is given back at once, since mapped pages count
+    The zip format is mapped, and pages that have been read are released at once, since mapped pages count
     as this process's memory. The older format can only be loaded whole, see :class:`LoadedPickle`.
     """
 
@@ -27,8 +27,8 @@ class PickleFile:
         """Open ``path``.
 
         Raises:
-            CheckpointError: when it holds anything but tensors, or is truncated.
-            MachineError: it has to be loaded whole, and that does not fit in memory.
+            CheckpointError: it holds anything but tensors, or is truncated.
+            MachineError: it has to be loaded whole, and does not fit in memory.
         """
         self.name, self._path = path.name, path
         self._loaded = loaded
@@ -46,11 +46,11 @@ class PickleFile:
         rows = whole[start:stop] if tensor.shape else whole
         copy = rows.clone(memory_format=torch.contiguous_format)
         if self._mapped is not None:
-            _give_back_pages(rows)
+            _release_pages(rows)
         return copy
 
     def verify(self) -> None:
-        """Nothing to do: a folder's files are compared by the source they belong to."""
+        """Do nothing, because the source compares a folder's files itself."""
 
     def close(self) -> None:
         self._mapped = {}
@@ -60,7 +60,9 @@ class PickleFile:
 
 
 class LoadedPickle:
-    """The one legacy pickle that is in memory; a checkpoint is read in file order, so one is enough."""
+    """The one pickle of the older format that is in memory; checkpoints are read in file order, so that one
+    is enough.
+    """
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -68,6 +70,12 @@ class LoadedPickle:
         self._lock = threading.Lock()
 
     def state(self, path: Path) -> dict[str, torch.Tensor]:
+        """The tensors in ``path``, which replaces the file that was in memory before.
+
+        Raises:
+            CheckpointError: it holds anything but tensors, or is truncated.
+            MachineError: it does not fit in memory.
+        """
         with self._lock:
             if path != self._path:
                 self._path, self._state = None, {}
@@ -82,7 +90,7 @@ def _require_memory(path: Path) -> None:
     if size > available:
         raise MachineError(
             f"{path.name} is a pickle of the old format, which can only be loaded whole: that takes "
-            f"{human_size(size)} of memory, and {human_size(available)} can be had.",
+            f"{human_size(size)} of memory, and {human_size(available)} is available.",
             hint="Convert it to safetensors on a larger machine: load it and `save_pretrained`.",
         )
 
@@ -94,7 +102,7 @@ def _unpickle(path: Path, *, mapped: bool) -> dict[str, torch.Tensor]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
             f"{path.name} cannot be read as plain weights: {reason}",
-            hint="Convert it to safetensors where you trust it: load it and `save_pretrained`.",
+            hint="Convert it to safetensors on a machine where you trust it: load it and `save_pretrained`.",
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
@@ -120,10 +128,10 @@ def _aliases(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return aliases
 
 
-def _give_back_pages(mapped: torch.Tensor) -> None:
-    """Let go of the pages of a file's private mapping that ``mapped`` lies in; nothing is lost.
+def _release_pages(mapped: torch.Tensor) -> None:
+    """Release the pages of a file's private mapping that ``mapped`` lies in; nothing is lost.
 
-    They were never written to, so whoever touches them next reads the file again (madvise(2)).
+    They were never written to, so the next access reads the file again (madvise(2)).
     """
     if mapped.numel() == 0:
         return

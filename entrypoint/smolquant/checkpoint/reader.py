@@ -24,33 +24,33 @@ _LONGEST_HEADER = 100_000_000
 
 
 class FileBytes(Protocol):
-    """The bytes of a weight file, wherever it lies; read from several threads at once."""
+    """The bytes of a weight file, on this machine or elsewhere, which several threads read at once."""
 
     name: str
     size: int
 
     def read_into(self, view: memoryview, offset: int, *, sequential: bool = True) -> int:
-        """Fill ``view`` from ``offset`` on and return how many bytes there were.
+        """Fill ``view`` from ``offset`` on and return the number of bytes that there were.
 
         Args:
-            sequential: whether what lies behind will be wanted next; a hint.
+            sequential: a hint whether the bytes behind these will be read next.
         """
 
     def verify(self) -> None:
-        """Make sure that all of it is as it should be, as far as that is not known already."""
+        """Make sure that the whole file is as it should be, unless that is known already."""
 
     def close(self) -> None:
-        """Let go of it."""
+        """Release the file."""
 
 
 class LocalBytes:
-    """A file on this machine, read with ``pread``: mapped pages would count as this process's memory."""
+    """A file on this machine, read with ``pread`` because mapped pages count as this process's memory."""
 
     def __init__(self, path: Path) -> None:
         """Open ``path``.
 
         Raises:
-            OSError: it cannot be.
+            OSError: it cannot be opened.
         """
         self.name = path.name
         self._file = os.open(path, os.O_RDONLY)
@@ -64,14 +64,14 @@ class LocalBytes:
         return done
 
     def verify(self) -> None:
-        """Nothing to do: a folder's files are compared by the source they belong to."""
+        """Do nothing, because the source compares a folder's files itself."""
 
     def close(self) -> None:
         os.close(self._file)
 
 
 class SafetensorsFile:
-    """Reads ranges of rows.
+    """A file in the safetensors format, read in ranges of rows.
 
     Format: 8 bytes little-endian header length, a JSON header, the data
     (https://github.com/huggingface/safetensors#format).
@@ -83,7 +83,7 @@ class SafetensorsFile:
         """Read the header.
 
         Raises:
-            CheckpointError: when the file is truncated, corrupt, or holds a dtype of quantized weights.
+            CheckpointError: the file is truncated or corrupt, or has a dtype of quantized weights.
         """
         self.name = data.name
         self.verify, self.close = data.verify, data.close
@@ -159,7 +159,7 @@ class SafetensorsFile:
 
 
 def _itemsize(dtype: str) -> int:
-    """Bytes; 0 for a dtype that is refused later, by the tensor's name."""
+    """The bytes of a value; 0 for a dtype that is refused later, in an error that names the tensor."""
     return DTYPES[dtype].itemsize if dtype in DTYPES else 0
 
 
@@ -176,13 +176,13 @@ class Checkpoint:
         """Open every file.
 
         Args:
-            files: in order; what is not a path is in the safetensors format.
+            files: the files in order; what is not a path is in the safetensors format.
 
         Raises:
-            CheckpointError: when one cannot be read, or two hold the same tensor.
-            MachineError: one has to be loaded whole, and does not fit in memory.
+            CheckpointError: a file cannot be read, or two hold the same tensor.
+            MachineError: a file has to be loaded whole, and does not fit in memory.
         """
-        self._home: dict[str, SafetensorsFile | PickleFile] = {}
+        self._file_of: dict[str, SafetensorsFile | PickleFile] = {}
         loaded = LoadedPickle()
         tensors: dict[str, SourceTensor] = {}
         aliases: dict[str, str] = {}
@@ -193,12 +193,12 @@ class Checkpoint:
                 for tensor in file.tensors:
                     if tensor.name in tensors:
                         raise CheckpointError(
-                            f"{tensor.name!r} stands in {self._home[tensor.name].name} and again in "
+                            f"{tensor.name!r} is in {self._file_of[tensor.name].name} and again in "
                             f"{file.name}.",
                             hint="Remove the shards of an older save and try again.",
                         )
                     tensors[tensor.name] = tensor
-                    self._home[tensor.name] = file
+                    self._file_of[tensor.name] = file
                 aliases |= file.aliases
             self._stack = stack.pop_all()
         if not tensors:
@@ -209,23 +209,23 @@ class Checkpoint:
         self.layout = Layout(tensors, aliases)
 
     def verify(self) -> None:
-        """Make sure, after the last row, that every file was what it should be.
+        """Make sure, after the last row was read, that every file was as it should be.
 
         Raises:
-            CheckpointError: one was not.
+            CheckpointError: a file was not.
         """
-        for file in dict.fromkeys(self._home.values()):
+        for file in dict.fromkeys(self._file_of.values()):
             file.verify()
 
     def read_rows(
         self, tensor: SourceTensor, start: int, stop: int, *, sequential: bool = True
     ) -> torch.Tensor:
-        """Rows [start, stop) along the first axis, in the stored dtype, as memory of the caller's.
+        """Rows [start, stop) along the first axis, in the stored dtype, in memory of the caller's own.
 
         Args:
-            sequential: whether this goes through the file in its order; a hint for what is far away.
+            sequential: a hint, for files that are far away, whether the caller reads in file order.
         """
-        return self._home[tensor.name].read_rows(tensor, start, stop, sequential=sequential)
+        return self._file_of[tensor.name].read_rows(tensor, start, stop, sequential=sequential)
 
     def close(self) -> None:
         """Close every file."""

@@ -31,9 +31,14 @@ class HubSource(Source):
     ) -> None:
         """Resolve ``revision`` and fetch everything but the weights.
 
+        Args:
+            with_code: whether the model's own Python files belong to it (--trust-remote-code).
+            notify: called with a line for people when weights are fetched.
+
         Raises:
-            HubError: missing, gated or private repository, unknown revision, no connection.
-            CheckpointError: no weights, or an index that names a missing shard.
+            HubError: the repository is missing, gated or private, the revision is unknown, or there is
+                no connection.
+            CheckpointError: there are no weights, or the index names a missing shard.
         """
         self.repo = repo
         self._hub = hub
@@ -67,13 +72,13 @@ class HubSource(Source):
     def digests(self) -> Mapping[str, str]:
         names = sorted({*self._auxiliary_files, *self.weights})
         unknown = [name for name in names if name not in self._lfs and name in self._shards]
-        if unknown:  # small weights need not be in LFS; only their content tells their sha256
+        if unknown:  # small weights need not be in LFS, and the Hub lists no sha256 for them
             self._download(unknown)
         return {name: self._lfs.get(name) or sha256_of(self._folder / name) for name in names}
 
     @property
     def state(self) -> str:
-        return self.identity  # the Hub tells the digests of whatever is large
+        return self.identity  # the Hub lists the digests of large files
 
     def require_unchanged(self) -> None:
         """Nothing to do: a commit does not change."""
@@ -116,8 +121,8 @@ class HubSource(Source):
             with Checkpoint(opened) as checkpoint:
                 if checkpoint.layout != self.layout():
                     raise CheckpointError(
-                        f"The headers of {self.repo} are others than a moment ago.",
-                        hint="Run again; where a proxy stands between here and the Hub, look there.",
+                        f"The headers of the weight files of {self.repo} have changed during the run.",
+                        hint="Run again. If a proxy stands between this machine and the Hub, check the proxy.",
                     )
                 yield checkpoint
 
@@ -131,7 +136,7 @@ class HubSource(Source):
     @cached_property
     def _layout_at_first(self) -> "Layout":
         if not self._is_safetensors:
-            return layout_of(self.fetch_weights())  # only unpickling tells what a pickle holds
+            return layout_of(self.fetch_weights())  # only unpickling shows what a pickle holds
         from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
         from smolquant.checkpoint.tensors import Layout, source_tensor
@@ -170,6 +175,7 @@ class HubSource(Source):
 
 
 def _license_entries(card: object) -> dict[str, str]:
+    """What a model's card states about its license, in the keys of the front matter."""
     keys = ("license", "license_name", "license_link")
     entries = {key: getattr(card, key, None) for key in keys}
     return {key: value for key, value in entries.items() if isinstance(value, str)}

@@ -1,6 +1,6 @@
 """The interface of a checkpoint's source, which is a folder or a Hub repository at one commit.
 
-A source tells its identity before a weight is fetched, so that a run with nothing to do costs nothing,
+A source knows its identity before a weight is fetched, so that a run with nothing to do costs nothing,
 and hands out local paths when there is work.
 """
 
@@ -21,22 +21,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Download:
-    """Bytes that are still to come, and a folder on the disk that will hold them."""
+    """The bytes that are still to be fetched, and a folder on the disk that will hold them."""
 
     size: int
     folder: Path
 
 
 class Source(ABC):
-    """One checkpoint. ``auxiliary_files`` is everything of it that is not weights."""
+    """One checkpoint: its weights, and auxiliary files such as config, tokenizer and chat template."""
 
     _auxiliary_files: list[str]
-    """The files that are no weights; in any order."""
+    """The files that are not weights, in any order."""
     _layout: str
-    """The single weight file, or the index of shards."""
+    """The name of the single weight file, or of the index of shards."""
     _shards: list[str]
     """The files that hold tensors."""
     repo: str | None = None
+    """Hub id; None for a folder."""
     revision: str | None = None
     """Commit sha on the Hub; None for a folder."""
     license: Mapping[str, str] | None = None
@@ -45,40 +46,40 @@ class Source(ABC):
     @property
     @abstractmethod
     def folder(self) -> Path:
-        """A folder with the auxiliary_files; the weights are there once :meth:`fetch_weights` ran."""
+        """A folder with the auxiliary files, and with the weights once :meth:`fetch_weights` ran."""
 
     @cached_property
     @abstractmethod
     def digests(self) -> Mapping[str, str]:
-        """sha256 of every config, tokenizer and weight file, by name."""
+        """The sha256 of every config, tokenizer and weight file, by name."""
 
     @property
     def identity(self) -> str:
         """What "the same source" means, see :func:`smolquant.checkpoint.files.identity`.
 
-        The first to ask for a folder's waits until all of it has been read.
+        The first caller that asks for a folder's identity waits until all of it has been read.
         """
         return identity(self.digests)
 
     @property
     @abstractmethod
     def state(self) -> str:
-        """What tells this source from another at once, before anything of it was hashed here.
+        """What distinguishes this source from others at once, before anything in it has been hashed.
 
-        Equal states mean equal identities. The converse does not hold: a touched folder is another.
+        Equal states mean equal identities. The converse does not hold: a touched folder has a new state.
         """
 
     @abstractmethod
     def require_unchanged(self) -> None:
-        """Make sure, after reading, that all that was read belongs to the one :attr:`identity`.
+        """Make sure, after reading, that everything that was read belongs to the :attr:`identity`.
 
         Raises:
-            CheckpointError: something was changed meanwhile.
+            CheckpointError: a file was changed meanwhile.
         """
 
     @property
     def weight_digests(self) -> Mapping[str, str]:
-        """sha256 of the files that hold tensors, by name."""
+        """The sha256 of the files that hold tensors, by name."""
         return {
             n: digest
             for n, digest in self.digests.items()
@@ -97,7 +98,7 @@ class Source(ABC):
 
     @abstractmethod
     def to_fetch(self) -> "Download":
-        """What :meth:`fetch_weights` still has to bring here."""
+        """What :meth:`fetch_weights` still has to download."""
 
     @abstractmethod
     def fetch_weights(self) -> list[Path]:
@@ -113,7 +114,7 @@ class Source(ABC):
         """The weights, open for reading.
 
         Args:
-            streamed: without storing them here; only where they :attr:`can_stream`.
+            streamed: whether to read them without storing them here; only where :attr:`can_stream`.
         """
         from smolquant.checkpoint.reader import Checkpoint
 
@@ -122,7 +123,7 @@ class Source(ABC):
 
     @abstractmethod
     def layout(self) -> "Layout":
-        """What the weight files' headers say, at the least possible price."""
+        """What the weight files' headers say, read with as little downloading as possible."""
 
 
 def layout_of(paths: list[Path]) -> "Layout":

@@ -21,12 +21,13 @@ DTYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""safetensors' names of the dtypes that an unquantized checkpoint has."""
+"""The dtypes of an unquantized checkpoint, by their names in safetensors."""
 
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _ROWS_AT_A_TIME = 16
-"""What quantizes several rows at a time takes so many, and is idle in what a block leaves over."""
+"""The number of rows that vectorized quantization takes at a time; a block that is no multiple of it leaves
+the last step partly idle."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class SourceTensor:
 
     @property
     def rows(self) -> int:
-        """Length of the first axis; a scalar is one row."""
+        """The length of the first axis; a scalar is one row."""
         return self.shape[0] if self.shape else 1
 
     @property
@@ -52,10 +53,10 @@ class SourceTensor:
 
 
 def source_tensor(file: str, name: str, dtype: str, shape: Sequence[int]) -> SourceTensor:
-    """A header's entry.
+    """The tensor that an entry of the header of ``file`` describes.
 
     Raises:
-        CheckpointError: the dtype is one that only quantized weights have.
+        CheckpointError: only quantized weights have this dtype.
     """
     if dtype not in DTYPES:
         raise not_plain(file, name, dtype)
@@ -72,7 +73,7 @@ def not_plain(file: str, name: str, dtype: str) -> CheckpointError:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the headers of a checkpoint say, in file order; all that a plan needs."""
+    """What the headers of a checkpoint say, in file order, which is all that a plan needs."""
 
     tensors: Mapping[str, SourceTensor]
     aliases: Mapping[str, str] = field(default_factory=dict)
@@ -80,7 +81,7 @@ class Layout:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all tensors, those that share memory counted once."""
+        """The bytes of all tensors, where tensors that share memory count once."""
         return sum(
             tensor.size_bytes for name, tensor in self.tensors.items() if name not in self.aliases
         )

@@ -1,4 +1,4 @@
-"""What a variant cost in quality and speed, measured on the files that will be published."""
+"""What a variant costs in quality and speed, measured on the files that will be published."""
 
 import os
 import platform
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured on."""
+    """The text and the number of tokens that variants are measured on."""
 
     text: EvalText
     tokens: int | None = None
-    """As many as were asked for; None: by the model's size."""
+    """The number that was asked for; None for one that suits the model's size."""
     trust_remote_code: bool = False
 
     def is_that_of(self, metrics: Metrics | None) -> bool:
@@ -48,7 +48,7 @@ class Measurement:
         """The text in the tokens of a model.
 
         Args:
-            source_folder: with the tokenizer; the weights may still be elsewhere.
+            source_folder: the folder with the tokenizer; the weights may still be elsewhere.
 
         Returns:
             (windows, length) int64 token ids.
@@ -84,9 +84,9 @@ class Measurement:
         """Measure every variant against its source.
 
         Args:
-            windows: from :meth:`windows`.
-            source_folder: the whole checkpoint, tokenizer included.
-            variants: variant -> folder as it will be published, its card excepted.
+            windows: the result of :meth:`windows`.
+            source_folder: the folder of the whole checkpoint, tokenizer included.
+            variants: variant -> its folder as it will be published, apart from the card.
             progress: given the bytes of weights that will be read, yields the function that is called
                 with each number of bytes that has been read.
             device: ``cpu`` or ``cuda``.
@@ -95,7 +95,7 @@ class Measurement:
             CannotMeasure: the model does not run layer by layer, or a variant not on this device.
             CheckpointError: the source's own predictions are not finite.
             GateError: a variant's predictions are not finite, or it does not load back.
-            MachineError: it does not fit in memory; with the numbers, where they are known before.
+            MachineError: it does not fit in memory; the message has the numbers if they are known before.
         """
         from smolquant.evaluate.measure import Evaluation
 
@@ -120,7 +120,7 @@ class Measurement:
     def _speeds(
         self, source_folder: Path, variants: Mapping[str, Path], device: str
     ) -> list[dict[str, Any]]:
-        """The fields of :class:`Metrics` about speed, per variant; None where it does not run here."""
+        """The fields of :class:`Metrics` about speed, per variant; None where a model does not run here."""
         from smolquant.evaluate.speed import Speed, measure_speed
 
         def measured(folder: Path) -> Speed | None:
@@ -170,7 +170,7 @@ def make_measurement(
 
 
 def machine(device: str) -> str:
-    """What speeds were measured on, in a few words."""
+    """The machine that speeds are measured on, in a few words."""
     if device == "cuda":
         import torch
 

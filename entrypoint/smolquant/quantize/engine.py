@@ -93,12 +93,8 @@ def quantize_checkpoint(
                 tasks.finish()
                 for output in outputs.values():
                     output.wait_for_full_shards()
-            started = [output.begin(tensor, mean_squares) for output in outputs.values()]
-            jobs = [job for job in started if job is not None]
-            if jobs:
-                _submit_blocks(tasks, checkpoint, tensor, jobs, advance)
-            elif tensor.name not in checkpoint.layout.aliases:
-                advance(tensor.size_bytes)
+            jobs = [job for o in outputs.values() if (job := o.begin(tensor, mean_squares))]
+            _submit_blocks(tasks, checkpoint, tensor, jobs, advance)
         tasks.finish()
         return {variant: output.written() for variant, output in outputs.items()}
 
@@ -110,7 +106,11 @@ def _submit_blocks(
     jobs: Sequence[TensorJob],
     advance: Callable[[int], None],
 ) -> None:
-    """Have every block of rows of ``tensor`` processed for all ``jobs``."""
+    """Have every block of rows of ``tensor`` processed for all ``jobs``; without jobs it is done."""
+    if not jobs:
+        if tensor.name not in checkpoint.layout.aliases:
+            advance(tensor.size_bytes)
+        return
     blocks = list(row_blocks(tensor, BLOCK_BYTES))
     groups = _by_stored_bytes(jobs)
     for job in jobs:
@@ -145,7 +145,7 @@ def _process_block(
 
 
 def _unusable(name: str, block: torch.Tensor, cast: torch.Tensor) -> CheckpointError:
-    """Why the values of ``block`` cannot be stored."""
+    """The error that says why the values of ``block`` cannot be stored."""
     wrong_run = "The training run went wrong there; take an earlier checkpoint."
     if not _is_finite(block):
         kind = "NaN" if bool(torch.isnan(block).any()) else "infinity"

@@ -1,7 +1,7 @@
-"""A variant's folder: everything that `from_pretrained(repo, subfolder=...)` reads, but the weights.
+"""A variant's folder: everything that `from_pretrained(repo, subfolder=...)` reads except the weights.
 
 Config, tokenizer and template come from the source; the config gains torchao's entry, and
-quantization.json says what was made. The card is the publish room's.
+quantization.json says what was made. The publish package writes the card.
 """
 
 import copy
@@ -25,7 +25,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def stack_versions() -> dict[str, str]:
-    """Versions of what decides the stored bytes."""
+    """The versions of the packages that decide the stored bytes."""
     stack = {name: version(name) for name in ("torch", "torchao", "transformers")}
     return {"smolquant": __version__, **stack}
 
@@ -60,11 +60,11 @@ def finish_variant(
     """Complete ``folder``, which holds the weight files, and return its record, not yet written.
 
     Args:
-        config: the source's config.json. Code that it names is found where transformers looks for it,
-            at the root of a repository and never in a subfolder.
+        config: the source's config.json. Code that it names lies where transformers looks for it, at
+            the root of a repository and never in a subfolder.
         options: those that decide the stored bytes.
-        source_bytes: of the source's tensors, each memory counted once.
-        device: where the stored bytes were found, if they depend on it.
+        source_bytes: the size of the source's tensors, where shared memory counts once.
+        device: the device that computed the stored bytes, if they depend on it.
     """
     for name in source.auxiliary_files:
         if name != CONFIG and not is_code(name):
@@ -126,7 +126,9 @@ def _in_repo(repo: str, code: Any) -> Any:
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """``config`` and those nested in it; ``torch_dtype`` is the key's name before transformers 5."""
+    """Set the dtype in ``config`` and in those nested in it; before transformers 5 the key's name was
+    ``torch_dtype``.
+    """
     config.pop("torch_dtype", None)
     for key, value in config.items():
         if key == "dtype":
