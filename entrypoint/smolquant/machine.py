@@ -1,4 +1,4 @@
-"""Checks that this machine has the disk space and memory that a run needs, before the first byte is moved."""
+"""Checks, before the first byte is moved, that this machine has the disk space and memory for a run."""
 
 import shutil
 from contextlib import suppress

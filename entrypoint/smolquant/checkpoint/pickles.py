@@ -102,7 +102,7 @@ def _unpickle(path: Path, *, mapped: bool) -> dict[str, torch.Tensor]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(
             f"{path.name} cannot be read as plain weights: {reason}",
-            hint="Convert it to safetensors on a machine where you trust it: load it and `save_pretrained`.",
+            hint="If you trust it, convert it to safetensors: load it and `save_pretrained`.",
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()

@@ -122,7 +122,8 @@ class HubSource(Source):
                 if checkpoint.layout != self.layout():
                     raise CheckpointError(
                         f"The headers of the weight files of {self.repo} have changed during the run.",
-                        hint="Run again. If a proxy stands between this machine and the Hub, check the proxy.",
+                        hint="Run again. If a proxy stands between this machine and the Hub, check "
+                        "the proxy.",
                     )
                 yield checkpoint
 

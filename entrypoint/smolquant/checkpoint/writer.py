@@ -84,8 +84,8 @@ def lay_out(
 
     Args:
         tensors: one sequence per source tensor, the parts that must stay together.
-        metadata: the entries that every header repeats, because transformers merges the headers of all shards
-            and lets the last one win.
+        metadata: the entries that every header repeats, because transformers merges the headers of all
+            shards and lets the last one win.
         max_shard_size: bytes of data in a file; a single tensor may exceed it.
     """
     bins: list[list[StoredTensor]] = [[]]

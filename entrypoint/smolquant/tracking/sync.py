@@ -34,16 +34,16 @@ def sync(
 
     Args:
         report_dir: an output folder, with events.jsonl.
-        destination: None: where the newest job was to be recorded.
+        destination: the dashboard; None for the one at which the newest job was to be recorded.
         environ: the process's environment; TRACKIO_WRITE_TOKEN goes with the recorded address.
-        hub_token: opens a Space that has no token of its own.
+        hub_token: the token for a Space that has none of its own.
 
     Returns:
         The dashboard's address with the newest job's runs; None when no run was recorded.
 
     Raises:
         InputError: there are no events, or no address to send them to.
-        TrackioError: Trackio did not take them all.
+        TrackioError: Trackio did not accept all of them.
     """
     events = _read(report_dir)
     job = [event for _, event in events if event["event"] == "job"][-1]
@@ -109,7 +109,7 @@ def _recorded(
     )
     if destination is None:
         raise InputError(
-            f"The run in {report_dir} was recorded locally, and names no Trackio to send it to.",
+            f"The run in {report_dir} was recorded locally, and names no Trackio dashboard to send it to.",
             hint=f"Add --trackio-url: `smolquant sync-trackio {shlex.quote(str(report_dir))} "
             "--trackio-url URL`.",
         )

@@ -7,7 +7,7 @@ from smolquant.record import Options, VariantRecord
 
 
 class Tracker:
-    """A run that nobody records: every method does nothing."""
+    """A run that is not recorded: every method does nothing."""
 
     @property
     def url(self) -> str | None:
@@ -24,7 +24,7 @@ class Tracker:
         return None
 
     def up_to_date(self, variant: str) -> None:
-        """The variant is left alone and gets no run."""
+        """The variant stays as it is and gets no run."""
 
     def started(
         self, variant: str, *, options: Options, device: str, repo: str | None, revision: str | None
@@ -32,23 +32,27 @@ class Tracker:
         """Work on a variant begins.
 
         Args:
-            repo: of the source on the Hub, at commit ``revision``; None for a folder. What identifies
-                that one is still being computed, and comes with the record.
+            repo: the source's repository on the Hub, at commit ``revision``; None for a folder, whose
+                identity is still being computed and comes with the record.
         """
 
     def advance(self, n_bytes: int) -> None:
-        """``n_bytes`` more of the source are done, for every started variant; from any thread."""
+        """``n_bytes`` more of the source are done for every started variant; called from any thread."""
 
     def completed(
         self, record: VariantRecord, *, seconds: Mapping[str, float], peak_memory_bytes: int | None
     ) -> None:
-        """A variant lies in the output folder. ``seconds``: by phase, such as ``quantize``."""
+        """A variant is complete in the output folder.
+
+        Args:
+            seconds: the duration of each phase, such as ``quantize``.
+        """
 
     def pushed(self, urls: Mapping[str, str], commit: str) -> None:
         """The variants with these addresses were published."""
 
     def ended(self, error: BaseException | None) -> None:
-        """The job is over; ``error`` is why it failed."""
+        """The job is over; ``error`` is the reason if it failed."""
 
     def finish(self, report: Path | None) -> None:
-        """Deliver the rest and ``report``; waits ten seconds at most."""
+        """Deliver the rest and ``report``; this waits ten seconds at most."""
