@@ -104,7 +104,7 @@ class _InputWatch:
         self.norm_of: dict[str, Norm | None] = {}
         """Linear weight -> the norm in front; None where there is none, or another one each time."""
         self._returned: dict[int, tuple[torch.Tensor, Norm]] = {}
-        """Norms by the identity of the tensor that they returned, which is kept so that no other reuses it."""
+        """Id of a norm's output -> that output, kept so that no other tensor gets its id, and the norm."""
 
     def hooks(self, name: str, module: nn.Module) -> list[Any]:
         """Register what watches ``module``; the caller removes the hooks."""
