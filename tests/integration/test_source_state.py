@@ -64,19 +64,15 @@ runpy.run_module("smolquant", run_name="__main__")
 CHANGED_IN_MEASURING = """
 import runpy, sys
 from pathlib import Path
-from smolquant import pipeline
+from smolquant.evaluate import Measurement
 
 changed = Path(sys.argv.pop(1))
 
-class Measurement:
-    def windows(self, *_):
-        return []
+def run(*_, **__):
+    changed.touch()
+    return {}
 
-    def run(self, *_, **__):
-        changed.touch()
-        return {}
-
-pipeline.measurement = lambda settings: Measurement()
+Measurement.windows, Measurement.run = lambda *_: [], run
 runpy.run_module("smolquant", run_name="__main__")
 """
 """The command, with a file that is touched in place of a measurement."""
