@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from smolquant.checkpoint.folder import FolderSource
 from smolquant.checkpoint.reader import Checkpoint
-from smolquant.checkpoint.source import FolderSource
 from smolquant.model.architecture import Architecture
 from smolquant.quantize.engine import quantize_checkpoint
 from smolquant.quantize.plan import make_plan

@@ -1,14 +1,14 @@
-"""``smolquant check``: do published variants still work with the libraries that are installed now?
+"""``smolquant check`` tests whether published variants work with the libraries that are installed now.
 
-Each variant's files are held against its quantization.json, then the variant is loaded as a user would
-and asked for a token. It changes nothing.
+Each variant's files are compared with its quantization.json, then the variant is loaded as a user would
+load it and predicts a token. The command changes nothing.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from smolquant.checkpoint.files import sha256_of
+from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CheckpointError, InputError
 from smolquant.hub import Hub, hub_errors
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
@@ -17,13 +17,13 @@ from smolquant.schemes import BY_VARIANT
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found of one variant."""
+    """The result of checking one variant."""
 
     variant: str
     problem: str
-    """Empty when it works."""
+    """What is wrong; empty when the variant works."""
     made_with: Mapping[str, str]
-    """Versions that the record names."""
+    """The versions that the record names."""
 
 
 def check(repo_or_folder: str, hub: Hub, revision: str | None = None) -> Iterator[Checked]:
@@ -66,7 +66,7 @@ def _check_files(folder: Path, record: VariantRecord) -> None:
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
             raise CheckpointError(f"{name} is missing.")
-        if sha256_of(path) != expected.sha256:
+        if not is_intact(path, expected):
             raise CheckpointError(f"{name} is not the file that was made: its sha256 differs.")
 
 

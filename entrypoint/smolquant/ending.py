@@ -24,7 +24,7 @@ from smolquant.report.files import (
 from smolquant.report.plan_text import render_dry_run
 from smolquant.report.run_report import RunReport
 from smolquant.report.summary import render_summary
-from smolquant.tracking.recorder import Tracker
+from smolquant.tracking.tracker import Tracker
 
 _MACHINE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 

@@ -1,9 +1,9 @@
-"""A GPU where the host has one: the run goes on in a sibling container of the CUDA image.
+"""Runs in a sibling container of the CUDA image where the host has a GPU.
 
 GitHub's runner gives an action's container no GPU, but it does give it the Docker socket of the host.
 Over it this container starts a copy of itself that has the GPU: the CUDA image, with the same folders
-(the socket excepted), network, environment, arguments and working directory. The copy does the whole
-run and tells it; this one passes on what it writes, the signals that come in, and its exit code.
+(except for the socket), network, environment, arguments and working directory. The copy does the whole
+run and reports on it; this container passes on what the copy writes, incoming signals, and its exit code.
 
 The host is tried first with the image that is here already, so that gigabytes of CUDA are pulled only
 onto a machine with a GPU.
@@ -23,24 +23,26 @@ from smolquant.report.console import Console
 from smolquant.settings import Settings
 
 SOCKET = Path("/var/run/docker.sock")
-"""Where the runner mounts its Docker engine's socket."""
+"""The path at which the runner mounts its Docker engine's socket."""
 
 PARENT_LABEL = "smolquant.sibling-of"
-"""On every container made here: the id of the container that made it."""
+"""The label, on every container that this module creates, with the id of the container that created it."""
 
 CUDA_IMAGE_LABEL = "smolquant.cuda-image"
-"""On a released image: the CUDA image of the same version."""
+"""The label, on a released image, with the name of the CUDA image of the same version."""
 
 STATE = "gpu_parent"
-"""Name under which the post step is told whose siblings to remove."""
+"""The name of the state that tells the post step whose siblings to remove."""
 
 GRACE_SECONDS = 4.0
-"""How long a cancelled sibling may take: less than this container's run itself, see supervise.py."""
+"""The time that a cancelled sibling may take; it is less than this container's own, see supervise.py."""
 
 _PARENT_VARIABLE = "SMOLQUANT_SIBLING_OF"
 _GPU = {"Count": -1, "Capabilities": [["gpu"]]}
-_NO_CUDA = 64  # a sibling's exit code, before it has told or done anything
-_TOLD = {0, 1, 2, 3, 4, 5, 6, 130, 143}  # exit codes of a run that has told its own end
+_NO_CUDA = (
+    64  # the exit code of a sibling without CUDA, which has neither done nor reported anything
+)
+_REPORTED = {0, 1, 2, 3, 4, 5, 6, 130, 143}  # the exit codes of a run that has reported its own end
 
 _TOOLKIT = (
     "Install the NVIDIA Container Toolkit on the runner's host (`nvidia-ctk runtime configure "
@@ -50,31 +52,31 @@ _TOOLKIT = (
 
 
 class _NoGpuError(Exception):
-    """Why this run gets no GPU: an error if one was demanded, else the CPU does."""
+    """The reason why this run gets no GPU: an error if a GPU was demanded; otherwise the CPU is used."""
 
     def __init__(
-        self, reason: str, hint: str = _TOOLKIT, *, tell: Literal["info", "notice", "warning"]
+        self, reason: str, hint: str = _TOOLKIT, *, level: Literal["info", "notice", "warning"]
     ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.hint = hint
-        self.tell = tell
+        self.level = level
 
 
 def run_in_sibling(
     settings: Settings, arguments: Sequence[str], console: Console, environ: Mapping[str, str]
 ) -> int | None:
-    """Have a sibling that has the GPU do the whole run, where one is wanted and can be had.
+    """Have a sibling that has the GPU do the whole run, where a GPU is wanted and available.
 
     Args:
-        arguments: the command's own, for the sibling to repeat.
+        arguments: the command's own arguments, for the sibling to repeat.
 
     Returns:
-        The exit code of the sibling, which has told its own story; None: the run goes on here.
+        The exit code of the sibling, which has reported on its run; None if the run goes on here.
 
     Raises:
-        MachineError: a GPU was demanded and cannot be had, or the sibling died.
-        Cancelled: and the sibling did not end in time.
+        MachineError: a GPU was demanded and is not available, or the sibling died.
+        Cancelled: the run was cancelled, and the sibling did not end in time.
     """
     if _PARENT_VARIABLE in environ:
         return None if _cuda_works() else _NO_CUDA
@@ -90,7 +92,7 @@ def run_in_sibling(
             raise MachineError(
                 f"--device cuda was asked for, and {refusal.reason}.", hint=refusal.hint
             ) from refusal
-        _tell(console, refusal)
+        _report(console, refusal)
         return None
 
 
@@ -103,27 +105,27 @@ def _run(
 ) -> int | None:
     if not SOCKET.exists():
         if settings.device == "auto":
-            return None  # a `docker run` on a laptop: nobody expects a GPU, nothing to say
-        raise _NoGpuError("this container has neither a GPU nor a Docker socket", tell="info")
+            return None  # a `docker run` on a laptop, where a missing GPU is no news
+        raise _NoGpuError("this container has neither a GPU nor a Docker socket", level="info")
     with closing(_connect()) as engine:
         parent = _inspect(engine, own_id)
         _check_folders(parent, settings)
         _save_state(environ, parent["Id"])
         _probe(engine, parent)
         image = _cuda_image(engine, parent, settings.cuda_image, console)
-        console.info(f"Going on in {image}, which has the host's GPU.")
+        console.info(f"The run goes on in {image}, which has the host's GPU.")
         try:
             end = _run_to_end(engine, sibling_config(parent, image, arguments, environ))
         except OSError as error:
             raise _NoGpuError(
-                f"{image} cannot be started: {_explained(error)}", tell="warning"
+                f"{image} cannot be started: {_explained(error)}", level="warning"
             ) from error
     return _exit_code(end)
 
 
-def _tell(console: Console, refusal: _NoGpuError) -> None:
-    text = f"{refusal.reason[0].upper()}{refusal.reason[1:]}. Going on with the CPU."
-    match refusal.tell:
+def _report(console: Console, refusal: _NoGpuError) -> None:
+    text = f"{refusal.reason[0].upper()}{refusal.reason[1:]}. The run goes on with the CPU."
+    match refusal.level:
         case "info":
             console.info(text)
         case "notice":
@@ -143,7 +145,7 @@ def _cuda_works() -> bool:
 
 
 def container_id(mountinfo: str, environ: Mapping[str, str]) -> str | None:
-    """The id of the container we are in, by what the engine mounts; None outside of one.
+    """The id of the container that this process is in, found by the engine's mounts; None outside of one.
 
     Args:
         mountinfo: text of ``/proc/self/mountinfo``; proc(5) gives its fields.
@@ -160,19 +162,19 @@ def container_id(mountinfo: str, environ: Mapping[str, str]) -> str | None:
 
 
 def _connect() -> Any:
-    """The engine's API client; everything it raises afterwards is an OSError (requests' base)."""
+    """The engine's API client; all errors that it raises later are OSErrors (the base of requests')."""
     try:
         import docker
     except ImportError as error:
         raise _NoGpuError(
-            "the package that speaks to Docker is missing",
+            "the Python package docker is missing",
             "Install `smolquant[action]`.",
-            tell="warning",
+            level="warning",
         ) from error
     try:
         return docker.DockerClient(base_url=f"unix://{SOCKET}", version="auto").api
     except docker.errors.DockerException as error:
-        raise _NoGpuError(f"the Docker engine does not answer: {error}", tell="warning") from error
+        raise _NoGpuError(f"the Docker engine does not answer: {error}", level="warning") from error
 
 
 def _inspect(engine: Any, own_id: str) -> dict[str, Any]:
@@ -181,13 +183,13 @@ def _inspect(engine: Any, own_id: str) -> dict[str, Any]:
     except OSError as error:
         raise _NoGpuError(
             f"the engine behind {SOCKET} does not run this container: {_explained(error)}",
-            tell="warning",
+            level="warning",
         ) from error
     return parent
 
 
 def _check_folders(parent: Mapping[str, Any], settings: Settings) -> None:
-    """What this container alone has would be missing there, or lost with it."""
+    """Make sure that a sibling sees the run's folders, which must not be in this container alone."""
     shared = [Path(mount["Destination"]) for mount in parent["Mounts"]]
     needed = [settings.output_dir]
     if settings.model_is_folder:
@@ -196,9 +198,9 @@ def _check_folders(parent: Mapping[str, Any], settings: Settings) -> None:
     for path in needed:
         if not any(path.resolve().is_relative_to(mount) for mount in shared):
             raise _NoGpuError(
-                f"{path} lies in this container alone, where one with a GPU would not see it",
+                f"{path} is in this container alone, and a container with a GPU would not see it",
                 "Use a folder that is mounted from the host, such as one of the workspace.",
-                tell="warning",
+                level="warning",
             )
 
 
@@ -206,7 +208,7 @@ def _probe(engine: Any, parent: Mapping[str, Any]) -> None:
     """Start this very image with a GPU, to do nothing.
 
     Raises:
-        _NoGpuError: with the engine's own words.
+        _NoGpuError: that did not work; the reason quotes the engine.
     """
     config = {
         "Image": parent["Image"],
@@ -218,36 +220,39 @@ def _probe(engine: Any, parent: Mapping[str, Any]) -> None:
         end = _run_to_end(engine, config)
     except OSError as error:
         raise _NoGpuError(
-            f"the host's Docker engine has no GPU to give: {_explained(error)}", tell="info"
+            f"the host's Docker engine provides no GPU: {_explained(error)}", level="info"
         ) from error
     if end.exit_code != 0:
         raise _NoGpuError(
-            f"a container with the host's GPU ended with {end.exit_code}", tell="warning"
+            f"a test container with the host's GPU ended with exit code {end.exit_code}",
+            level="warning",
         )
 
 
 def _cuda_image(
     engine: Any, parent: Mapping[str, Any], asked_for: str | None, console: Console
 ) -> str:
-    """The image for the sibling, pulled if it is not there."""
+    """The image for the sibling, pulled if the engine does not have it."""
     image = asked_for or (parent["Config"]["Labels"] or {}).get(CUDA_IMAGE_LABEL)
     if not image:
         raise _NoGpuError(
             "this build of smolquant was never released and has no CUDA image of its own",
-            "Name one: `cuda-image`.",
-            tell="notice",
+            "Name an image with `cuda-image`.",
+            level="notice",
         )
     try:
         engine.inspect_image(image)
     except OSError:
-        console.info(f"The host has a GPU. Pulling {image}, once.")
+        console.info(
+            f"The host has a GPU. Its Docker engine pulls {image}, which happens only once."
+        )
         try:
             _pull(engine, image)
         except OSError as error:
             raise _NoGpuError(
                 f"the CUDA image {image} cannot be pulled: {_explained(error)}",
                 "Check its name, or pull it on the runner's host beforehand.",
-                tell="warning",
+                level="warning",
             ) from error
     return str(image)
 
@@ -261,10 +266,10 @@ def _pull(engine: Any, image: str) -> None:
 def sibling_config(
     parent: Mapping[str, Any], image: str, arguments: Iterable[str], environ: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What the engine is asked for: this container (``parent``, as inspected) again, with the GPU.
+    """The configuration of the sibling: this container (``parent``, as inspected) again, with the GPU.
 
-    ``environ`` rather than the parent's configuration: in a job's own container a step's variables
-    are given to the process alone.
+    The variables come from ``environ`` rather than from the parent's configuration, because in a job's
+    own container a step's variables are given to the process alone.
     """
     own = {name: value for name, value in environ.items() if name != "HOSTNAME"}
     host = parent["HostConfig"]
@@ -287,7 +292,7 @@ def sibling_config(
                 mount for mount in host.get("Mounts") or [] if not _is_socket(mount["Target"])
             ],
             "DeviceRequests": [_GPU],
-            "AutoRemove": False,  # how it ended must be asked for
+            "AutoRemove": False,  # it must still be there to be asked how it ended
             "PortBindings": {},
             "PublishAllPorts": False,
             "ContainerIDFile": "",
@@ -301,18 +306,18 @@ def _is_socket(target: str) -> bool:
 
 @dataclass(frozen=True)
 class _End:
-    """How a container ended."""
+    """The way in which a container ended."""
 
     exit_code: int
     out_of_memory: bool
 
 
 def _run_to_end(engine: Any, config: Mapping[str, Any]) -> _End:
-    """Run a container, and pass on what it writes and what signals come in.
+    """Run a container, pass on what it writes and the signals that come in, and remove it.
 
     Raises:
-        OSError: it could not be made or started.
-        Cancelled: and it did not end within ``GRACE_SECONDS``; it is removed then.
+        OSError: it could not be created or started.
+        Cancelled: the run was cancelled, and the container did not end within ``GRACE_SECONDS``.
     """
     container = engine.create_container_from_config(config)["Id"]
     try:
@@ -332,7 +337,7 @@ def _run_to_end(engine: Any, config: Mapping[str, Any]) -> _End:
 def _pass_on(
     output: Iterable[tuple[bytes | None, bytes | None]], streams: tuple[BinaryIO, BinaryIO]
 ) -> None:
-    """Byte for byte: the sibling's lines are commands to the runner, and clean already."""
+    """Pass on bytes as they are: the sibling's lines are commands to the runner, and already cleaned."""
     for chunks in output:
         for chunk, stream in zip(chunks, streams, strict=True):
             if chunk:
@@ -353,7 +358,7 @@ def _wait(engine: Any, container: str) -> int:
     except OSError as error:
         raise MachineError(
             f"The Docker engine was lost while the container with the GPU ran: {_explained(error)}.",
-            hint="Run it again; what is published already is not made again.",
+            hint="Run again; what is already published is not made again.",
         ) from error
 
 
@@ -365,10 +370,10 @@ def _was_out_of_memory(engine: Any, container: str) -> bool:
 
 
 def _exit_code(end: _End) -> int:
-    """The sibling's exit code, if its run came to an end that it told."""
+    """The sibling's exit code, if its run has reported its own end."""
     if end.exit_code == _NO_CUDA:
-        raise _NoGpuError("torch sees no CUDA in a container with the host's GPU", tell="warning")
-    if end.exit_code in _TOLD:
+        raise _NoGpuError("torch sees no CUDA in a container with the host's GPU", level="warning")
+    if end.exit_code in _REPORTED:
         return end.exit_code
     if end.out_of_memory:
         raise MachineError(
@@ -383,7 +388,7 @@ def _exit_code(end: _End) -> int:
 
 
 def _explained(error: Exception) -> str:
-    """The engine's own words, without the address they came from."""
+    """The engine's own words, without the address that they came from."""
     return str(getattr(error, "explanation", None) or error).strip().rstrip(".")
 
 

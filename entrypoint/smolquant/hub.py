@@ -1,6 +1,6 @@
-"""The one place that talks to the Hub's client: how it is set up, and what its errors mean.
+"""The Hub's client: how it is set up, and what its errors mean for the user.
 
-It knows nothing of variants. The client library is imported when it is first used.
+This module knows nothing of variants. The client library is imported when it is first used.
 """
 
 import functools
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 30.0
 """Seconds until a connection stands."""
 SILENCE_TIMEOUT = 120.0
-"""Seconds without a byte in either direction. An upload of hours is never silent; a commit of many
+"""Seconds without a byte in either direction. An upload of hours is never silent, but a commit of many
 large files keeps the Hub busy for a while before it answers."""
 
 _TOKEN = re.compile(r"\bhf_[\w.-]+")
@@ -35,13 +35,13 @@ HOW_TO_SIGN_IN = (
     "`permissions: id-token: write`."
 )
 _CHECK_THE_NETWORK = "Check the network, and HF_ENDPOINT if it is set, then run again."
-WITHOUT_XET = "Where only large files fail, HF_HUB_DISABLE_XET=1 sends them another way."
+WITHOUT_XET = "If only large files fail, set HF_HUB_DISABLE_XET=1, which sends them in another way."
 _CUT_OFF = "the Hub cannot be reached"
 
 
 @dataclass(frozen=True)
 class Hub:
-    """A Hub and who we are there."""
+    """A Hub, and the account that is used there."""
 
     token: str | None = field(default=None, repr=False)
     """None leaves the choice to the client: keyless OIDC, HF_TOKEN, or a login."""
@@ -83,7 +83,7 @@ class Hub:
 
 
 def valid_repo_id(text: str) -> bool:
-    """Whether ``text`` can be a repository's id: ``namespace/name``, or ``name`` alone."""
+    """Whether the client takes ``text`` for a repository's id: ``namespace/name``, or ``name`` alone."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -96,15 +96,15 @@ def valid_repo_id(text: str) -> bool:
 
 @contextmanager
 def hub_errors(repo_id: str, doing: str) -> Iterator[None]:
-    """Translate the client's errors into ours.
+    """Translate the client's errors into smolquant's.
 
     Args:
-        repo_id: the repository that it is about.
-        doing: what is being done, in words that "failed" can follow: ``reading the model``.
+        repo_id: the repository that the work is about.
+        doing: the work, in words that "failed" can follow: ``reading the model``.
 
     Raises:
-        HubError: the Hub refused, or cannot be reached; with the reason and the next step.
-        InputError: the repository's id is not one.
+        HubError: the Hub refused, or cannot be reached; it has the reason and the next step.
+        InputError: the repository's id is not valid.
     """
     try:
         yield
@@ -119,7 +119,7 @@ def hub_errors(repo_id: str, doing: str) -> Iterator[None]:
 
 @contextmanager
 def upload_errors(repo_id: str) -> Iterator[None]:
-    """Translate what the client's transfer of large files raises beyond :func:`hub_errors`.
+    """Translate the errors of the client's transfer of large files that :func:`hub_errors` does not know.
 
     Raises:
         HubError: the transfer failed.
@@ -137,8 +137,8 @@ def upload_errors(repo_id: str) -> Iterator[None]:
 
 @functools.cache
 def _prepare_client() -> None:
-    """Set what a process has once: an HTTP session, which by default waits forever, and progress
-    bars, whose place is the report's.
+    """Set up what a process has once: the HTTP session, which by default waits forever, and the progress
+    bars, which would disturb the reports.
     """
     import httpx2
     from huggingface_hub import get_session, set_client_factory
@@ -154,7 +154,7 @@ def _prepare_client() -> None:
 
 
 def _first_explained(error: BaseException, repo_id: str, doing: str) -> SmolquantError | None:
-    """What the error, or the first of its causes that says something, means."""
+    """The explanation of the error, or of the first of its causes that has one."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     failed = f"{doing[:1].upper()}{doing[1:]} failed"
@@ -187,7 +187,7 @@ def _explain(error: BaseException, repo_id: str, failed: str) -> SmolquantError 
         case errors.LocalTokenNotFoundError():
             why, hint = "there is no Hugging Face token", HOW_TO_SIGN_IN
         case errors.OIDCError():
-            why = f"keyless publishing was asked for and gave no token: {_quote(error)}"
+            why = f"keyless publishing was asked for, and it gave no token: {_quote(error)}"
             hint = (
                 "Give the job `permissions: id-token: write` and make the workflow a trusted "
                 "publisher of the repository, or unset HF_OIDC_RESOURCE and give a token."
@@ -196,14 +196,14 @@ def _explain(error: BaseException, repo_id: str, failed: str) -> SmolquantError 
             why = "HF_HUB_OFFLINE forbids the network"
             hint = "Unset HF_HUB_OFFLINE, or work from a local folder with --save-only."
         case httpx2.TimeoutException() | TimeoutError():
-            why = f"{_CUT_OFF}, it did not answer in time"
+            why = f"{_CUT_OFF}: it did not answer in time"
         case ConnectionError():  # of Xet, by which the client sends large files
             why = f"{_CUT_OFF}: {_quote(error)}"
             hint = f"{_CHECK_THE_NETWORK} {WITHOUT_XET}"
         case httpx2.TransportError():
-            why = f"{_CUT_OFF}, {_quote(error) or 'the connection broke'}"
+            why = f"{_CUT_OFF}: {_quote(error) or 'the connection broke'}"
         case json.JSONDecodeError():
-            why = f"{_CUT_OFF}, what answers in its place does not speak JSON"
+            why = f"{_CUT_OFF}: the answer is not JSON, so something else may answer in its place"
         case _:
             return None
     return HubError(f"{failed}: {why}.", hint=hint)
@@ -250,14 +250,14 @@ def _refused(error: "HfHubHTTPError", repo_id: str, failed: str) -> HubError:
             hint = "Run again when they are done."
         case _ if status == 429:
             wait = error.response.headers.get("Retry-After", "")
-            why = "the Hub has had too many requests from this account or address."
+            why = "the Hub has received too many requests from this account or address."
             hint = f"Run again in {wait} seconds." if wait.isdecimal() else "Run again later."
         case _ if status >= 500:
             why = f"the Hub has a problem of its own (HTTP {status}).{said}"
-            hint = "See https://status.huggingface.co, and run again later."
+            hint = "Look at https://status.huggingface.co, and run again later."
         case _:
             why = f"the Hub refused (HTTP {status}).{said}"
-            hint = "Its message tells what to change."
+            hint = "The Hub's message says what to change."
     return HubError(f"{failed}: {why}", hint=hint)
 
 

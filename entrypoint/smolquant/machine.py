@@ -1,20 +1,17 @@
-"""What a run needs of the machine, refused with the numbers before the first byte is moved."""
+"""Checks, before the first byte is moved, that this machine has the disk space and memory for a run."""
 
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from smolquant.checkpoint.source import Download
 from smolquant.errors import MachineError
 from smolquant.memory import available_bytes
 from smolquant.text import human_size
 
-LowDisk = Literal["auto", "always", "never"]
-
 WORKING_MEMORY = 128 << 20
-"""Bytes: the blocks in work, and the group scales of the largest weight."""
+"""Bytes for the blocks that are being processed, and for the group scales of the largest weight."""
 
 
 def computing_device(asked: str) -> str:
@@ -45,34 +42,36 @@ def require_cuda() -> None:
 
 @dataclass(frozen=True)
 class DiskUse:
-    """How a run spares the disk."""
+    """The ways in which a run saves disk space."""
 
     stream_source: bool = False
-    """The source is read from the Hub and not stored."""
+    """Whether the source is read from the Hub without being stored."""
     send_shards: bool = False
-    """Each shard is sent as soon as it is finished, and deleted."""
+    """Whether each shard is sent as soon as it is finished, and then deleted."""
 
 
 @dataclass(frozen=True)
 class OutputBytes:
-    """What the variants of a run take on disk."""
+    """The disk space that the variants of a run take."""
 
     in_all: int
-    """That are still to be written."""
+    """Bytes that are still to be written."""
     at_once: int
-    """Where each shard is gone before the next is begun: the largest of every variant, together."""
+    """Bytes on disk at once if each shard is deleted before the next is begun: the sum of every variant's
+    largest shard."""
 
 
 def choose_disk_use(
-    asked: LowDisk, output_dir: Path, output: OutputBytes, download: Download, possible: DiskUse
+    asked: str, output_dir: Path, output: OutputBytes, download: Download, possible: DiskUse
 ) -> DiskUse:
-    """Spare the disk as asked; ``auto``: where it would not hold everything.
+    """Choose how to save disk space; ``auto`` saves it only where the disk would not hold everything.
 
     Args:
-        possible: in which ways this run could.
+        asked: ``auto``, ``always`` or ``never``.
+        possible: the ways in which this run can save disk space.
 
     Raises:
-        MachineError: not even that fits.
+        MachineError: the run does not fit on the disk even so.
     """
     ways = {
         "never": [DiskUse()],
@@ -96,7 +95,7 @@ def _require_for(use: DiskUse, output_dir: Path, output: OutputBytes, download: 
 
 
 def require_disk(output_dir: Path, variants: int, download: Download) -> None:
-    """Refuse what would fill a disk hours later.
+    """Refuse a run that would fill a disk hours later.
 
     Args:
         variants: bytes that are still to be written below ``output_dir``.
@@ -119,44 +118,45 @@ def require_disk(output_dir: Path, variants: int, download: Download) -> None:
 
 
 def require_room_for(download: Download) -> None:
-    """Refuse to fetch what does not fit.
+    """Refuse a download that does not fit on its disk.
 
     Raises:
-        MachineError: with the numbers.
+        MachineError: it does not fit; the message has the numbers.
     """
     size = human_size(download.size)
     _require(download.folder, download.size, f"Fetching the model takes {size}")
 
 
 def require_memory() -> None:
-    """Refuse to start where even a constant little does not fit.
+    """Refuse to start where the memory that every run takes is not available.
 
     Raises:
-        MachineError: with the numbers.
+        MachineError: it is not available; the message has the numbers.
     """
     available = available_bytes()
     if available < WORKING_MEMORY:
         raise MachineError(
-            f"Quantizing takes {human_size(WORKING_MEMORY)} of memory beside what is loaded already, "
-            f"whatever the model's size, and {human_size(available)} can be had.",
-            hint="End other programs, or use a machine with more memory.",
+            f"Quantizing takes {human_size(WORKING_MEMORY)} of memory beyond what is loaded already, "
+            f"whatever the model's size, and {human_size(available)} is available.",
+            hint="Close other programs, or use a machine with more memory.",
         )
 
 
 def require_memory_for(doing: str, needed: int, hint: str) -> None:
-    """Refuse early what the kernel would kill later.
+    """Refuse early a step that would be killed later for the memory it takes.
 
     Args:
-        doing: what takes the memory, to begin a sentence with: ``Measuring``.
+        doing: the step, in a word that a sentence can begin with: ``Measuring``.
         needed: bytes beyond what the process has now.
+        hint: what the user can do about it.
 
     Raises:
-        MachineError: with the numbers, and ``hint``.
+        MachineError: the memory is not available; the message has the numbers.
     """
     available = available_bytes()
     if needed > available:
         raise MachineError(
-            f"{doing} needs {human_size(needed)} of memory, and {human_size(available)} are left here.",
+            f"{doing} needs {human_size(needed)} of memory, and {human_size(available)} is available.",
             hint=hint,
         )
 
@@ -166,9 +166,9 @@ def _require(folder: Path, needed: int, need: str) -> None:
     if needed > free:
         raise MachineError(
             f"{need}, and {folder} has {human_size(free)} free.",
-            hint="Variants go to --output-dir, and what is fetched to HF_HOME: choose a disk with more "
-            "room, or fewer quantization types. With --evaluate never, --low-disk auto sends each shard "
-            "and deletes it.",
+            hint="Variants are written to --output-dir, and downloads to HF_HOME: choose a disk with more "
+            "space, or fewer quantization types. With --evaluate never, --low-disk auto sends each shard "
+            "and then deletes it.",
         )
 
 

@@ -1,4 +1,4 @@
-"""How much memory this process may still take here, and how much it took at most."""
+"""How much memory this process may still take on this machine, and the most that it has taken."""
 
 import ctypes
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ def peak_bytes() -> int:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether ``error`` is the way in which Python, or torch on a CPU or a GPU, runs out of memory."""
-    # By name, as this room does without torch, whose CPU allocator has no type of its own for it.
+    # By name, because this module does not import torch, whose CPU allocator has no error type of its own.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

@@ -9,9 +9,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from smolquant.checkpoint.source import Source, open_source
+from smolquant.checkpoint.opening import open_source
+from smolquant.checkpoint.source import Source
 from smolquant.errors import CannotMeasure, MachineError
-from smolquant.evaluate.gate import judge, refuse_garbage, verdict
+from smolquant.evaluate.gate import check_plausible, judge, verdict
 from smolquant.hub import Hub
 from smolquant.machine import require_cuda
 from smolquant.publish import release
@@ -24,7 +25,7 @@ from smolquant.report.console import Console
 from smolquant.report.run_report import RunReport, VariantResult
 from smolquant.reuse import Reuse, decide_reuse
 from smolquant.settings import Settings
-from smolquant.tracking.recorder import Tracker
+from smolquant.tracking.tracker import Tracker
 
 
 def quantize(settings: Settings, console: Console, report: RunReport, tracker: Tracker) -> None:
@@ -176,7 +177,7 @@ def _judge(report: RunReport, settings: Settings) -> None:
     measured = {variant: one.record.metrics for variant, one in report.variants.items()}
     for variant, one in report.variants.items():
         if one.record.metrics is not None and not one.up_to_date:
-            refuse_garbage(variant, one.record.metrics)
+            check_plausible(variant, one.record.metrics)
     if refusal := judge(measured, settings.gate):
         raise refusal
     report.verdict = verdict(measured, settings.gate)

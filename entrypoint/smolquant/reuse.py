@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from smolquant.checkpoint.source import Source
-from smolquant.publish.local import is_intact
+from smolquant.publish.local import is_whole
 from smolquant.record import VariantRecord, stack_versions
 from smolquant.schemes import SCHEMES
 from smolquant.settings import Settings
@@ -40,14 +40,14 @@ def decide_reuse(
     source: Source,
     settings: Settings,
     *,
-    is_intact: Callable[[Path, VariantRecord], bool] = is_intact,
+    is_whole: Callable[[Path, VariantRecord], bool] = is_whole,
 ) -> Reuse:
     """Decide for each variant that was asked for whether it is up to date, reusable, or to be made.
 
     Args:
         there: the variants that stand in the target, by name.
         finished: the variants that earlier runs have left in the output folder, by name.
-        is_intact: tells whether a folder holds the files of a variant as they were made.
+        is_whole: tells whether a folder holds the files of a variant as they were made.
 
     Returns:
         Each variant in one of three groups. The identity of the source is asked for only where a record
@@ -61,7 +61,7 @@ def decide_reuse(
         if record is not None and outdated is None:
             up_to_date[variant] = record
             reasons[variant] = f"{variant} is up to date"
-        elif left is not None and _is_reusable(left, quant_type, source, settings, is_intact):
+        elif left is not None and _is_reusable(left, quant_type, source, settings, is_whole):
             reusable[variant] = left
             reasons[variant] = (
                 f"{variant}: {settings.output_dir / variant} has what an earlier run made of this source"
@@ -96,7 +96,7 @@ def _is_reusable(
     quant_type: str,
     source: Source,
     settings: Settings,
-    is_intact: Callable[[Path, VariantRecord], bool],
+    is_whole: Callable[[Path, VariantRecord], bool],
 ) -> bool:
     """Whether a finished variant is what this run would make, and measured as it would be."""
     return (
@@ -105,5 +105,5 @@ def _is_reusable(
         and record.versions == stack_versions()
         and record.is_made_by(quant_type=quant_type, options=settings.options_of(quant_type))
         and record.source.identity == source.identity
-        and is_intact(settings.output_dir / record.variant, record)
+        and is_whole(settings.output_dir / record.variant, record)
     )

@@ -1,8 +1,8 @@
-"""As a container's first process: do the run in a child, so that someone is left to tell its end.
+"""Does the run in a child of a container's first process, so that a process is left to report how it ended.
 
-At a memory limit the kernel kills the process that takes most. Were that the first process, the
-container would be gone, with a 137 in the log and nothing to say why. And a cancelled run may sit in a
-library that waits for threads, and they for a server: the runner does not wait that long.
+At a memory limit the kernel kills the process that takes most. If that were the first process, the
+container would be gone, with a 137 in the log and nothing to say why. And a cancelled run may be inside a
+library that waits for threads, which wait for a server; the runner does not wait that long.
 """
 
 import os
@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable
 
 GRACE_SECONDS = 5.0
-"""How long a child may take to end after a signal. The runner kills 10 s after its first signal."""
+"""The time that a child may take to end after a signal. The runner kills 10 s after its first signal."""
 
 
 def run_in_child(killed: Callable[[int | None], int]) -> None:
@@ -19,9 +19,9 @@ def run_in_child(killed: Callable[[int | None], int]) -> None:
     Call it early: what is loaded already is loaded twice, and threads do not survive a fork.
 
     Args:
-        killed: tells that the child was killed, and returns the exit code for that. It is given the
-            signal after which the child did not end in time; None: the kernel killed it, since nobody
-            else kills a child and spares a container's first process.
+        killed: reports that the child was killed, and returns the exit code for that. Its argument is
+            the signal after which the child did not end in time. None means that the kernel killed the
+            child, since nothing else kills a child but not a container's first process.
     """
     child = os.fork()
     if child == 0:

@@ -97,10 +97,8 @@ def test_auto_goes_on_with_the_cpu_where_the_host_has_no_gpu(
 ) -> None:
     done = with_model(runner).run_as_runner(inputs(cuda_image="nobody/has:this"))
     assert_done(done, runner)
-    assert (
-        "The host's Docker engine has no GPU to give: could not select device driver" in done.stdout
-    )
-    assert "Pulling" not in done.stdout
+    assert "The host's Docker engine provides no GPU: could not select device driver" in done.stdout
+    assert "Docker engine pulls" not in done.stdout
     assert siblings(engine) == []
 
 
@@ -108,7 +106,7 @@ def test_cuda_fails_with_the_fix_where_the_host_has_no_gpu(engine: Engine, runne
     done = with_model(runner).run_as_runner(inputs(device="cuda"))
     assert done.returncode == 4
     (error,) = done.annotations("error")
-    assert "no GPU to give" in error
+    assert "provides no GPU" in error
     for fix in ("NVIDIA Container Toolkit", "--set-as-default", "--gpus all"):
         assert fix in error
     assert siblings(engine) == []
@@ -196,7 +194,7 @@ def test_the_sibling_tells_the_run(gpu_runner: Runner, stand_in: str) -> None:
 
 def test_a_whole_run_in_the_sibling(gpu_runner: Runner, believer: str) -> None:
     done = gpu_runner.run_as_runner(inputs(cuda_image=believer))
-    assert f"Going on in {believer}" in done.stdout
+    assert f"The run goes on in {believer}" in done.stdout
     assert_done(done, gpu_runner)
     assert done.stdout.count("::group::Quantize") == 1
     assert done.summary.count("### ") == 1
@@ -291,7 +289,7 @@ def test_a_folder_of_this_container_alone_stays_with_it(gpu_runner: Runner, stan
     )
     assert done.returncode == 0
     (warning,) = done.annotations("warning")
-    assert "/only/here lies in this container alone" in warning
+    assert "/only/here is in this container alone" in warning
 
 
 def test_in_a_jobs_own_container_the_steps_variables_go_along(

@@ -180,7 +180,7 @@ def test_a_source_that_arrives_damaged_is_not_published(
     run = publish("--low-disk", "always")
 
     assert run.exit_code == 3, run.log
-    assert "model.safetensors did not arrive as the Hub has it" in run.log
+    assert "model.safetensors did not arrive as it is on the Hub" in run.log
     assert len(hub.repo(TARGET).commits) == 1, "nothing but the creation of the repository"
 
 

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from localhub import LocalHub, Token
-from smolquant.checkpoint.source import FolderSource, LocalFile
+from smolquant.checkpoint.folder import FolderSource, LocalFile
 from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub
 from smolquant.publish import commit as commit_module

@@ -12,7 +12,8 @@ from command import Run, run_killed
 from conftest import WRITE
 from localhub import LocalHub
 from models import SIZES, save_with_tokenizer
-from smolquant.checkpoint.source import FolderSource, HubSource
+from smolquant.checkpoint.folder import FolderSource
+from smolquant.checkpoint.repository import HubSource
 from smolquant.hub import Hub
 from smolquant.record import VariantRecord
 
@@ -21,10 +22,10 @@ RunSmolquant = Callable[..., Run]
 
 HASHED_LATE = """
 import runpy, threading
-from smolquant.checkpoint import source
+from smolquant.checkpoint import folder
 from smolquant.tracking.recorder import Recorder
 
-first_block, advance, sha256_of = threading.Event(), Recorder.advance, source.sha256_of
+first_block, advance, sha256_of = threading.Event(), Recorder.advance, folder.sha256_of
 
 def advance_and_tell(recorder, n_bytes):
     first_block.set()
@@ -35,7 +36,7 @@ def wait_and_hash(path):
         raise TimeoutError("nothing was quantized before the source was hashed")
     return sha256_of(path)
 
-Recorder.advance, source.sha256_of = advance_and_tell, wait_and_hash
+Recorder.advance, folder.sha256_of = advance_and_tell, wait_and_hash
 runpy.run_module("smolquant", run_name="__main__")
 """
 """The command, whose source is not hashed before its first block is quantized."""
@@ -63,19 +64,15 @@ runpy.run_module("smolquant", run_name="__main__")
 CHANGED_IN_MEASURING = """
 import runpy, sys
 from pathlib import Path
-from smolquant import pipeline
+from smolquant.evaluate import Measurement
 
 changed = Path(sys.argv.pop(1))
 
-class Measurement:
-    def windows(self, *_):
-        return []
+def run(*_, **__):
+    changed.touch()
+    return {}
 
-    def run(self, *_, **__):
-        changed.touch()
-        return {}
-
-pipeline.measurement = lambda settings: Measurement()
+Measurement.windows, Measurement.run = lambda *_: [], run
 runpy.run_module("smolquant", run_name="__main__")
 """
 """The command, with a file that is touched in place of a measurement."""

@@ -334,7 +334,7 @@ def test_keyless_login_does_not_open_a_space(silent: str, tmp_path: Path) -> Non
     job.begin()
     job.end()
     warning = assert_job_unharmed(job)
-    assert "keyless login is good for the published repository only" in warning
+    assert "keyless login works for the published repository only" in warning
     assert "TRACKIO_WRITE_TOKEN" in warning
 
 

@@ -25,7 +25,8 @@ from smolquant.quantize.calibrate import (
     calibrated_weights,
     calibration_windows,
 )
-from smolquant.quantize.engine import Written, quantize_checkpoint
+from smolquant.quantize.engine import quantize_checkpoint
+from smolquant.quantize.output import Written
 from smolquant.quantize.plan import VariantPlan, make_plan
 from smolquant.schemes import Int4Method, Quantize, scheme_of
 from smolquant.schemes.int4_gptq import ErrorFeedback, gptq_grids
@@ -313,7 +314,7 @@ def test_too_little_memory_is_refused_with_the_numbers(parts: Parts, monkeypatch
     calibration = parts.calibration(parts.plan("calibrated"))
     calibration.require_memory()
     monkeypatch.setattr(machine, "available_bytes", lambda: 1_000_000)
-    with pytest.raises(MachineError, match=r"needs .* of memory, and .* are left"):
+    with pytest.raises(MachineError, match=r"needs .* of memory, and .* is available"):
         calibration.require_memory()
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from smolquant.checkpoint import reader
-from smolquant.checkpoint import source as source_module
+from smolquant.checkpoint import folder as folder_module
+from smolquant.checkpoint import pickles
 from smolquant.checkpoint.files import (
     identity,
     is_auxiliary,
@@ -23,8 +23,9 @@ from smolquant.checkpoint.files import (
     shard_names,
     weight_layout,
 )
-from smolquant.checkpoint.reader import Checkpoint, SourceTensor, row_blocks
-from smolquant.checkpoint.source import FolderSource
+from smolquant.checkpoint.folder import FolderSource
+from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.tensors import SourceTensor, row_blocks
 from smolquant.checkpoint.writer import ShardWriter, StoredTensor, index_text, lay_out
 from smolquant.errors import CheckpointError, MachineError
 
@@ -105,9 +106,9 @@ def test_a_legacy_pickle_that_does_not_fit_is_refused_with_the_numbers(
 ) -> None:
     path = tmp_path / "m.bin"
     torch.save({"a": torch.zeros(10**6)}, path, _use_new_zipfile_serialization=False)
-    monkeypatch.setattr(reader, "available_bytes", lambda: 10**6)
+    monkeypatch.setattr(pickles, "available_bytes", lambda: 10**6)
     with pytest.raises(
-        MachineError, match=r"m\.bin .* 4\.00 MB of memory, and 1\.00 MB can be had"
+        MachineError, match=r"m\.bin .* 4\.00 MB of memory, and 1\.00 MB is available"
     ):
         Checkpoint([path])
 
@@ -168,7 +169,7 @@ def test_the_same_tensor_in_two_files_is_refused(
 ) -> None:
     for name in ("1.safetensors", "2.safetensors"):
         save_file(state, tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"stands in 1\.safetensors and again in 2"):
+    with pytest.raises(CheckpointError, match=r"is in 1\.safetensors and again in 2"):
         Checkpoint([tmp_path / "1.safetensors", tmp_path / "2.safetensors"])
 
 
@@ -308,7 +309,7 @@ def test_whatever_ends_the_hashing_reaches_those_who_wait_for_it(
     def hash_nothing(path: Path) -> str:
         raise MemoryError
 
-    monkeypatch.setattr(source_module, "sha256_of", hash_nothing)
+    monkeypatch.setattr(folder_module, "sha256_of", hash_nothing)
     with pytest.raises(MemoryError):
         assert FolderSource(tmp_path).identity
 
@@ -379,7 +380,7 @@ def test_a_folders_state_waits_for_no_hash_and_covers_all_of_it(
         may_hash.wait(20)
         return sha256_of(path)
 
-    monkeypatch.setattr(source_module, "sha256_of", hash_late)
+    monkeypatch.setattr(folder_module, "sha256_of", hash_late)
     source = FolderSource(folder)
     assert source.state
     assert source.auxiliary_files == ["config.json"]

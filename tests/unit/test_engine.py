@@ -16,7 +16,8 @@ from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.writer import ShardWriter
 from smolquant.errors import CheckpointError, GateError
 from smolquant.model.architecture import Architecture
-from smolquant.quantize.engine import Written, quantize_checkpoint
+from smolquant.quantize.engine import quantize_checkpoint
+from smolquant.quantize.output import Written
 from smolquant.quantize.plan import make_plan
 from smolquant.quantize.workfolder import Journal
 from smolquant.schemes import SCHEMES

@@ -8,11 +8,11 @@ import pytest
 
 from smolquant.errors import CannotMeasure, GateError, InputError, Unmeasured
 from smolquant.evaluate.gate import (
-    SANE_KL,
+    LARGEST_PLAUSIBLE_KL,
     Gate,
+    check_plausible,
     judge,
     parse_limits,
-    refuse_garbage,
     verdict,
 )
 from smolquant.record import Metrics
@@ -99,7 +99,7 @@ def test_why_nothing_was_measured_is_the_next_thing_to_read() -> None:
     refusal = judge({"int8": None}, Gate(kl={"int8": 1.0}), reason)
     assert isinstance(refusal, Unmeasured)
     assert refusal.message.endswith(
-        "int8: --max-kl 1 was given, and it was not measured: It has no tokenizer."
+        "int8: --max-kl 1 was given, and the variant was not measured: It has no tokenizer."
     )
     assert refusal.hint == "Save one beside it."
 
@@ -126,11 +126,11 @@ def test_without_limits_nothing_is_judged() -> None:
 
 
 def test_garbage_is_refused_without_any_limit() -> None:
-    refuse_garbage("int4", replace(GOOD, mean_kl=SANE_KL))
-    refuse_garbage("int4", Metrics())
-    for kl in (SANE_KL * 1.01, float("nan")):
+    check_plausible("int4", replace(GOOD, mean_kl=LARGEST_PLAUSIBLE_KL))
+    check_plausible("int4", Metrics())
+    for kl in (LARGEST_PLAUSIBLE_KL * 1.01, float("nan")):
         with pytest.raises(GateError, match="int4"):
-            refuse_garbage("int4", replace(GOOD, mean_kl=kl))
+            check_plausible("int4", replace(GOOD, mean_kl=kl))
 
 
 def test_the_gate_needs_no_torch() -> None:

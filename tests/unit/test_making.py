@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from models import llama, save_with_tokenizer
-from smolquant.checkpoint.source import FolderSource
+from smolquant.checkpoint.folder import FolderSource
 from smolquant.errors import CheckpointError, InputError
-from smolquant.publish.local import is_intact, local_records
+from smolquant.publish.local import is_whole, local_records
 from smolquant.quantize import making
 from smolquant.report.console import Console
 from smolquant.report.run_report import VariantResult
@@ -61,7 +61,7 @@ def test_a_variant_is_whole_in_its_place_and_nothing_else_is_left(
     for variant, result in results.items():
         assert result.folder == asked.output_dir / variant
         assert result.record == records[variant]
-        assert is_intact(result.folder, result.record)
+        assert is_whole(result.folder, result.record)
         assert result.seconds and result.peak_memory_bytes
     assert sum(done) == source.layout().size_bytes
     assert source.identity in log.getvalue()

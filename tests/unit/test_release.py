@@ -8,7 +8,7 @@ import pytest
 
 from models import llama, save_with_tokenizer
 from smolquant.checkpoint.files import sha256_of
-from smolquant.checkpoint.source import FolderSource
+from smolquant.checkpoint.folder import FolderSource
 from smolquant.errors import InputError
 from smolquant.hub import Hub
 from smolquant.publish import release

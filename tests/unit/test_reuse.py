@@ -65,7 +65,7 @@ def decide(
         by_name(finished),
         KnownSource(),
         asked,
-        is_intact=lambda folder, made: intact,
+        is_whole=lambda folder, made: intact,
     )
 
 

@@ -1,4 +1,4 @@
-"""The map of modules in CONTRIBUTING.md is the code's own: imports run down its rows, and pieces stay short.
+"""CONTRIBUTING.md's map of modules is the code's own: imports run down its rows, and pieces stay short.
 
 The page's table is the only one; these tests read it, and the code by its syntax trees, so that an import
 inside a function or under TYPE_CHECKING counts like any other.

@@ -13,8 +13,9 @@ from smolquant.record import Options, TensorRecord, VariantRecord
 from smolquant.report.console import Console
 from smolquant.tracking.destination import Destination
 from smolquant.tracking.events import Entries, Entry, EventLog, read_events
+from smolquant.tracking.naming import project_name, run_name
 from smolquant.tracking.process import child_environment
-from smolquant.tracking.recorder import Recorder, layer_errors, project_name, run_name
+from smolquant.tracking.recorder import Recorder, layer_errors
 from unit.report_samples import SHA, SOURCE, variant_record
 
 

@@ -1,6 +1,6 @@
 """A large file that is written, and read back once, past the page cache.
 
-Caching costs more than the disk does: a page is found, cleared, filled and written back, and pushes out
+Caching costs more than the disk does: a page is allocated, cleared, filled and written back, and pushes out
 one of the source's, which will be read again. So whole pages go straight from memory to the disk, and
 only the edges between writes are cached. Where a file system cannot do that (tmpfs, some network ones),
 everything is.
@@ -53,10 +53,10 @@ class DiskFile:
         _write_all(self._cached, data[first + whole :], offset + first + whole)
 
     def sha256(self) -> str:
-        """Hexadecimal, of the whole file.
+        """The sha256 of the whole file, hexadecimal.
 
-        Not flushed to the disk first, as little as any copy of a checkpoint is: waiting for the edges
-        would cost more than the rest of the work, and whoever goes on from here after a crash of the
+        The file is not flushed to the disk first, as little as any copy of a checkpoint is: waiting for
+        the edges would cost more than the rest of the work, and a run that goes on after a crash of the
         machine compares this digest.
         """
         digest = hashlib.sha256()

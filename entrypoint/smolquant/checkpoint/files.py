@@ -1,6 +1,6 @@
-"""Which files of a folder or repository are the model: its config, tokenizer and weights.
+"""Which files of a folder or repository are the model, and whether a file is the one that was recorded.
 
-Their digests are the source's identity. This file knows names only, not where they are kept.
+A model's files are its config, tokenizer and weights, and their digests are the source's identity.
 """
 
 import hashlib
@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from smolquant.errors import CheckpointError
+from smolquant.record import FileRecord
 
 CONFIG = "config.json"
 
 _HASHED_AT_ONCE = 1 << 23
-"""Bytes. Python's lock is asked for after every read and every update, and while libraries are imported it
-takes milliseconds to get: with the standard library's 256 KB, hashing beside that comes to a halt."""
+"""Bytes. Every read and every update waits for Python's lock, which takes milliseconds while libraries are
+imported: with the standard library's 256 KB, hashing comes to a halt meanwhile."""
 
 _AUXILIARY_FILES = re.compile(
     r"config\.json|generation_config\.json|tokenizer[\w.-]*|vocab[\w.-]*|merges\.txt"
@@ -32,7 +33,7 @@ _WEIGHT_LAYOUTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-"""In the order in which transformers looks for them."""
+"""The files that transformers looks for, in its order."""
 
 
 def is_auxiliary(name: str) -> bool:
@@ -49,7 +50,7 @@ def weight_layout(names: Iterable[str]) -> str:
     """The single weight file, or the index of shards, that transformers would load.
 
     Raises:
-        CheckpointError: when there is none; naming what was found instead.
+        CheckpointError: there is none; the message names the weights of other formats.
     """
     present = set(names)
     for layout in _WEIGHT_LAYOUTS:
@@ -58,9 +59,9 @@ def weight_layout(names: Iterable[str]) -> str:
     others = sorted(
         name for name in present if name.endswith((".gguf", ".bin", ".pt", ".safetensors"))
     )
-    found = f" It has {', '.join(others[:5])}." if others else ""
+    instead = f" The checkpoint has {', '.join(others[:5])}." if others else ""
     raise CheckpointError(
-        f"There are no weights: none of {', '.join(_WEIGHT_LAYOUTS)} is there.{found}",
+        f"There are no weights: none of {', '.join(_WEIGHT_LAYOUTS)} is there.{instead}",
         hint="Save the model with `save_pretrained`, or name the folder that holds its weights.",
     )
 
@@ -69,7 +70,7 @@ def shard_names(index_name: str, index: bytes) -> list[str]:
     """The shards that an index names, sorted.
 
     Raises:
-        CheckpointError: when the index is not one, or names something outside its folder.
+        CheckpointError: the index cannot be read, or names something outside its folder.
     """
     try:
         weight_map = json.loads(index)["weight_map"]
@@ -97,9 +98,29 @@ def identity(digests: Mapping[str, str]) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal, of a file's content."""
+    """The sha256 of a file's content, hexadecimal."""
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_HASHED_AT_ONCE))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return digest.hexdigest()
+
+
+def file_names(folder: Path, *patterns: str) -> list[str]:
+    """The files below ``folder`` that match a glob pattern: sorted paths relative to it, with slashes."""
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for pattern in patterns
+        for path in folder.glob(pattern)
+        if path.is_file()
+    )
+
+
+def has_size(path: Path, expected: FileRecord) -> bool:
+    """Whether ``path`` is a file of the size that its record states."""
+    return path.is_file() and path.stat().st_size == expected.size
+
+
+def is_intact(path: Path, expected: FileRecord) -> bool:
+    """Whether ``path`` is, to the byte, the file that its record describes."""
+    return has_size(path, expected) and sha256_of(path) == expected.sha256

@@ -1,8 +1,8 @@
 """Weight files read from the Hub by ranges, in memory only, for a disk that would not hold them.
 
-A file is read in chunks from its beginning to its end, a few ahead of whoever needs them, and hashed on
-the way. A chunk that is needed again later is fetched again, and has to be what it was; so what is read
-is what the Hub has, by its own digest of the whole.
+A file is read in chunks from its beginning to its end, a few ahead of the reader, and hashed on the way.
+A chunk that is needed again later is fetched again and has to be the same, so that what is read agrees
+with the Hub's own digest of the whole file.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from smolquant.hub import Hub, hub_errors
 
 CHUNK_BYTES = 8 << 20
 _AHEAD = 4
-"""Chunks fetched at a time; one connection seldom fills a line."""
+"""Chunks that are fetched at a time; one connection seldom uses the whole bandwidth."""
 _KEPT = 12
-"""Chunks in memory, about 100 MB: those ahead, and those that the workers still read from."""
+"""Chunks in memory, about 100 MB: those fetched ahead, and those that the workers still read."""
 
 
 class RemoteFiles:
-    """The files of one commit on the Hub, sharing one memory."""
+    """The files of one commit on the Hub, which share one cache of chunks."""
 
     def __init__(self, hub: Hub, repo: str, revision: str) -> None:
-        """Nothing is fetched yet.
+        """Prepare to fetch; nothing is fetched yet.
 
         Args:
             revision: a commit sha.
@@ -41,12 +41,12 @@ class RemoteFiles:
 
         Args:
             size: bytes.
-            sha256: hexadecimal, as the Hub tells it.
+            sha256: the digest that the Hub lists, hexadecimal.
         """
         return RemoteBytes(name, size, sha256, self._chunk, self._get)
 
     def close(self) -> None:
-        """Fetch no more."""
+        """Stop fetching."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._chunks.clear()
 
@@ -60,21 +60,21 @@ class RemoteFiles:
                     future = self._pool.submit(self._fetch, name, wanted, size)
                     self._chunks[name, wanted] = future
             self._chunks.move_to_end((name, number))
-            found = self._chunks[name, number]
+            chunk = self._chunks[name, number]
             while len(self._chunks) > _KEPT:
                 self._chunks.popitem(last=False)
-        return found.result()
+        return chunk.result()
 
     def _fetch(self, name: str, number: int, size: int) -> bytes:
         start = number * CHUNK_BYTES
         content = self._get(name, start, min(start + CHUNK_BYTES, size))
         digest = hashlib.sha256(content).digest()
         if self._digests.setdefault((name, number), digest) != digest:
-            raise _damaged(name, "a part of it was another when it was read again")
+            raise _damaged(name, "a part of it was different when it was read again")
         return content
 
     def _get(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file; what breaks is tried again by the client."""
+        """Bytes [start, stop) of a file; the client repeats requests that fail."""
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import (  # type: ignore[attr-defined]
             build_hf_headers,
@@ -90,10 +90,10 @@ class RemoteFiles:
             hf_raise_for_status(response)
             if response.status_code != 206 or len(response.content) != stop - start:
                 raise HubError(
-                    f"Asked for bytes {start} to {stop} of {name}, {self._repo} sent "
+                    f"A request for bytes {start} to {stop} of {name} in {self._repo} was answered with "
                     f"{len(response.content)} bytes (HTTP {response.status_code}).",
-                    hint="Run again with --low-disk never, which fetches whole files; where a proxy stands "
-                    "between here and the Hub, it has to pass ranges on.",
+                    hint="Run again with --low-disk never, which fetches whole files. If a proxy stands "
+                    "between this machine and the Hub, it has to pass on requests for ranges.",
                 )
             return response.content
 
@@ -113,16 +113,16 @@ class RemoteBytes:
         self._sha256, self._chunk, self._range = sha256, chunk, get
         self._digest = hashlib.sha256()
         self._hashed = 0
-        """Chunks, from the beginning."""
+        """The number of chunks, from the beginning, that are hashed."""
         self._hasher = ThreadPoolExecutor(1, "hash source")
         self._closed = False
 
     def read_into(self, view: memoryview, offset: int, *, sequential: bool = True) -> int:
-        """Fill ``view`` from ``offset`` on; fewer bytes at the end of the file.
+        """Fill ``view`` from ``offset`` on and return the number of bytes that there were.
 
         Args:
-            sequential: otherwise no more is fetched than these bytes, and they are not hashed: they will be
-                once more, with the chunk that they lie in.
+            sequential: if false, only these bytes are fetched, and they are not hashed, because they will
+                be fetched again with the chunk that they lie in.
         """
         if not sequential:
             content = self._range(self.name, offset, min(offset + len(view), self.size))
@@ -141,22 +141,22 @@ class RemoteBytes:
         return done
 
     def verify(self) -> None:
-        """Read whatever nobody needed, and compare the whole.
+        """Read the chunks that were not needed so far, and compare the digest of the whole file.
 
         Raises:
-            CheckpointError: what arrived is not what the Hub's own digest says.
+            CheckpointError: the digest is not the one that the Hub lists.
         """
         self._hasher.submit(self._hash_to, -(-self.size // CHUNK_BYTES)).result()
         if self._digest.hexdigest() != self._sha256:
             raise _damaged(self.name, "its sha256 differs")
 
     def close(self) -> None:
-        """Hash no more."""
+        """Stop hashing."""
         self._closed = True
         self._hasher.shutdown(wait=True, cancel_futures=True)
 
     def _hash_to(self, stop: int) -> None:
-        """In order, so that the digest is that of the file; runs in one thread."""
+        """Hash chunks up to ``stop`` in their order; this runs in one thread."""
         while self._hashed < stop and not self._closed:
             self._digest.update(self._chunk(self.name, self._hashed, self.size))
             self._hashed += 1
@@ -164,6 +164,6 @@ class RemoteBytes:
 
 def _damaged(name: str, how: str) -> CheckpointError:
     return CheckpointError(
-        f"{name} did not arrive as the Hub has it: {how}.",
-        hint="Run again; where a proxy stands between here and the Hub, look there.",
+        f"{name} did not arrive as it is on the Hub: {how}.",
+        hint="Run again. If a proxy stands between this machine and the Hub, check the proxy.",
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from smolquant.checkpoint.disk import DiskFile
-from smolquant.checkpoint.reader import DTYPE_NAMES, bytes_of
+from smolquant.checkpoint.tensors import DTYPE_NAMES, bytes_of
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Shard:
 
     @property
     def size_bytes(self) -> int:
-        """Of the whole file."""
+        """The bytes of the whole file."""
         return len(self.header) + self.data_bytes
 
 
@@ -84,9 +84,9 @@ def lay_out(
 
     Args:
         tensors: one sequence per source tensor, the parts that must stay together.
-        metadata: repeated in every header, because transformers merges the headers of all shards
-            and lets the last one win.
-        max_shard_size: bytes of data a file; a single tensor may exceed it.
+        metadata: the entries that every header repeats, because transformers merges the headers of all
+            shards and lets the last one win.
+        max_shard_size: bytes of data in a file; a single tensor may exceed it.
     """
     bins: list[list[StoredTensor]] = [[]]
     filled = 0

@@ -1,4 +1,4 @@
-"""What a variant cost in quality and speed, measured on the files that will be published."""
+"""What a variant costs in quality and speed, measured on the files that will be published."""
 
 import os
 import platform
@@ -15,6 +15,7 @@ from smolquant.evaluate.text import (
     load_tokenizer,
     token_windows,
 )
+from smolquant.model.context import longest_context
 from smolquant.record import Metrics
 
 if TYPE_CHECKING:
@@ -22,16 +23,15 @@ if TYPE_CHECKING:
 
     from smolquant.checkpoint.reader import Checkpoint
     from smolquant.model.architecture import Architecture
-    from smolquant.report.progress import Progress
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured on."""
+    """The text and the number of tokens that variants are measured on."""
 
     text: EvalText
     tokens: int | None = None
-    """As many as were asked for; None: by the model's size."""
+    """The number that was asked for; None for one that suits the model's size."""
     trust_remote_code: bool = False
 
     def is_that_of(self, metrics: Metrics | None) -> bool:
@@ -46,7 +46,7 @@ class Measurement:
         """The text in the tokens of a model.
 
         Args:
-            source_folder: with the tokenizer; the weights may still be elsewhere.
+            source_folder: the folder with the tokenizer; the weights may still be elsewhere.
 
         Returns:
             (windows, length) int64 token ids.
@@ -64,7 +64,7 @@ class Measurement:
             self.text,
             tokenizer,
             self.tokens or default_tokens(parameters),
-            longest=getattr(architecture.model.config, "max_position_embeddings", None) or 2**30,
+            longest=longest_context(architecture.model.config),
             exact=self.tokens is not None,
         )
 
@@ -76,30 +76,31 @@ class Measurement:
         source_folder: Path,
         *,
         variants: Mapping[str, Path],
-        progress: Callable[[int], AbstractContextManager["Progress"]],
+        progress: Callable[[int], AbstractContextManager[Callable[[int], None]]],
         device: str = "cpu",
     ) -> dict[str, Metrics]:
         """Measure every variant against its source.
 
         Args:
-            windows: from :meth:`windows`.
-            source_folder: the whole checkpoint, tokenizer included.
-            variants: variant -> folder as it will be published, its card excepted.
-            progress: given the bytes of weights that will be read, shows how far it is.
+            windows: the result of :meth:`windows`.
+            source_folder: the folder of the whole checkpoint, tokenizer included.
+            variants: variant -> its folder as it will be published, apart from the card.
+            progress: given the bytes of weights that will be read, yields the function that is called
+                with each number of bytes that has been read.
             device: ``cpu`` or ``cuda``.
 
         Raises:
             CannotMeasure: the model does not run layer by layer, or a variant not on this device.
             CheckpointError: the source's own predictions are not finite.
             GateError: a variant's predictions are not finite, or it does not load back.
-            MachineError: it does not fit in memory; with the numbers, where they are known before.
+            MachineError: it does not fit in memory; the message has the numbers if they are known before.
         """
         from smolquant.evaluate.measure import Evaluation
 
         with Evaluation(architecture, checkpoint, variants, windows, device=device) as evaluation:
             evaluation.require_memory()
-            with progress(evaluation.work_bytes) as shown:
-                quality = evaluation.run(shown.advance)
+            with progress(evaluation.work_bytes) as advance:
+                quality = evaluation.run(advance)
             tokens = evaluation.tokens
         measured_on: dict[str, Any] = {
             "text": self.text.name,
@@ -118,7 +119,7 @@ class Measurement:
     def _speeds(
         self, source_folder: Path, variants: Mapping[str, Path], device: str
     ) -> list[dict[str, Any]]:
-        """The fields of :class:`Metrics` about speed, per variant; None where it does not run here."""
+        """The fields of :class:`Metrics` about speed, per variant; None where a model does not run here."""
         from smolquant.evaluate.speed import Speed, measure_speed
 
         def measured(folder: Path) -> Speed | None:
@@ -161,7 +162,7 @@ def compute_capability(device: str) -> float | None:
 
 
 def machine(device: str) -> str:
-    """What speeds were measured on, in a few words."""
+    """The machine that speeds are measured on, in a few words."""
     if device == "cuda":
         import torch
 

@@ -1,7 +1,7 @@
-"""The gate: which numbers may be published. It knows neither torch nor files.
+"""The quality gate, which decides which numbers may be published. It knows neither torch nor files.
 
-Two kinds of limits. The owner's are options: how much worse a variant may be. The product's own always
-hold: what is so far off that something must have gone wrong is not published, asked for or not.
+There are two kinds of limits. The owner's are options: how much worse a variant may be. The product's own
+limit always holds: a variant so far off that something must have gone wrong is never published.
 """
 
 import math
@@ -14,8 +14,8 @@ from smolquant.record import Metrics
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import plain, significant
 
-SANE_KL = 2.0
-"""Nats. int4 costs 0.05 to 0.5 on the smallest models; weights read in a wrong layout cost 5 and more."""
+LARGEST_PLAUSIBLE_KL = 2.0
+"""Nats. int4 costs 0.05 to 0.5 on the smallest models, weights read in a wrong layout cost 5 or more."""
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
@@ -44,10 +44,10 @@ def parse_limits(text: str, option: str) -> dict[str, float]:
     """``5`` for every variant, or ``int8=1,int4=12`` for those that are named.
 
     Args:
-        option: named in errors.
+        option: the option's name, for errors.
 
     Raises:
-        InputError: not a number of at least 0, or not a variant.
+        InputError: a limit is not a number of at least 0, or a name is not a variant's.
     """
     if "=" not in text:
         limit = _number(text, option)
@@ -81,7 +81,7 @@ def judge(
 
     Args:
         measured: each variant of the release; None where it was not measured to the end.
-        unmeasured: why not.
+        unmeasured: the reason why it was not.
 
     Returns:
         One error with the numbers of every limit that is exceeded or has nothing to be held against.
@@ -102,7 +102,7 @@ def judge(
 
 
 def verdict(measured: Mapping[str, Metrics | None], gate: Gate) -> str:
-    """What a release that passed was held against, with the numbers; empty without any limit."""
+    """The limits that a release has passed, with the numbers; empty without any limit."""
     return "; ".join(
         f"{check.variant}: {check.measure} {significant(check.value)}{check.unit}, {check.limit_text}"
         for check in _checks(measured, gate)
@@ -112,7 +112,7 @@ def verdict(measured: Mapping[str, Metrics | None], gate: Gate) -> str:
 
 @dataclass(frozen=True)
 class _Check:
-    """One limit and what is held against it."""
+    """One limit and the value that is compared with it."""
 
     variant: str
     option: str
@@ -130,7 +130,7 @@ class _Check:
     def complaint(self) -> str | None:
         """Why the limit is not kept; None where it is."""
         if self.value is None:
-            return f"{self.variant}: {self.limit_text} was given, and it was not measured"
+            return f"{self.variant}: {self.limit_text} was given, and the variant was not measured"
         if self.value <= self.limit:  # false for NaN, which no limit allows
             return None
         # All its digits, which tell the two apart: 5.0004 against 5 must not read "5, above 5".
@@ -160,16 +160,16 @@ def _checks(measured: Mapping[str, Metrics | None], gate: Gate) -> Iterator[_Che
             )
 
 
-def refuse_garbage(variant: str, metrics: Metrics) -> None:
-    """Refuse what no honest quantization costs; holds without any option.
+def check_plausible(variant: str, metrics: Metrics) -> None:
+    """Refuse a variant that costs more than correct quantization can, whatever the options.
 
     Raises:
-        GateError: a mean KL divergence beyond :data:`SANE_KL`, or not a number.
+        GateError: the mean KL divergence is beyond :data:`LARGEST_PLAUSIBLE_KL`, or is not a number.
     """
     kl = metrics.mean_kl
-    if kl is not None and not kl <= SANE_KL:
+    if kl is not None and not kl <= LARGEST_PLAUSIBLE_KL:
         raise GateError(
             f"{variant} has a mean KL divergence of {kl:.4g} from its source, and more than "
-            f"{SANE_KL:g} means that something is broken rather than merely rounded.",
+            f"{LARGEST_PLAUSIBLE_KL:g} means that something is broken rather than merely rounded.",
             hint="Please report this with the model's name; another scheme may work.",
         )

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from smolquant.memory import available_bytes, peak_bytes
+from smolquant.model.context import longest_context
 
 PROMPT_TOKENS = 256
 NEW_TOKENS = 32
@@ -97,8 +98,7 @@ def _run(folder: Path, device: str, trust_remote_code: bool) -> Speed:
         folder, device_map=device, trust_remote_code=trust_remote_code
     ).eval()
     pack_model(model)
-    longest = getattr(model.config, "max_position_embeddings", None) or 1 << 30
-    prompt_tokens = min(PROMPT_TOKENS, longest - NEW_TOKENS)
+    prompt_tokens = min(PROMPT_TOKENS, longest_context(model.config) - NEW_TOKENS)
     prompt = torch.randint(model.config.vocab_size, (1, prompt_tokens), device=device)
     synchronize = torch.cuda.synchronize if device == "cuda" else _nothing
     with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""What is measured or calibrated on: a text, cut into windows of tokens that are the same on every run.
+"""The text to measure or calibrate on, cut into windows of tokens that are the same on every run.
 
 The bundled texts are prose in six languages, from one book to measure on and from another to calibrate on;
 see text/ORIGIN. Windows are taken from the languages in turn, so that few tokens are as multilingual as
@@ -27,12 +27,12 @@ WINDOW = 512
 
 _BUNDLED = Path(__file__).parent / "text"
 _LANGUAGES = ("en", "fr", "de", "es", "it", "pt")
-_LADDER = (
+_DEFAULT_TOKENS = (
     (1_000_000_000, 4_096),
     (8_000_000_000, 2_048),
 )
-"""Parameters up to which so many tokens are taken."""
-_FEWEST = 1_024
+"""Each model size up to which a number of tokens is the default, in parameters, and that number."""
+_DEFAULT_TOKENS_OF_LARGEST = 1_024
 
 _LONGEST_QUOTE = 200
 
@@ -48,20 +48,20 @@ class EvalText:
 
     @property
     def digest(self) -> str:
-        """Of the documents, whatever they are called."""
+        """The sha256 of the documents, which does not depend on their name."""
         return hashlib.sha256(json.dumps(self.documents).encode()).hexdigest()
 
 
 def default_tokens(parameters: int) -> int:
-    """How many tokens a model with so many parameters is measured on.
+    """The number of tokens that a model with so many parameters is measured on.
 
-    A fixed ladder, so that a release is comparable with the one before it wherever either was made:
-    minutes on a hosted runner, fewer tokens where each costs more.
+    It depends on the model alone, so that a release is comparable with the one before it wherever either
+    was made. Measuring takes minutes on a hosted runner, with fewer tokens where each costs more.
     """
-    for most, tokens in _LADDER:
+    for most, tokens in _DEFAULT_TOKENS:
         if parameters <= most:
             return tokens
-    return _FEWEST
+    return _DEFAULT_TOKENS_OF_LARGEST
 
 
 def bundled_text() -> EvalText:
@@ -89,7 +89,7 @@ def read_text(path: Path, option: str = "--eval-text") -> EvalText:
     ``{"type": "text", "text"}``, or null.
 
     Args:
-        option: that named the file.
+        option: the option that named the file.
 
     Raises:
         InputError: a file that cannot be read, is empty, or is not what its name says.
@@ -101,7 +101,9 @@ def read_text(path: Path, option: str = "--eval-text") -> EvalText:
             f"{option} {path} cannot be read: {error}.", hint="Give a UTF-8 text file."
         ) from error
     if not content.strip():
-        raise InputError(f"{option} {path} is empty.", hint="Leave it out for the bundled text.")
+        raise InputError(
+            f"{option} {path} is empty.", hint="Leave the option out to use the bundled text."
+        )
     if path.suffix not in {".json", ".jsonl"}:
         return EvalText(path.name, [content])
     try:
@@ -172,8 +174,8 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> "PreTrainedToken
         raise CheckpointError(
             "The checkpoint's tokenizer cannot be loaded, and without one there are no tokens: "
             f"{one_line(str(error))}",
-            hint="Save the tokenizer beside the model. Without one: no limits, no --evaluate always, and "
-            "no --int4-method calibrated.",
+            hint="Save the tokenizer beside the model. A run without one can use no limits, no --evaluate "
+            "always and no --int4-method calibrated.",
         ) from error
     return tokenizer
 
@@ -218,7 +220,7 @@ def token_windows(
         raise InputError(
             f"{text.name} has {sum(map(len, sequences))} tokens in this model's vocabulary, which make "
             f"{len(windows) * length} in whole windows of {length}: fewer than the "
-            f"{tokens if exact else 2} that are wanted.",
+            f"{tokens if exact else 2} that are needed.",
             hint="Give a longer text" + (", or a smaller --eval-tokens." if exact else "."),
         )
     if len(windows) < count:

@@ -1,9 +1,9 @@
 """Runs a model whose weights stay on disk: one layer at a time is in memory, for all the text at once.
 
-The skeleton is stock transformers' own and runs its own forward; only the moment is changed at which its
-weights are there. A layer reads them when it is entered, works through the text window by window, and
-lets go of them. So a model of any size is measured in the memory of its largest layer, and its weights
-are read once however long the text is.
+The skeleton is stock transformers' own and runs its own forward; only the time at which its weights are in
+memory is changed. A layer reads them when it is entered, works through the text window by window, and
+releases them. So a model of any size is measured in the memory of its largest layer, and its weights are
+read once however long the text is.
 """
 
 import copy
@@ -22,8 +22,9 @@ from smolquant.runtime.kernels import pack_model
 Forward = Callable[..., Any]
 
 Visit = Callable[[str, nn.Module, Callable[[], Any]], Any]
-"""Given a layer's name, the layer with its weights there, and what runs it on the whole text; returns the
-output. It may run the layer more than once, and change its weights in between."""
+"""A function that is given a layer's name, the layer with its weights in memory, and a function that runs
+the layer on the whole text, and that returns the layer's output. It may run the layer more than once, and
+change its weights in between."""
 
 
 def _run_once(name: str, layer: nn.Module, run: Callable[[], Any]) -> Any:
@@ -45,8 +46,8 @@ class StreamedModel:
         """Build the skeleton; its weights are read by :meth:`hidden_states` and :meth:`head_rows`.
 
         Args:
-            device: where layers are computed.
-            advance: told the bytes that each layer had on disk when it is done.
+            device: the device that computes the layers.
+            advance: called with each layer's bytes on disk when the layer is done.
             visit: called for each layer, and for every other module that owns weights.
         """
         from accelerate import init_empty_weights
@@ -72,31 +73,31 @@ class StreamedModel:
 
     @property
     def vocabulary_size(self) -> int:
-        """Rows of the output head."""
+        """The number of rows of the output head."""
         return int(self._head.weight.shape[0])
 
     @property
     def units(self) -> Sequence[Sequence[str]]:
-        """Names of the parameters that are in memory together, layer by layer."""
+        """The names of the parameters that are in memory together, layer by layer."""
         return self._units
 
     @property
     def size_bytes(self) -> int:
-        """Bytes on disk of what :meth:`hidden_states` reads, the embeddings aside."""
+        """The bytes on disk that :meth:`hidden_states` reads, without the embeddings."""
         return sum(map(self._bytes_on_disk, self._units))
 
     @property
     def hidden_size(self) -> int:
-        """Width of the last hidden states."""
+        """The width of the last hidden states."""
         return int(self._head.weight.shape[1])
 
     @property
     def largest_layer_bytes(self) -> int:
-        """Bytes on disk of the largest layer."""
+        """The bytes on disk of the largest layer."""
         return max(map(self._bytes_on_disk, self._units))
 
     def hidden_states(self, ids: torch.Tensor) -> torch.Tensor:
-        """What the output head is given for ``ids``, read and computed layer by layer.
+        """The hidden states that the output head receives for ``ids``, computed layer by layer.
 
         Args:
             ids: (windows, length) token ids.
@@ -153,10 +154,10 @@ class StreamedModel:
             self._model.get_submodule(module)._buffers[attribute] = stored.to(self._device)
 
     def _wire(self, layers: nn.ModuleList) -> list[list[str]]:
-        """Make whatever owns weights read them when it is entered.
+        """Make every module that owns weights read them when it is entered.
 
         Returns:
-            Parameter names of each module that reads its weights whole.
+            The parameter names of each module that reads its weights whole.
         """
         units = []
         in_layers = {module for layer in layers for module in layer.modules()}
@@ -180,7 +181,7 @@ class StreamedModel:
         return sum(map(self._weights.size_bytes, parameters))
 
     def _visiting(self, unit: str, module: nn.Module, parameters: list[str]) -> Forward:
-        """``module.forward`` with its weights there for as long as it runs."""
+        """``module.forward`` with its weights in memory for as long as it runs."""
         own_forward = module.forward
         places = {name: self._place(name) for name in parameters}
         empty = {name: owner._parameters[attribute] for name, (owner, attribute) in places.items()}
@@ -201,7 +202,7 @@ class StreamedModel:
         return forward
 
     def _looking_up(self, weight: str, module: Any) -> Forward:
-        """``module.forward`` on a table of just those rows that it is asked for."""
+        """``module.forward`` on a table of only those rows that it is asked for."""
         own_forward, empty = module.forward, module.weight
 
         def forward(indices: torch.Tensor) -> Any:
@@ -240,8 +241,8 @@ def _trunk(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
 def _window_by_window(forward: Forward, windows: int, args: Any, kwargs: Any) -> Any:
     """Call a layer for one window at a time, so that its activations stay small.
 
-    Not where it is handed something that it could leave a note in for a later layer (a cache, a
-    mapping): those notes would be overwritten by the next window.
+    A layer is called once for all windows if it receives something in which it could store values for a
+    later layer (a cache, a mapping), because the next window would overwrite those values.
     """
     if windows == 1 or not (_can_cut(args) and _can_cut(tuple(kwargs.values()))):
         return forward(*args, **kwargs)

@@ -1,9 +1,9 @@
-"""Which normalization a linear weight is given the output of, and what that tells of its columns.
+"""The normalization in front of a linear weight, and what it says about the columns of the weight's inputs.
 
-Seen by running the skeleton: a linear module that is handed the very tensor which a norm returned stands
-right behind it, whatever the family calls the two. A normalized vector has a mean square of one, so how
-large each column of the norm's output is follows from the norm's own weights, without data. Nothing here
-knows of schemes, files or variants.
+It is found by running the skeleton: a linear module that receives the very tensor which a norm returned
+comes right after it, whatever the family calls the two. A normalized vector has a mean square of one, so
+how large each column of the norm's output is follows from the norm's own weights, without data. Nothing
+here knows of schemes, files or variants.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from torch import nn
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether ``module`` is a normalization: by its class's name, as transformers has no common class."""
+    """Whether ``module`` is a normalization, by its class's name, as transformers has no common class."""
     return "norm" in type(module).__name__.lower()
 
 
@@ -24,7 +24,7 @@ class Norm:
     """A normalization module with weights of its own."""
 
     name: str
-    """Of the module, in the model."""
+    """The module's name in the model."""
     module: nn.Module
     parameters: Mapping[str, str]
     """Attribute of the module -> the parameter's name in the model."""
@@ -32,17 +32,17 @@ class Norm:
     def input_mean_squares(
         self, values: Mapping[str, torch.Tensor], columns: int
     ) -> torch.Tensor | None:
-        """Mean square of each column of its output, for inputs whose columns are all alike.
+        """The mean square of each column of its output, for inputs whose columns are all alike.
 
         Args:
             values: attribute -> its value, on the CPU.
-            columns: K, of the output.
+            columns: K, the number of columns of the output.
 
         Returns:
-            (K,) float64, finite; None where the module cannot be asked.
+            (K,) float64, finite; None where the module cannot be run by itself.
         """
-        # A mean of zero and a mean square of one, so it is normalized already; in float64, so that
-        # processors whose vectors round differently agree far beyond what is made of it.
+        # A mean of zero and a mean square of one: the input is normalized already. It is float64, so that
+        # processors whose vectors round differently agree far beyond the precision that is used.
         probe = torch.ones(columns, device="cpu", dtype=torch.float64)
         probe[1::2] = -1
         exact = {attribute: value.double() for attribute, value in values.items()}
@@ -63,14 +63,14 @@ class Norm:
 
 
 def norms_in_front(model: nn.Module) -> dict[str, Norm]:
-    """Linear weight (its name in ``model``) -> the norm whose output its module is given.
+    """Linear weight (its name in ``model``) -> the norm whose output its module receives.
 
     Args:
-        model: a causal language model on the meta device, not in training; nothing is computed. Of one
-            that cannot run there to its end nothing is known, nor of a norm that needs more than its
-            input.
+        model: a causal language model on the meta device, not in training; nothing is computed. The
+            result is empty for a model that cannot run there to its end, and leaves out a norm that
+            needs more than its input.
     """
-    watch = _Watch(model)
+    watch = _InputWatch(model)
     hooks = [hook for name, module in model.named_modules() for hook in watch.hooks(name, module)]
     try:
         with torch.inference_mode():
@@ -83,13 +83,13 @@ def norms_in_front(model: nn.Module) -> dict[str, Norm]:
             hook.remove()
     return {
         weight: norm
-        for weight, norm in watch.found.items()
-        if norm is not None and _answers(norm, model.get_parameter(weight).shape[1])
+        for weight, norm in watch.norm_of.items()
+        if norm is not None and _runs_alone(norm, model.get_parameter(weight).shape[1])
     }
 
 
-def _answers(norm: Norm, columns: int) -> bool:
-    """Whether a norm can be asked by itself, so that a plan may promise it."""
+def _runs_alone(norm: Norm, columns: int) -> bool:
+    """Whether a norm can be run by itself, so that a plan may count on it."""
     ones = {
         attribute: torch.ones(parameter.shape, device="cpu")
         for attribute, parameter in norm.module.named_parameters()
@@ -97,16 +97,17 @@ def _answers(norm: Norm, columns: int) -> bool:
     return norm.input_mean_squares(ones, columns) is not None
 
 
-class _Watch:
-    """What linear modules were given, while the model runs."""
+class _InputWatch:
+    """Records which norm's output each linear module receives while the model runs."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.found: dict[str, Norm | None] = {}
-        """Linear weight -> the norm in front; None where that is another each time, or none."""
+        self.norm_of: dict[str, Norm | None] = {}
+        """Linear weight -> the norm in front; None where there is none, or another one each time."""
         self._returned: dict[int, tuple[torch.Tensor, Norm]] = {}
-        """By identity, and kept alive, so that no other tensor is given the same."""
+        """Id of a norm's output -> that output, kept so that no other tensor gets its id, and the norm."""
 
     def hooks(self, name: str, module: nn.Module) -> list[Any]:
+        """Register what watches ``module``; the caller removes the hooks."""
         if isinstance(module, nn.Linear):
             return [module.register_forward_pre_hook(self._linear(f"{name}.weight"))]
         if not is_norm(module):
@@ -126,6 +127,6 @@ class _Watch:
     def _linear(self, weight: str) -> Any:
         def given(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             _, norm = self._returned.get(id(inputs[0]), (None, None)) if inputs else (None, None)
-            self.found[weight] = norm if self.found.get(weight, norm) is norm else None
+            self.norm_of[weight] = norm if self.norm_of.get(weight, norm) is norm else None
 
         return given

@@ -1,4 +1,4 @@
-"""A model's parameters by name, read from its files when they are needed: a source's or a variant's."""
+"""The parameters of a source or of a variant by name, read from its files when they are needed."""
 
 import json
 from abc import ABC, abstractmethod
@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from smolquant.checkpoint.reader import Checkpoint, SourceTensor
+from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.tensors import SourceTensor
 from smolquant.model.architecture import Architecture
 
 
 class Weights(ABC):
-    """Parameters of one model, none of them in memory."""
+    """The parameters of one model, none of them in memory."""
 
     dtype: torch.dtype
-    """What the model computes in."""
+    """The dtype in which the model computes."""
 
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         self._checkpoint = checkpoint
@@ -29,7 +30,7 @@ class Weights(ABC):
 
     @abstractmethod
     def load(self, name: str) -> torch.Tensor:
-        """The whole parameter, quantized where the files have it so."""
+        """The whole parameter, quantized if it is quantized in the files."""
 
     @abstractmethod
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -37,11 +38,11 @@ class Weights(ABC):
 
     @abstractmethod
     def size_bytes(self, name: str) -> int:
-        """Bytes of a parameter in the files."""
+        """The bytes of a parameter in the files."""
 
 
 class SourceWeights(Weights):
-    """The checkpoint, in the dtype that most of it has, which is the one that it would be run in."""
+    """The checkpoint, in the dtype of most of its bytes, which is the one that it would be run in."""
 
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         super().__init__(checkpoint, architecture)
@@ -104,7 +105,7 @@ class VariantWeights(Weights):
         )
 
     def _whole(self, stored: str, parts: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A parameter of its parts."""
+        """A parameter, put together from its parts."""
         from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
 
         description = {stored: self._descriptions[stored], "tensor_names": json.dumps([stored])}
@@ -117,7 +118,7 @@ class VariantWeights(Weights):
         parts = self._parts(stored)
         if not parts:
             return self._checkpoint.read_rows(self._tensor(stored), start, stop)
-        # Of quantized parameters only tables of int8 rows are read by rows, see --embeddings.
+        # The only quantized parameters that are read by rows are tables of int8 rows, see --embeddings.
         block = {
             part: self._checkpoint.read_rows(self._tensor(part), start, stop) for part in parts
         }
@@ -136,7 +137,7 @@ class VariantWeights(Weights):
         return self._checkpoint.layout.tensors[name]
 
     def _parts(self, name: str) -> list[str]:
-        """Names of the tensors that a quantized parameter is stored as; none for a plain one."""
+        """The names of the tensors that a quantized parameter is stored as; none for a plain one."""
         parts = json.loads(self._descriptions[name]).get("_tensor_data_names", [])
         module, _, attribute = name.rpartition(".")
         return [f"{module}._{attribute}_{part}" for part in parts]

@@ -17,7 +17,7 @@ _LICENSE_KEYS = ("license", "license_name", "license_link")
 
 @dataclass(frozen=True)
 class Readme:
-    """A README in two parts. ``front`` is YAML without its fences, empty where there is none."""
+    """A README in two parts; ``front`` is YAML without its fences, or empty where there is none."""
 
     front: str
     body: str
@@ -25,7 +25,7 @@ class Readme:
 
     @classmethod
     def split(cls, text: str) -> "Readme":
-        """Take a README apart; the line ends of its first line are taken for those of the whole."""
+        """Take a README apart; its first line decides which line ends the whole has."""
         newline = "\r\n" if "\r\n" in text.partition("\n")[0] + "\n" else "\n"
         match = _BLOCK.match(text)
         if match is None:
@@ -42,18 +42,18 @@ class Readme:
         """The front matter's entries.
 
         Raises:
-            InputError: it is not YAML, or no mapping. The Hub refuses a commit of such a README.
+            InputError: it is not YAML, or not a mapping. The Hub refuses a commit of such a README.
         """
         import yaml
 
         try:
             values = yaml.safe_load(self.front)
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that is none
-            raise _unreadable(getattr(error, "problem", None) or "it is no YAML", error) from error
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
+            raise _unreadable(getattr(error, "problem", None) or "it is not YAML", error) from error
         if values is None:
             return {}
         if not isinstance(values, dict):
-            raise _unreadable("it is no list of `key: value` lines")
+            raise _unreadable("it is not a list of `key: value` lines")
         return values
 
     def with_tags(self, tags: Iterable[str]) -> "Readme":
@@ -78,7 +78,7 @@ class Readme:
         return self._with_entry(key, lines)
 
     def _with_entry(self, key: str, lines: list[str]) -> "Readme":
-        """Replace or append an entry; leave all as it is where that would change another one."""
+        """Replace or append an entry; leave the text as it is where that would change another entry."""
         entry = self.newline.join(lines)
         node = self._find(key)
         if node is None:
@@ -100,7 +100,7 @@ class Readme:
         return next(((name, value) for name, value in pairs if name.value == key), None)
 
     def _source_of_items(self, key: str) -> list[str]:
-        """The items of a list, or a single one, as they are written: ``on`` would read as True."""
+        """The items of a list, or a single item, as they are written, since YAML reads ``on`` as True."""
         import yaml
 
         pair = self._find(key)
@@ -112,10 +112,10 @@ class Readme:
 
 
 def readme_text(content: bytes, place: str) -> str:
-    """A README as text, once it is sure that it can be edited.
+    """A README as text that can be edited.
 
     Raises:
-        InputError: it is not UTF-8, or its front matter cannot be read.
+        InputError: the README is not UTF-8, or its front matter cannot be read.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -129,7 +129,7 @@ def readme_text(content: bytes, place: str) -> str:
 
 
 def declared_license(readme: str | None) -> dict[str, str]:
-    """The license entries of a README's front matter, those that are plain texts."""
+    """The license entries of a README's front matter that are plain texts."""
     values = Readme.split(readme or "").values()
     return {key: values[key] for key in _LICENSE_KEYS if isinstance(values.get(key), str)}
 
@@ -154,5 +154,5 @@ def _unreadable(why: str, error: Any = None) -> InputError:
     where = f" (line {mark.line + 2})" if mark is not None else ""
     return InputError(
         f"The front matter of README.md cannot be read{where}: {why}.",
-        hint="Correct what stands between its two `---` lines; the Hub accepts no commit with it.",
+        hint="Correct the lines between its two `---` lines; the Hub refuses a commit of this card.",
     )

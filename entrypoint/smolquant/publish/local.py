@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from smolquant.checkpoint.files import is_code, sha256_of
+from smolquant.checkpoint.files import has_size, is_code, is_intact
 from smolquant.checkpoint.source import Source
 from smolquant.publish.cards import root_card, variant_card
 from smolquant.publish.front_matter import readme_text
@@ -31,10 +31,10 @@ def local_records(output_dir: Path) -> dict[str, VariantRecord]:
     return records
 
 
-def is_intact(folder: Path, made: VariantRecord) -> bool:
+def is_whole(folder: Path, made: VariantRecord) -> bool:
     """Whether ``folder`` has every file of the variant as it was made, to the byte."""
     return _is_complete(folder, made) and all(
-        sha256_of(folder / name) == file.sha256 for name, file in made.files.items()
+        is_intact(folder / name, file) for name, file in made.files.items()
     )
 
 
@@ -55,7 +55,7 @@ def save(output_dir: Path, source: Source, results: Mapping[str, VariantResult])
         {name: one.record for name, one in results.items()},
         source_identity=source.identity,
         base_model=source.repo,
-        license_entries=source.terms or {},
+        license_entries=source.license or {},
         tracking_urls={name: one.tracking_url for name, one in results.items()},
     )
 
@@ -106,10 +106,8 @@ def write_cards(
 
 
 def _is_complete(folder: Path, made: VariantRecord) -> bool:
-    return all(
-        (folder / name).is_file() and (folder / name).stat().st_size == file.size
-        for name, file in made.files.items()
-    )
+    """Whether all files are there with the sizes that they were made with."""
+    return all(has_size(folder / name, file) for name, file in made.files.items())
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,7 +1,8 @@
 """The rule for the main model, at the repository's root, when a local checkpoint is published.
 
-Weights that are not there are pushed, equal ones are left alone, and different ones are a mistake
-unless the owner says so: the variants would belong to other weights than those beside them.
+Weights that the repository lacks are pushed, and equal weights stay as they are. Different weights are an
+error unless the owner allows their replacement, because the variants would not belong to the weights
+beside them.
 """
 
 import hashlib
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smolquant.checkpoint.source import LocalFile
+from smolquant.checkpoint.folder import LocalFile
 from smolquant.errors import InputError
 from smolquant.publish.target import RemoteFile
 
@@ -23,21 +24,21 @@ class MainModel:
     """A local checkpoint as the main model of the repository."""
 
     files: Mapping[str, LocalFile]
-    """Config, tokenizer and weights by name; names are flat or end up in the same subfolders."""
+    """Config, tokenizer and weights by name; a name may contain a subfolder, which is kept."""
     replace: bool = False
-    """Whether it may replace different weights."""
+    """Whether this model may replace different weights."""
 
 
 @dataclass(frozen=True)
 class MainModelChange:
-    """What the commit does at the root of the repository."""
+    """The changes of the commit at the root of the repository."""
 
     add: Mapping[str, Path] = field(default_factory=dict)
     delete: tuple[str, ...] = ()
 
 
 def main_model_change(main: MainModel, root_files: Mapping[str, RemoteFile]) -> MainModelChange:
-    """What has to change at the root for ``main`` to be the main model; nothing if it is already.
+    """What has to change at the root so that ``main`` is the main model; nothing if it is already.
 
     Raises:
         InputError: the root has different weights, and ``main`` may not replace them.
@@ -68,26 +69,26 @@ def main_model_change(main: MainModel, root_files: Mapping[str, RemoteFile]) -> 
 def check_same_weights(
     source_weights: Mapping[str, str], root_files: Mapping[str, RemoteFile]
 ) -> None:
-    """Make sure that variants of a repository's own model belong to the weights at its root now.
+    """Make sure that variants of a repository's own model belong to the weights that are at its root now.
 
     Args:
-        source_weights: name -> sha256 of the weights that the variants are made from.
+        source_weights: name -> sha256 for the weights that the variants are made from.
 
     Raises:
-        InputError: the root has other weights by now.
+        InputError: the weights at the root have changed.
     """
     for name, digest in source_weights.items():
         there = root_files.get(name)
         if there is None or (there.sha256 is not None and there.sha256 != digest):
             raise InputError(
                 f"The repository's main model is not the one that was read: {name} differs.",
-                hint="Run again on what is there now, or publish another revision's variants into "
-                "another repository.",
+                hint="Run again on the weights that are there now, or publish the variants of another "
+                "revision into another repository.",
             )
 
 
 def main_weights(names: Iterable[str]) -> list[str]:
-    """Those of a root's files that are the weights transformers loads, indexes left out, sorted."""
+    """The files at a root that are weights which transformers loads, without indexes, sorted."""
     return sorted(name for name in names if _WEIGHTS.fullmatch(name))
 
 
@@ -100,7 +101,7 @@ def _equal(local: LocalFile, remote: RemoteFile) -> bool:
 
 
 def _git_sha1(path: Path) -> str:
-    """Git's name of the blob: what the Hub tells of a file that is not in LFS."""
+    """Git's name of the blob, which the Hub lists for a file that is not in LFS."""
     digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(2**20):

@@ -1,6 +1,6 @@
-"""Shards that are sent while the rest is still being made, so that the disk need not hold them all.
+"""Sends finished shards while the others are still being made, so that the disk need not hold them all.
 
-What is sent is a blob that no branch refers to, until the one commit names it.
+A shard that was sent is a blob that no branch refers to, until the one commit names it.
 """
 
 import threading
@@ -25,18 +25,24 @@ class PreuploadedShards:
         create_pr: bool,
         create: Callable[[], object] | None = None,
     ) -> None:
-        """``create``: makes the repository, where it is not there; called before the first is sent."""
+        """Prepare to send; nothing is sent yet.
+
+        Args:
+            create_pr: whether the commit will be a pull request.
+            create: creates the repository, and is called before the first shard is sent; None if the
+                repository exists.
+        """
         self._hub, self._repo_id, self._create_pr = hub, repo_id, create_pr
         self._create, self._lock = create, threading.Lock()
         self._operations: dict[str, CommitOperationAdd] = {}
 
     @property
     def operations(self) -> "Mapping[str, CommitOperationAdd]":
-        """Path in the repository -> what names it in a commit, without its content."""
+        """Path in the repository -> the operation that names the file in a commit, without its content."""
         return self._operations
 
     def send(self, variant: str, shard: Path) -> None:
-        """Send a finished shard and delete it; one that the Hub wants within the commit itself stays.
+        """Send a finished shard and delete it; a shard that the Hub wants in the commit itself stays.
 
         Raises:
             HubError: the Hub refused, or cannot be reached.
@@ -51,6 +57,6 @@ class PreuploadedShards:
         operation = CommitOperationAdd(path, shard)
         with hub_errors(self._repo_id, f"sending {path}"), upload_errors(self._repo_id):
             self._hub.api.preupload_lfs_files(self._repo_id, [operation], create_pr=self._create_pr)
-        if operation.path_or_fileobj == b"":  # how the client says that it has been sent
+        if operation.path_or_fileobj == b"":  # this is how the client shows that it was sent
             self._operations[path] = operation
             shard.unlink()

@@ -7,7 +7,8 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from smolquant.checkpoint.source import FolderSource, Source
+from smolquant.checkpoint.folder import FolderSource
+from smolquant.checkpoint.source import Source
 from smolquant.hub import Hub
 from smolquant.publish.commit import Publication, Published, create_repo, publish, tag_commit
 from smolquant.publish.main_model import (
@@ -126,7 +127,7 @@ def publish_results(
         base_model=source.repo,
         source_weights=source.weight_digests,
         main_model=_main_model(source, settings),
-        license_entries=source.terms if source.repo != settings.repo else None,
+        license_entries=source.license if source.repo != settings.repo else None,
         tracking_urls={name: one.tracking_url for name, one in results.items()},
         preuploaded=uploads.operations if uploads else {},
         private=settings.private,

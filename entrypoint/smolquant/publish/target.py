@@ -1,6 +1,6 @@
-"""What stands in the target repository before we work, and what we may do there.
+"""The target repository as it is before the work, and checks of what a run may do there.
 
-Everything is read at one commit, so that it fits together whatever is pushed meanwhile.
+Everything is read at one commit, so that it is consistent whatever is pushed meanwhile.
 """
 
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ class RemoteFile:
     size: int
     """Bytes."""
     sha256: str | None
-    """None for a file that git itself holds, not LFS."""
+    """None for a file that git itself stores, not LFS."""
     git_sha1: str
-    """Git's name of the blob; of the pointer where the file is in LFS."""
+    """Git's name of the blob, which is the pointer where the file is in LFS."""
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class Target:
     repo_id: str
     exists: bool
     head: str | None = None
-    """Commit sha that the rest was read at; None for a missing repository."""
+    """The commit sha at which the rest was read; None for a missing repository."""
     private: bool = False
     readme: str | None = None
     """The root card as it is, line ends included."""
     records: Mapping[str, VariantRecord] = field(default_factory=dict)
-    """By subfolder: every readable ``*/quantization.json``."""
+    """Every readable ``*/quantization.json``, by subfolder."""
     unreadable: tuple[str, ...] = ()
     """Subfolders with a quantization.json that this version cannot read, or whose files are missing."""
     root_files: Mapping[str, RemoteFile] = field(default_factory=dict)
     folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """By subfolder: the files in it and below, by their paths in the subfolder."""
+    """The files in and below each subfolder, as paths in the subfolder."""
 
 
 def inspect_target(hub: Hub, repo_id: str, *, revision: str | None = None) -> Target:
@@ -57,7 +57,7 @@ def inspect_target(hub: Hub, repo_id: str, *, revision: str | None = None) -> Ta
 
     Raises:
         HubError: it is gated, the token is not accepted, or the Hub cannot be reached.
-        InputError: the id is not one, or the README or its front matter cannot be read.
+        InputError: the id is not valid, or the README or its front matter cannot be read.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     from huggingface_hub.hf_api import RepoFile
@@ -79,7 +79,7 @@ def inspect_target(hub: Hub, repo_id: str, *, revision: str | None = None) -> Ta
         if slash:
             folders.setdefault(folder, []).append(name)
     readme = None
-    if README in files:  # one that cannot be edited is refused now, not after hours of work
+    if README in files:  # a card that cannot be edited is refused now, not after hours of work
         readme = readme_text(_download(hub, repo_id, README, info.sha), repo_id)
     records, unreadable = _read_records(hub, repo_id, info.sha, files, folders)
     return Target(
@@ -123,22 +123,22 @@ def check_folder_is_ours(target: Target, variant: str) -> None:
     """Make sure that a variant's subfolder is free, or holds a variant.
 
     Raises:
-        InputError: the owner keeps something else there, which publishing would delete.
+        InputError: the folder holds something else, which publishing would delete.
     """
     names = target.folders.get(variant, ())
     if names and record.FILE_NAME not in names:
         raise InputError(
             f"{variant}/ in {target.repo_id} holds something other than a variant ({names[0]}).",
-            hint="Move it away, or add --force to replace all that is in it.",
+            hint="Move it away, or add --force to replace everything in it.",
         )
 
 
 def check_tag(hub: Hub, target: Target, tag: str, expected: str | None = None) -> None:
-    """Make sure that a tag is free, or already where it belongs.
+    """Make sure that a tag is free, or already names the right commit.
 
     Args:
-        expected: the commit that the tag is to name; None when that is still to be made, and any
-            existing tag of the name is in the way.
+        expected: the commit that the tag is to name; None when that commit does not exist yet, so that
+            any existing tag of this name is in the way.
 
     Raises:
         InputError: the tag names another commit.
@@ -147,12 +147,12 @@ def check_tag(hub: Hub, target: Target, tag: str, expected: str | None = None) -
     if commit is not None and commit != expected:
         raise InputError(
             f"The tag {tag} already exists in {target.repo_id}, at commit {commit[:7]}.",
-            hint="Choose another tag, or delete that one first; a released tag is never moved.",
+            hint="Choose another tag, or delete that one first; smolquant never moves a tag.",
         )
 
 
 def find_tag(hub: Hub, repo_id: str, tag: str) -> str | None:
-    """The commit that a tag names, None if there is no such tag."""
+    """The commit that a tag names; None if there is no such tag."""
     with hub_errors(repo_id, f"reading the tags of {repo_id}"):
         tags = hub.api.list_repo_refs(repo_id).tags
     return next((ref.target_commit for ref in tags if ref.name == tag), None)
@@ -179,12 +179,12 @@ def _read_records(
         try:
             if files[path].size > _LARGEST_TEXT:
                 raise InvalidRecord("too large")
-            found = VariantRecord.from_json(_download(hub, repo_id, path, sha).decode())
-            if found.variant != folder:
+            published = VariantRecord.from_json(_download(hub, repo_id, path, sha).decode())
+            if published.variant != folder:
                 raise InvalidRecord("it is another variant's")
-            if missing := set(found.files) - set(names):
+            if missing := set(published.files) - set(names):
                 raise InvalidRecord(f"{len(missing)} of its files are missing")
-            records[folder] = found
+            records[folder] = published
         except (InvalidRecord, UnicodeDecodeError):
             unreadable.append(folder)
     return records, tuple(unreadable)
@@ -196,7 +196,7 @@ def _download(hub: Hub, repo_id: str, path: str, sha: str) -> bytes:
 
 
 def _why_not_create(account: Mapping[str, Any], repo_id: str) -> str:
-    """Why a token may not create a repository; empty if it may, or if its rights are not told.
+    """Why a token may not create a repository; empty if it may, or if its rights are not known.
 
     ``account`` is the answer of ``GET /api/whoami-v2``.
     """

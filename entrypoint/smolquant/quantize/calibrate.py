@@ -24,6 +24,7 @@ from smolquant.evaluate.text import EvalText, token_windows
 from smolquant.machine import require_memory_for
 from smolquant.memory import return_freed_blocks
 from smolquant.model.architecture import Architecture
+from smolquant.model.context import longest_context
 from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights
 from smolquant.quantize.plan import PlannedTensor, VariantPlan
@@ -55,7 +56,7 @@ def calibration_windows(
     Raises:
         InputError: it is too short to tell which inputs matter.
     """
-    longest = getattr(architecture.model.config, "max_position_embeddings", None) or 2**30
+    longest = longest_context(architecture.model.config)
     windows = token_windows(text, tokenizer, TOKENS, longest=longest)
     if windows.numel() < _LEAST_TOKENS:
         raise InputError(

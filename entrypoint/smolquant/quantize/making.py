@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -239,6 +238,12 @@ def measure_variants(
         GateError: a variant's predictions are not finite, or it does not load back.
         MachineError: it does not fit in memory.
     """
+
+    @contextmanager
+    def progress(n_bytes: int) -> Iterator[Callable[[int], None]]:
+        with console.progress("measuring", n_bytes) as shown:
+            yield shown.advance
+
     started = time.monotonic()
     metrics = work.settings.measurement.run(
         windows,
@@ -246,7 +251,7 @@ def measure_variants(
         work.checkpoint,
         work.source.folder,
         variants={variant: work.folders[variant].folder for variant in results},
-        progress=partial(console.progress, "measuring"),
+        progress=progress,
         device=computing_device(work.settings.device),
     )
     seconds = time.monotonic() - started

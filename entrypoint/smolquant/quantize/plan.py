@@ -14,7 +14,7 @@ from functools import cached_property
 
 import torch
 
-from smolquant.checkpoint.reader import Layout, SourceTensor
+from smolquant.checkpoint.tensors import Layout, SourceTensor
 from smolquant.checkpoint.writer import Shard, StoredTensor, index_text, lay_out
 from smolquant.errors import CheckpointError, GateError
 from smolquant.model.architecture import Architecture, Parameter

@@ -1,7 +1,7 @@
-"""A variant's folder: everything that `from_pretrained(repo, subfolder=...)` reads, but the weights.
+"""A variant's folder: everything that `from_pretrained(repo, subfolder=...)` reads except the weights.
 
 Config, tokenizer and template come from the source; the config gains torchao's entry, and
-quantization.json says what was made. The card is the publish room's.
+quantization.json says what was made. The publish package writes the card.
 """
 
 import copy
@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from smolquant.checkpoint.files import CONFIG, is_code
+from smolquant.checkpoint.files import CONFIG, file_names, is_code
 from smolquant.checkpoint.source import Source
-from smolquant.quantize.engine import Written
+from smolquant.quantize.output import Written
 from smolquant.quantize.plan import VariantPlan
 from smolquant.record import (
     FILE_NAME,
@@ -59,11 +59,11 @@ def finish_variant(
     """Complete ``folder``, which holds the weight files, and return its record, not yet written.
 
     Args:
-        config: the source's config.json. Code that it names is found where transformers looks for it,
-            at the root of a repository and never in a subfolder.
+        config: the source's config.json. Code that it names lies where transformers looks for it, at
+            the root of a repository and never in a subfolder.
         options: those that decide the stored bytes.
-        source_bytes: of the source's tensors, each memory counted once.
-        device: where the stored bytes were found, if they depend on it.
+        source_bytes: the size of the source's tensors, where shared memory counts once.
+        device: the device that computed the stored bytes, if they depend on it.
     """
     for name in source.auxiliary_files:
         if name != CONFIG and not is_code(name):
@@ -76,11 +76,7 @@ def finish_variant(
     picture = plot.relative_error_plot(plan.scheme.variant, written.tensors)
     if picture is not None:
         (folder / plot.FILE_NAME).write_text(picture, encoding="utf-8")
-    others = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in written.files
-    )
+    others = [name for name in file_names(folder, "**/*") if name not in written.files]
     return VariantRecord(
         variant=plan.scheme.variant,
         quant_type=plan.scheme.quant_type,
@@ -129,7 +125,9 @@ def _in_repo(repo: str, code: Any) -> Any:
 
 
 def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """``config`` and those nested in it; ``torch_dtype`` is the key's name before transformers 5."""
+    """Set the dtype in ``config`` and in those nested in it; before transformers 5 the key's name was
+    ``torch_dtype``.
+    """
     config.pop("torch_dtype", None)
     for key, value in config.items():
         if key == "dtype":

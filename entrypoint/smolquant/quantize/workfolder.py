@@ -1,9 +1,9 @@
-"""Where a variant is made: a hidden folder beside its place, which a killed run leaves to the next.
+"""The hidden folder beside its final place in which a variant is made; a killed run leaves it to the next.
 
-Its name is a digest of all that decides the stored bytes, so only the same work finds it again; a
-checkpoint folder counts as the same until its files are written, replaced or touched. What is finished
-in it is noted in a journal, a line a shard, and compared by size and sha256 before it is trusted. A lock
-that dies with its process keeps two runs out of one folder.
+The folder's name contains a digest of all that decides the stored bytes, so that only the same work uses
+it again; a checkpoint folder counts as the same until its files are written, replaced or touched. A
+journal lists the finished shards, one per line, and each is compared by size and sha256 before it is
+trusted. A lock that ends with its process keeps two runs out of one folder.
 """
 
 import fcntl
@@ -18,18 +18,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from smolquant.checkpoint.files import sha256_of
+from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CannotMeasure, CheckpointError, GateError, InputError, Unmeasured
+from smolquant.record import FileRecord
 
 _LOCK = "lock"
 _JOURNAL = "finished.jsonl"
 
-_HOPELESS = (CheckpointError, InputError, GateError)
-"""Failures that the same command would meet again, or that come of a source that changed meanwhile: what
-was made is of no use."""
+_INVALIDATING = (CheckpointError, InputError, GateError)
+"""Failures that the same command would meet again, or that come from a source that changed meanwhile: the
+finished shards are of no use."""
 
-_INNOCENT = (CannotMeasure, Unmeasured)
-"""Of these: what was made may be good, and another machine or another option publishes it."""
+_NOT_INVALIDATING = (CannotMeasure, Unmeasured)
+"""Subclasses of these failures after which the finished shards may be good, so that a run on another
+machine or with another option publishes them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,12 @@ class FinishedShard:
     size: int
     sha256: str
     errors: Mapping[str, float]
-    """Source tensor -> relative error, of those in it that are quantized."""
+    """Source tensor -> relative error, for the quantized tensors in the shard."""
+
+    @property
+    def file(self) -> FileRecord:
+        """The shard's file as a variant's record lists it."""
+        return FileRecord(self.sha256, self.size)
 
 
 @dataclass
@@ -62,16 +69,16 @@ class Journal:
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """A variant in the making."""
+    """A variant that is being made."""
 
     root: Path
     folder: Path
-    """Becomes the variant's own folder; holds nothing but finished shards at first."""
+    """The folder that becomes the variant's own; at first it contains only finished shards."""
     journal: Journal
 
     @property
     def finished_bytes(self) -> int:
-        """Of the shards that an earlier run has left."""
+        """The size of the shards that an earlier run has left."""
         return sum(shard.size for shard in self.journal.shards.values())
 
     @property
@@ -82,11 +89,11 @@ class WorkFolder:
 
 @contextmanager
 def work_folder(output_dir: Path, variant: str, key: str) -> Iterator[WorkFolder]:
-    """A folder to make ``variant`` in, gone on success and where going on from it is of no use.
+    """A folder to make ``variant`` in, removed on success and after failures that make it useless.
 
     Args:
-        output_dir: exists.
-        key: of what decides the stored bytes; letters and digits.
+        output_dir: an existing folder.
+        key: a digest of what decides the stored bytes, in letters and digits.
     """
     root, lock = _claim(output_dir, variant, key)
     try:
@@ -95,8 +102,8 @@ def work_folder(output_dir: Path, variant: str, key: str) -> Iterator[WorkFolder
         _remove_abandoned(output_dir, variant, root)
         yield work
     except BaseException as error:
-        hopeless = isinstance(error, _HOPELESS) and not isinstance(error, _INNOCENT)
-        if hopeless or not (root / _JOURNAL).is_file():
+        useless = isinstance(error, _INVALIDATING) and not isinstance(error, _NOT_INVALIDATING)
+        if useless or not (root / _JOURNAL).is_file():
             shutil.rmtree(root, ignore_errors=True)
         raise
     else:
@@ -106,7 +113,7 @@ def work_folder(output_dir: Path, variant: str, key: str) -> Iterator[WorkFolder
 
 
 def _claim(output_dir: Path, variant: str, key: str) -> tuple[Path, int]:
-    """The work's own folder; or a fresh one, while another process is at the same work."""
+    """The folder of this work, or a fresh one while another process does the same work; and its lock."""
     root = output_dir / f".{variant}.{key}"
     root.mkdir(exist_ok=True)
     lock = _try_lock(root)
@@ -118,7 +125,7 @@ def _claim(output_dir: Path, variant: str, key: str) -> tuple[Path, int]:
 
 
 def _try_lock(root: Path) -> int | None:
-    """Its open lock file; None while another process has it, or where it has just removed it."""
+    """The folder's open lock file; None while another process holds the lock or removes the folder."""
     try:
         lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     except FileNotFoundError:
@@ -137,7 +144,9 @@ def _restore(work: WorkFolder) -> None:
     """Keep the shards that are what the journal says; remove everything else."""
     noted = _noted(work.root / _JOURNAL)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        intact = list(pool.map(lambda shard: _is_intact(work.folder, shard), noted))
+        intact = list(
+            pool.map(lambda shard: is_intact(work.folder / shard.name, shard.file), noted)
+        )
     work.folder.mkdir(exist_ok=True)
     (work.root / _JOURNAL).unlink(missing_ok=True)
     for shard, good in zip(noted, intact, strict=True):
@@ -161,13 +170,8 @@ def _noted(journal: Path) -> Sequence[FinishedShard]:
     return list(shards.values())
 
 
-def _is_intact(folder: Path, shard: FinishedShard) -> bool:
-    path = folder / shard.name
-    return path.is_file() and path.stat().st_size == shard.size and sha256_of(path) == shard.sha256
-
-
 def _remove_abandoned(output_dir: Path, variant: str, own: Path) -> None:
-    """What killed runs with other options, or of a checkpoint that is another by now, have left."""
+    """Remove what killed runs with other options, or on a checkpoint that has changed since, have left."""
     for root in output_dir.glob(f".{variant}.*"):
         if root == own or not (root / _LOCK).is_file():
             continue

@@ -1,8 +1,9 @@
-"""The process that talks to Trackio: event lines come in on stdin, short answers go out on stdout.
+"""The process that talks to Trackio: it reads lines of events on stdin and writes short answers to stdout.
 
-``started``: Trackio has the first entries, so a link to them opens. ``trying REASON``: not yet.
-``failed REASON``: given up. ``finished``: everything is there. The end of stdin is the end of the
-events. Trackio prints, prompts and waits as it likes; see :mod:`smolquant.tracking.process`.
+``started`` means that Trackio has the first entries, so that a link to them opens; ``trying REASON`` that
+it does not have them yet; ``failed REASON`` that the child gives up; ``finished`` that everything is
+delivered. The end of stdin is the end of the events. Trackio may print, prompt and wait as it likes; see
+:mod:`smolquant.tracking.process`.
 """
 
 import json
@@ -20,7 +21,7 @@ from smolquant.tracking.events import Entries, Entry, Run, parse_event
 
 _SECONDS_BETWEEN_TRIES = 1.0
 _ORPHAN_SECONDS = 120
-"""A child whose parent was killed ends after that, too."""
+"""The seconds after which a child ends even if its parent was killed."""
 
 
 class MissingTokenError(Exception):
@@ -28,10 +29,10 @@ class MissingTokenError(Exception):
 
 
 class Store(Protocol):
-    """What takes entries."""
+    """A place that entries are stored in."""
 
     def take(self, entries: Iterable[Entry]) -> None:
-        """Store entries; those that it has already are left as they are."""
+        """Store entries; entries that are stored already stay as they are."""
 
     def attach(self, run: Run, file: Path) -> None:
         """Store a file as an artifact of a run."""
@@ -76,10 +77,10 @@ class LocalStore:
 
 @dataclass
 class RemoteStore:
-    """A server, or a Space.
+    """A Trackio server, or a Space.
 
-    Entries go through Trackio's HTTP interface and not through its runs: those choose their own
-    keys, so that nothing could be sent twice, and keep quiet when nothing arrives.
+    Entries go through Trackio's HTTP interface and not through its runs, because those choose their own
+    keys, so that sending an entry twice would store it twice, and do not report when nothing arrives.
     """
 
     source: str
@@ -89,7 +90,7 @@ class RemoteStore:
     _client: Any = field(default=None, init=False)
 
     def take(self, entries: Iterable[Entry]) -> None:
-        """Send entries; returns when the server has them.
+        """Send entries, and return when the server has them.
 
         Raises:
             Exception: whatever Trackio's client and httpx raise.
@@ -111,7 +112,7 @@ class RemoteStore:
         made.log_artifact(file, name=file.name, type="report")
 
     def close(self) -> None:
-        """Nothing is held back."""
+        """Do nothing, because every entry is sent at once."""
 
     def _call(self, api_name: str, **arguments: Any) -> None:
         self._connected().predict(api_name=api_name, hf_token=self.hub_token, **arguments)
@@ -127,11 +128,11 @@ class RemoteStore:
 
 
 def open_store(connection: dict[str, Any] | None) -> Store:
-    """The store that the first line asks for.
+    """The store that the first line names.
 
     Raises:
         MissingTokenError: a token is missing.
-        Exception: whatever Trackio raises for a Space that it cannot make or use.
+        Exception: whatever Trackio raises for a Space that it cannot create or use.
     """
     if connection is None:
         return LocalStore()
@@ -139,7 +140,7 @@ def open_store(connection: dict[str, Any] | None) -> Store:
         write_token = os.environ.get("TRACKIO_WRITE_TOKEN")
         if not write_token:
             raise MissingTokenError(
-                "The Trackio server takes nothing without its write token: set TRACKIO_WRITE_TOKEN."
+                "The Trackio server accepts nothing without its write token: set TRACKIO_WRITE_TOKEN."
             )
         return RemoteStore(connection["url"], write_token=write_token)
     import huggingface_hub
@@ -147,8 +148,8 @@ def open_store(connection: dict[str, Any] | None) -> Store:
     hub_token = huggingface_hub.get_token()
     if not hub_token:
         raise MissingTokenError(
-            "A Trackio Space needs a Hugging Face token with write rights to it; keyless login is "
-            "good for the published repository only. Set TRACKIO_WRITE_TOKEN to such a token."
+            "A Trackio Space needs a Hugging Face token with write rights to it; keyless login works "
+            "for the published repository only. Set TRACKIO_WRITE_TOKEN to such a token."
         )
     if connection["space"]:
         _prepare_space(connection)
@@ -156,7 +157,7 @@ def open_store(connection: dict[str, Any] | None) -> Store:
 
 
 def _prepare_space(connection: dict[str, Any]) -> None:
-    """Have Trackio make the Space if need be, and find its bucket. The run it opens stays empty."""
+    """Have Trackio create the Space if needed, and find its bucket. The run that this opens stays empty."""
     import trackio
 
     trackio.init(
@@ -213,7 +214,7 @@ def _alert_entry(entry: Entry) -> dict[str, Any]:
 
 
 class Child:
-    """Reads lines, fills a store, answers."""
+    """Reads lines, stores their entries, and answers."""
 
     def __init__(self, lines: TextIO, answers: TextIO) -> None:
         self._lines = lines
@@ -270,13 +271,13 @@ class Child:
         try:
             line = self._inbox.get(timeout=_SECONDS_BETWEEN_TRIES if self._pending else None)
             while line is not None:
-                self._understand(line)
+                self._parse(line)
                 line = self._inbox.get_nowait()
             self._ended = True
         except queue.Empty:
             pass
 
-    def _understand(self, line: str) -> None:
+    def _parse(self, line: str) -> None:
         event = parse_event(line)
         if event is not None:
             self._pending += self._entries.of(event)
@@ -289,22 +290,22 @@ class Child:
 
 
 def reason(error: BaseException) -> str:
-    """An exception in one line, with what the server said of it."""
+    """An exception in one line, with the server's explanation if there is one."""
     if isinstance(error, MissingTokenError):
         return str(error)
-    said = ""
+    explanation = ""
     response = getattr(error, "response", None)
     if response is not None:
         try:
-            said = str(response.json()["error"])
+            explanation = str(response.json()["error"])
         except (ValueError, KeyError, TypeError):
-            said = ""
-    text = said or str(error) or type(error).__name__
+            explanation = ""
+    text = explanation or str(error) or type(error).__name__
     return " ".join(text.split())
 
 
 def main() -> None:
-    """Keep the pipes for the protocol; whatever Trackio prints or asks for goes nowhere."""
+    """Serve the protocol on the pipes; whatever Trackio prints or prompts for is discarded."""
     lines = os.fdopen(os.dup(0), encoding="utf-8")
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     nowhere = os.open(os.devnull, os.O_RDWR)

@@ -1,14 +1,14 @@
-"""Where Trackio runs: a Hugging Face Space or a self-hosted server, as users write it down."""
+"""Where Trackio runs: a Hugging Face Space or a self-hosted server, as users name it."""
 
 import re
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 from smolquant.errors import InputError
+from smolquant.names import is_repo_id
 
 _HUB_HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co"}
 _APP_DOMAIN = ".hf.space"
-_SPACE_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 _TOKEN_PARAMETER = "write_token"  # noqa: S105 - its name, not a token
 
 _ACCEPTED = (
@@ -19,18 +19,18 @@ _ACCEPTED = (
 
 @dataclass(frozen=True)
 class Destination:
-    """A Trackio dashboard that takes our runs. Build it with :func:`make_destination`."""
+    """A Trackio dashboard that records the runs. Build it with :func:`make_destination`."""
 
     url: str
-    """Address of the dashboard, without a query and a closing slash; holds no secret."""
+    """The address of the dashboard, without a query and a closing slash; it contains no secret."""
     space: str | None = None
     """The Space's Hub id; None for a server, and for a Space known by its app address only."""
     bucket: str | None = None
-    """Hub bucket in which the Space keeps its data; None leaves the choice to Trackio."""
+    """The Hub bucket in which the Space keeps its data; None leaves the choice to Trackio."""
     write_token: str | None = field(default=None, repr=False)
-    """What writing takes: a server's write token, or a Hugging Face token for a Space."""
+    """The token for writing: a server's write token, or a Hugging Face token for a Space."""
     secrets: tuple[str, ...] = field(default=(), repr=False)
-    """Whatever must be masked before anything is shown."""
+    """The texts that must be masked before anything is shown."""
 
     @property
     def is_space(self) -> bool:
@@ -39,15 +39,15 @@ class Destination:
 
     @property
     def address(self) -> str:
-        """What :func:`make_destination` would take to build it again, without the token."""
+        """The address from which :func:`make_destination` builds it again, without the token."""
         return self.space or self.url
 
     def run_url(self, project: str, run_id: str) -> str:
-        """The dashboard's page about one run."""
+        """The address of the dashboard's page about one run."""
         return f"{self.url}/run?{urlencode({'project': project, 'selected_run_id': run_id})}"
 
     def project_url(self, project: str, run_ids: list[str]) -> str:
-        """The dashboard's charts of a project: these runs, and curves as they were measured."""
+        """The address of the dashboard's charts of these runs, without smoothing."""
         query = {"project": project, "run_ids": ",".join(run_ids), "smoothing": 0}
         return f"{self.url}/?{urlencode(query, safe=',')}"
 
@@ -55,7 +55,7 @@ class Destination:
 def make_destination(
     address: str | None, *, write_token: str | None = None, bucket: str | None = None
 ) -> Destination | None:
-    """Read an address; None where none was given.
+    """The dashboard at an address; None where none was given.
 
     Args:
         address: ``user/space``, a Space's page or app address, or a server's address. A write token
@@ -64,24 +64,24 @@ def make_destination(
         bucket: Hub bucket for a Space's data.
 
     Raises:
-        InputError: the address is none, or the bucket does not go with it.
+        InputError: the address is not valid, or the bucket does not go with it.
     """
     if not address:
         if bucket:
             raise InputError(
-                "--dataset-repo says where a Trackio Space keeps its data, and no Space was named.",
+                "--dataset-repo says where a Trackio Space keeps its data, but no Space was named.",
                 hint="Add --trackio-url, or leave --dataset-repo out.",
             )
         return None
     text = address.strip()
-    if _SPACE_ID.fullmatch(text):
+    if is_repo_id(text):
         return _space(text, write_token, (), bucket)
     parts = _split(text)
     in_address = dict(parse_qsl(parts.query)).get(_TOKEN_PARAMETER)
     secrets = _spellings(parts.query, in_address)
     if parts.hostname in _HUB_HOSTS:
         space = parts.path.removeprefix("/spaces/").rstrip("/")
-        if not parts.path.startswith("/spaces/") or not _SPACE_ID.fullmatch(space):
+        if not parts.path.startswith("/spaces/") or not is_repo_id(space):
             raise InputError(
                 f"{_shown(parts)} is not the page of a Space.",
                 hint="Its page is `https://huggingface.co/spaces/user/space`.",
@@ -89,7 +89,7 @@ def make_destination(
         return _space(space, write_token, secrets, bucket)
     url = _shown(parts)
     if (parts.hostname or "").endswith(_APP_DOMAIN):
-        # The id cannot be told from the host name, in which `a-b/c` and `a/b-c` look the same.
+        # The id does not follow from the host name, in which `a-b/c` and `a/b-c` look the same.
         _refuse_bucket(bucket, "a Space's id: `user/space`, not the address of its app")
         url = f"https://{parts.netloc}"  # a Hugging Face token never travels in the clear
         return Destination(url, write_token=write_token, secrets=_known(write_token, secrets))
@@ -101,7 +101,7 @@ def make_destination(
 def _space(
     space: str, write_token: str | None, secrets: tuple[str, ...], bucket: str | None
 ) -> Destination:
-    if bucket is not None and not _SPACE_ID.fullmatch(bucket):
+    if bucket is not None and not is_repo_id(bucket):
         raise InputError(
             f"{bucket!r} is not the name of a bucket on the Hub.",
             hint="Write --dataset-repo as `user/name`.",
@@ -117,7 +117,7 @@ def _space(
 
 
 def _split(text: str) -> SplitResult:
-    """The parts of a web address; no refusal repeats what may be a secret."""
+    """The parts of a web address; no error message repeats what may be a secret."""
     try:
         parts = urlsplit(text)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -142,7 +142,7 @@ def _shown(parts: SplitResult) -> str:
 
 
 def _spellings(query: str, token: str | None) -> tuple[str, ...]:
-    """The token as it means and as the address spells it."""
+    """The token itself, and as the address spells it."""
     if not token:
         return ()
     pairs = (pair.partition("=") for pair in query.split("&"))

@@ -1,10 +1,10 @@
-"""events.jsonl: what happened, a line each, beside report.json.
+"""events.jsonl lists, beside report.json, what happened in a run, one event per line.
 
-The file is the truth and Trackio a view of it: whatever reads these lines, the child process as
-they are written or a later sync, makes the same entries with the same keys of them.
+Trackio shows what the file says: the child process, which reads the lines as they are written, and a later
+sync both turn them into the same entries with the same keys.
 
-Every line is a JSON object with ``event`` and ``id``. ``job`` opens a job (project, group and
-address), ``run`` one of its runs; the others tell of the run that their ``run`` names.
+Every line is a JSON object with ``event`` and ``id``. ``job`` opens a job (project, group and address),
+``run`` opens one of its runs; the others are about the run that their ``run`` names.
 """
 
 import json
@@ -23,13 +23,13 @@ Event = Mapping[str, Any]
 
 
 class EventLog:
-    """Appends events; what was appended survives a kill at any moment."""
+    """Appends events to the file; what was appended survives a kill at any moment."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, line: str) -> None:
-        """Write one line, without its end, to disk.
+        """Write one line to disk; ``line`` has no line end.
 
         Raises:
             OSError: the file cannot be written.
@@ -40,7 +40,7 @@ class EventLog:
 
 
 def _line_end(descriptor: int) -> bytes:
-    """What ends the line before: nothing, unless a full disk or a kill cut it short."""
+    """The end of the line before, which is missing only if a full disk or a kill cut it short."""
     size = os.fstat(descriptor).st_size
     return b"" if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n" else b"\n"
 
@@ -59,7 +59,7 @@ def read_events(path: Path) -> Iterator[tuple[str, Event]]:
 
 
 def parse_event(line: str) -> Event | None:
-    """The event in a line, or None."""
+    """The event in a line; None if the line has none."""
     try:
         event = json.loads(line)
     except ValueError:
@@ -93,11 +93,11 @@ class Alert:
 
 @dataclass(frozen=True)
 class Entry:
-    """What Trackio stores at one step of a run."""
+    """The values that Trackio stores at one step of a run."""
 
     run: Run
     key: str
-    """Its own for ever: a server that has it takes no second one."""
+    """The entry's own key: a server that has it stores no second entry."""
     step: int
     metrics: Mapping[str, Any]
     time: str
@@ -107,10 +107,10 @@ class Entry:
 
 @dataclass
 class Entries:
-    """Translates events, in their order, into what Trackio stores."""
+    """Translates events, in their order, into the entries that Trackio stores."""
 
     runs: dict[str, Run] = field(default_factory=dict)
-    """Opened so far, by id."""
+    """The runs that are open so far, by id."""
     _project: str = ""
     _group: str = ""
 

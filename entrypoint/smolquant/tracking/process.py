@@ -1,7 +1,8 @@
-"""The child process that carries events to Trackio, seen from outside: fed, timed, killed if late.
+"""Runs the child process that sends events to Trackio: feeds it, and kills it when it is late.
 
-Everything that can hang, print or crash is on the other side of two pipes. Nothing here raises for
-what the child does, and no call but :meth:`TrackioProcess.started` and :meth:`TrackioProcess.finish` waits.
+Everything that can hang, print or crash is in the child, on the other side of two pipes. Nothing here
+raises for what the child does, and only :meth:`TrackioProcess.started` and :meth:`TrackioProcess.finish`
+wait.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from smolquant.tracking.destination import Destination
 SECONDS_TO_START = 10.0
 SECONDS_TO_FINISH = 10.0
 
-_KEYLESS = (  # good for the published repository alone, and Trackio's client would try them first
+_KEYLESS = (  # these work for the published repository only, and Trackio's client would try them first
     "HF_OIDC_RESOURCE",
     "HF_OIDC_ID_TOKEN",
     "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
@@ -48,14 +49,14 @@ class TrackioProcess:
         seconds_to_start: float = SECONDS_TO_START,
         seconds_to_finish: float = SECONDS_TO_FINISH,
     ) -> None:
-        """Start the child; returns at once.
+        """Start the child, and return at once.
 
         Args:
             destination: None for a local project.
-            environ: the environment that the child's is made of.
-            local_dir: folder of the local project.
-            hub_token: opens a Space that has no token of its own.
-            private: make a Space that does not exist yet a private one.
+            environ: the environment that the child's is derived from.
+            local_dir: the folder of the local project.
+            hub_token: the token for a Space that has none of its own.
+            private: whether a Space that does not exist yet becomes private.
 
         Raises:
             OSError: no process can be started.
@@ -66,7 +67,7 @@ class TrackioProcess:
         self._changed = threading.Condition()
         self._has_started = self._has_finished = False
         self._failure: str | None = None
-        self._trouble = ""  # what the child is still trying to overcome
+        self._problem = ""  # what still keeps the child from delivering
         # What Trackio's client buffers for a server is of no use: events.jsonl holds it.
         self._buffer = tempfile.TemporaryDirectory(
             prefix="smolquant-trackio-", ignore_cleanup_errors=True
@@ -79,7 +80,7 @@ class TrackioProcess:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=child_environment(environ, destination, folder, hub_token),
-            start_new_session=True,  # Ctrl-C is for us; the child still has to tell of it
+            start_new_session=True,  # Ctrl-C must not end the child, which still has to report it
             text=True,
             encoding="utf-8",
         )
@@ -90,16 +91,16 @@ class TrackioProcess:
 
     @property
     def failure(self) -> str | None:
-        """Why the child will not deliver, for people; None as long as it may."""
+        """Why the child will not deliver, in words for people; None as long as it may."""
         with self._changed:
             return self._failure
 
     def send(self, line: str) -> None:
-        """Hand over an event's line; never blocks, even when the child does not read."""
+        """Hand over an event's line; this never blocks, even when the child does not read."""
         self._outbox.put(line)
 
     def started(self) -> bool:
-        """Whether Trackio has taken the first event; waits for it until the child's time is up."""
+        """Whether Trackio has the first event; waits for that until the child's time is up."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._has_started or self._failure is not None,
@@ -113,7 +114,7 @@ class TrackioProcess:
         return has_started
 
     def finish(self, report: Path | None) -> None:
-        """Have the child deliver the rest and ``report`` as an artifact; then end it."""
+        """Have the child deliver the rest, and ``report`` as an artifact; then end it."""
         if report is not None:
             self.send(json.dumps({"report": str(report.absolute())}))
         self._outbox.put(None)
@@ -125,8 +126,8 @@ class TrackioProcess:
                 self._failure = self._late(f"did not finish within {self._to_finish:.0f} s")
         self.kill()
 
-    def hurry(self, seconds: float) -> None:
-        """From now on wait ``seconds`` at most to start, and as long to finish."""
+    def shorten_deadlines(self, seconds: float) -> None:
+        """From now on wait at most ``seconds`` for the start, and as long for the end."""
         self._start_by = min(self._start_by, time.monotonic() + seconds)
         self._to_start = min(self._to_start, seconds)
         self._to_finish = min(self._to_finish, seconds)
@@ -138,24 +139,24 @@ class TrackioProcess:
         self._outbox.put(None)
         self._buffer.cleanup()
 
-    def _understand(self, line: str) -> None:
+    def _parse(self, line: str) -> None:
         answer, _, text = line.strip().partition(" ")
         reason = one_line(text)[:_LONGEST_REASON]
         with self._changed:
             self._has_started |= answer == "started"
             self._has_finished |= answer == "finished"
             if answer == "trying":
-                self._trouble = reason
+                self._problem = reason
             if answer == "failed":
                 self._failure = self._failure or reason
             self._changed.notify_all()
 
     def _late(self, what: str) -> str:
-        return f"Trackio {what}. {self._trouble}".strip()
+        return f"Trackio {what}. {self._problem}".strip()
 
     def _write(self) -> None:
         assert self._process.stdin is not None
-        # An OSError: the child is gone, as _read tells.
+        # An OSError means that the child is gone, which _read notices.
         with contextlib.suppress(OSError), self._process.stdin as lines:
             for line in iter(self._outbox.get, None):
                 lines.write(line + "\n")
@@ -165,7 +166,7 @@ class TrackioProcess:
         assert self._process.stdout is not None
         with self._process.stdout as answers:
             for line in answers:
-                self._understand(line)
+                self._parse(line)
         with self._changed:
             if not self._has_finished and self._failure is None:
                 self._failure = "The process that talks to Trackio ended early."
@@ -178,11 +179,11 @@ def child_environment(
     folder: Path,
     hub_token: str | None = None,
 ) -> dict[str, str]:
-    """The child's environment: no TRACKIO_ setting but ours, and no secret that it does not need.
+    """The child's environment, without foreign TRACKIO_ settings and without secrets that it does not need.
 
     Args:
-        folder: what Trackio may write to.
-        hub_token: opens a Space that has no token of its own.
+        folder: the folder that Trackio may write to.
+        hub_token: the token for a Space that has none of its own.
     """
     kept = {
         name: value

@@ -1,10 +1,9 @@
-"""What the pipeline tells of a run, and the one place that decides what becomes of it."""
+"""Records the events of a run: writes them to events.jsonl and hands them to the process for Trackio."""
 
 import functools
 import importlib.util
 import json
 import math
-import re
 import shlex
 import threading
 import time
@@ -22,67 +21,20 @@ from smolquant.report.failure import Failure
 from smolquant.text import one_line
 from smolquant.tracking.destination import Destination
 from smolquant.tracking.events import EVENTS_NAME, EventLog
+from smolquant.tracking.naming import job_name, project_name, run_name
 from smolquant.tracking.process import TrackioProcess
+from smolquant.tracking.tracker import Tracker
 
 LOCAL_PROJECT = "trackio"
-"""Folder of the local project, in the output folder."""
+"""The folder of the local project, in the output folder."""
 
 _SECONDS_BETWEEN_POINTS = 1.0
 _SECONDS_WHEN_CANCELLED = 2.5
-"""GitHub kills a step ten seconds after it was told to stop, and its summary matters more."""
-_LONGEST_NAME = 120
+"""GitHub kills a step ten seconds after it asked it to stop, and the job summary matters more."""
 _NOT_INSTALLED = "Trackio is not installed: `pip install smolquant[action]`."
 
 P = ParamSpec("P")
 R = TypeVar("R", bound="Recorder")
-
-
-class Tracker:
-    """A run that nobody records: every method does nothing."""
-
-    @property
-    def url(self) -> str | None:
-        """The dashboard with this job's runs; None where none can be opened."""
-        return None
-
-    @property
-    def local_command(self) -> str | None:
-        """The shell command that opens the local project; None where there is none."""
-        return None
-
-    def run_url(self, variant: str) -> str | None:
-        """The dashboard's page about one variant; None where none can be opened."""
-        return None
-
-    def up_to_date(self, variant: str) -> None:
-        """The variant is left alone and gets no run."""
-
-    def started(
-        self, variant: str, repo: str | None, revision: str | None, *, options: Options, device: str
-    ) -> None:
-        """Work on a variant begins.
-
-        Args:
-            repo: of the source on the Hub, at commit ``revision``; None for a folder. What identifies
-                that one is still being computed, and comes with the record.
-        """
-
-    def advance(self, n_bytes: int) -> None:
-        """``n_bytes`` more of the source are done, for every started variant; from any thread."""
-
-    def completed(
-        self, record: VariantRecord, *, seconds: Mapping[str, float], peak_memory_bytes: int | None
-    ) -> None:
-        """A variant lies in the output folder. ``seconds``: by phase, such as ``quantize``."""
-
-    def pushed(self, urls: Mapping[str, str], commit: str) -> None:
-        """The variants with these addresses were published."""
-
-    def ended(self, error: BaseException | None) -> None:
-        """The job is over; ``error`` is why it failed."""
-
-    def finish(self, report: Path | None) -> None:
-        """Deliver the rest and ``report``; waits ten seconds at most."""
 
 
 def start(
@@ -98,17 +50,17 @@ def start(
     hub_token: str | None = None,
     private: bool = False,
 ) -> Tracker:
-    """Begin to record a job; returns at once.
+    """Begin to record a job, and return at once.
 
     Args:
-        destination: None keeps a local project in the output folder and contacts nobody.
+        destination: the dashboard; None keeps a local project in the output folder and contacts no server.
         environ: the process's environment.
-        repo: what the project is named after, a Hub id or a folder.
-        revision: of the source, as far as it is known.
-        quant_types: the asked-for ones, by variant.
-        experiment_name: name of the run; with several variants theirs is appended.
-        hub_token: opens a Space that has no token of its own.
-        private: make a Space that does not exist yet a private one.
+        repo: the Hub id or folder that the project is named after.
+        revision: the revision of the source, if it is known.
+        quant_types: the quantization types that were asked for, by variant.
+        experiment_name: the name of the run; with several variants the variant's name is appended.
+        hub_token: the token for a Space that has none of its own.
+        private: whether a Space that does not exist yet becomes private.
     """
     for secret in destination.secrets if destination else ():
         console.mask(secret)
@@ -116,7 +68,7 @@ def start(
         console.notice(
             "--dataset-repo is a bucket now",
             "Trackio no longer keeps its data in a dataset: the Space uses the Hub bucket "
-            f"{destination.bucket}, which is made if it does not exist.",
+            f"{destination.bucket}, which is created if it does not exist.",
         )
     recorder = Recorder(
         output_dir,
@@ -131,31 +83,8 @@ def start(
     return recorder
 
 
-def project_name(repo: str) -> str:
-    """A project's name after a repository or a folder, in characters that Trackio keeps apart.
-
-    Trackio's own file names drop everything but letters, digits, ``-`` and ``_``, and it reserves
-    the beginning ``registry-`` and some endings that begin with ``_``.
-    """
-    base = repo if re.fullmatch(r"[\w.-]+/[\w.-]+", repo) else Path(repo).resolve().name
-    name = re.sub(r"[^A-Za-z0-9]+", "-", base)[:_LONGEST_NAME].strip("-") or "model"
-    return f"model-{name}" if name.startswith("registry-") else name
-
-
-def run_name(text: str) -> str:
-    """A run's name; it also becomes part of paths on the server."""
-    return re.sub(r"[^\w.@ -]+", "-", one_line(text))[:_LONGEST_NAME].strip(" .-") or "run"
-
-
-def _job_name(environ: Mapping[str, str]) -> str:
-    """What groups the runs of one job."""
-    if environ.get("GITHUB_RUN_ID"):
-        return f"github-{environ['GITHUB_RUN_ID']}-{environ.get('GITHUB_RUN_ATTEMPT', '1')}"
-    return f"job-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:4]}"
-
-
 def _harmless(method: Callable[Concatenate[R, P], None]) -> Callable[Concatenate[R, P], None]:
-    """Tracking may fail; the job may not fail because of it."""
+    """Keep a failure of tracking from failing the job."""
 
     @functools.wraps(method)
     def guarded(self: R, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -219,10 +148,10 @@ class Recorder(Tracker):
                 self._warn(f"The process that talks to Trackio did not start: {error}.")
         elif self._destination is not None:
             self._warn(_NOT_INSTALLED)
-        self._tell(
+        self._record(
             "job",
             project=self._project,
-            group=_job_name(environ),
+            group=job_name(environ),
             address=self._destination.address if self._destination else None,
             bucket=self._destination.bucket if self._destination else None,
         )
@@ -258,7 +187,7 @@ class Recorder(Tracker):
     ) -> None:
         """See :meth:`Tracker.started`."""
         self._revision = revision
-        self._tell(
+        self._record(
             "quantization_started",
             run=self._open_run(variant),
             config={
@@ -294,7 +223,7 @@ class Recorder(Tracker):
             if record.variant in self._at_work:
                 self._point(record.variant)
                 self._at_work.remove(record.variant)
-        self._tell(
+        self._record(
             "quantization_completed",
             run=self._open_run(record.variant),
             metrics=_metrics(record, seconds, peak_memory_bytes),
@@ -307,21 +236,21 @@ class Recorder(Tracker):
         for variant, url in urls.items():
             if variant in self._runs:
                 run = self._runs[variant]
-                self._tell("quantized_model_pushed", run=run, url=url, commit=commit)
+                self._record("quantized_model_pushed", run=run, url=url, commit=commit)
 
     @_harmless
     def ended(self, error: BaseException | None) -> None:
         """See :meth:`Tracker.ended`."""
         if error is None:
             for run in self._runs.values():
-                self._tell("run_succeeded", run=run)
+                self._record("run_succeeded", run=run)
             return
         if self._process is not None and isinstance(error, Cancelled):
-            self._process.hurry(_SECONDS_WHEN_CANCELLED)
+            self._process.shorten_deadlines(_SECONDS_WHEN_CANCELLED)
         failure = Failure.of(error)
         for variant in self._wanted:
             known = {} if variant in self._runs else {"config": self._config(variant)}
-            self._tell(
+            self._record(
                 "quantization_failed",
                 run=self._open_run(variant),
                 **known,
@@ -360,10 +289,10 @@ class Recorder(Tracker):
         return self._started
 
     def _open_run(self, variant: str) -> str:
-        """The run's id. It is ours to choose, so that cards can name it before anything is sent."""
+        """The run's id, which is chosen here so that cards can name it before anything is sent."""
         if variant not in self._runs:
             self._runs[variant] = uuid.uuid4().hex
-            self._tell("run", run=self._runs[variant], variant=variant, name=self._name(variant))
+            self._record("run", run=self._runs[variant], variant=variant, name=self._name(variant))
         return self._runs[variant]
 
     def _config(self, variant: str) -> dict[str, str]:
@@ -376,21 +305,21 @@ class Recorder(Tracker):
         return run_name(f"{self._project}{revision}-{variant}")
 
     def _point(self, *variants: str) -> None:
-        """A point of the curve of bytes against seconds; the lock is held."""
+        """Record a point of the curve of bytes against seconds; the caller holds the lock."""
         seconds = time.monotonic() - self._working_since
         for variant in variants:
             run = self._runs[variant]
-            self._tell("progress", run=run, done_bytes=self._done_bytes, seconds=seconds)
+            self._record("progress", run=run, done_bytes=self._done_bytes, seconds=seconds)
 
-    def _tell(self, event: str, **facts: Any) -> None:
+    def _record(self, event: str, **facts: Any) -> None:
         """Keep an event and pass it on."""
-        told = {
+        record = {
             "event": event,
             "id": uuid.uuid4().hex,
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             **_portable(facts, self._console.redact),
         }
-        line = json.dumps(told, ensure_ascii=False, allow_nan=False)
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
         with self._lock:
             try:
                 self._log.append(line)

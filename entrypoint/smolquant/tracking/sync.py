@@ -1,14 +1,14 @@
 """``smolquant sync-trackio``: sends the events of a finished job that Trackio did not take then."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from smolquant.errors import InputError, SmolquantError
 from smolquant.report.console import Console
 from smolquant.report.files import REPORT_NAME
 from smolquant.tracking.destination import Destination, make_destination
-from smolquant.tracking.events import EVENTS_NAME, read_events
+from smolquant.tracking.events import EVENTS_NAME, Event, read_events
 from smolquant.tracking.process import TrackioProcess
 
 _SECONDS_TO_START = 60.0
@@ -34,38 +34,24 @@ def sync(
 
     Args:
         report_dir: an output folder, with events.jsonl.
-        destination: None: where the newest job was to be recorded.
+        destination: the dashboard; None for the one at which the newest job was to be recorded.
         environ: the process's environment; TRACKIO_WRITE_TOKEN goes with the recorded address.
-        hub_token: opens a Space that has no token of its own.
+        hub_token: the token for a Space that has none of its own.
 
     Returns:
         The dashboard's address with the newest job's runs; None when no run was recorded.
 
     Raises:
         InputError: there are no events, or no address to send them to.
-        TrackioError: Trackio did not take them all.
+        TrackioError: Trackio did not accept all of them.
     """
-    path = report_dir / EVENTS_NAME
-    try:
-        events = list(read_events(path))
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read: {error.strerror}.",
-            hint="Name the --output-dir of a run: events.jsonl lies there beside report.json.",
-        ) from error
-    jobs = [event for _, event in events if event["event"] == "job"]
-    if not jobs:
-        raise InputError(f"{path} holds no events.", hint="Name the --output-dir of a run.")
+    events = _read(report_dir)
+    job = [event for _, event in events if event["event"] == "job"][-1]
     if destination is None:
-        destination = _recorded(jobs[-1], environ, report_dir)
+        destination = _recorded(job, environ, report_dir)
     for secret in destination.secrets:
         console.mask(secret)
-    runs: list[str] = []
-    for _, event in events:
-        if event["event"] == "job":
-            runs = []
-        elif event["event"] == "run":
-            runs.append(event["run"])
+    runs = _runs_of_newest_job(event for _, event in events)
     process = TrackioProcess(
         destination,
         environ=environ,
@@ -86,7 +72,33 @@ def sync(
         raise TrackioError(
             process.failure, hint="Nothing is lost: run this again when Trackio answers."
         )
-    return destination.project_url(jobs[-1]["project"], runs) if runs else None
+    return destination.project_url(job["project"], runs) if runs else None
+
+
+def _read(report_dir: Path) -> list[tuple[str, Event]]:
+    """The events in a folder, each with its line; a job is among them."""
+    path = report_dir / EVENTS_NAME
+    try:
+        events = list(read_events(path))
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}.",
+            hint="Name the --output-dir of a run: events.jsonl lies there beside report.json.",
+        ) from error
+    if not any(event["event"] == "job" for _, event in events):
+        raise InputError(f"{path} holds no events.", hint="Name the --output-dir of a run.")
+    return events
+
+
+def _runs_of_newest_job(events: Iterable[Event]) -> list[str]:
+    """The ids of the runs that the last job opened."""
+    runs: list[str] = []
+    for event in events:
+        if event["event"] == "job":
+            runs = []
+        elif event["event"] == "run":
+            runs.append(event["run"])
+    return runs
 
 
 def _recorded(
@@ -97,7 +109,7 @@ def _recorded(
     )
     if destination is None:
         raise InputError(
-            f"The run in {report_dir} was recorded locally, and names no Trackio to send it to.",
+            f"The run in {report_dir} was recorded locally, and names no Trackio dashboard to send it to.",
             hint=f"Add --trackio-url: `smolquant sync-trackio {shlex.quote(str(report_dir))} "
             "--trackio-url URL`.",
         )

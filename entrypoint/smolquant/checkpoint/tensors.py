@@ -1,0 +1,101 @@
+"""The tensors of a checkpoint as its weight files store them: names, dtypes, shapes and row ranges."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+
+from smolquant.errors import CheckpointError
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""The dtypes of an unquantized checkpoint, by their names in safetensors."""
+
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+_ROWS_AT_A_TIME = 16
+"""The number of rows that vectorized quantization takes at a time; a block that is no multiple of it leaves
+the last step partly idle."""
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """A tensor as the checkpoint stores it."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def rows(self) -> int:
+        """The length of the first axis; a scalar is one row."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def row_bytes(self) -> int:
+        return self.size_bytes // self.rows if self.rows else 0
+
+
+def source_tensor(file: str, name: str, dtype: str, shape: Sequence[int]) -> SourceTensor:
+    """The tensor that an entry of the header of ``file`` describes.
+
+    Raises:
+        CheckpointError: only quantized weights have this dtype.
+    """
+    if dtype not in DTYPES:
+        raise not_plain(file, name, dtype)
+    return SourceTensor(name, DTYPES[dtype], tuple(shape))
+
+
+def not_plain(file: str, name: str, dtype: str) -> CheckpointError:
+    """The error for a tensor whose dtype, here by its name, only quantized weights have."""
+    return CheckpointError(
+        f"{file} stores {name!r} as {dtype}, which unquantized weights never have.",
+        hint="Start from the unquantized checkpoint.",
+    )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the headers of a checkpoint say, in file order, which is all that a plan needs."""
+
+    tensors: Mapping[str, SourceTensor]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Tensor -> the one whose memory it shares; only a pickle can say so."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of all tensors, where tensors that share memory count once."""
+        return sum(
+            tensor.size_bytes for name, tensor in self.tensors.items() if name not in self.aliases
+        )
+
+
+def bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor."""
+    flat: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(flat)
+
+
+def row_blocks(tensor: SourceTensor, block_bytes: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of about ``block_bytes`` that cover ``tensor`` once; none for an empty tensor."""
+    step = max(1, block_bytes // max(1, tensor.row_bytes))
+    step -= step % _ROWS_AT_A_TIME if step > _ROWS_AT_A_TIME else 0
+    for start in range(0, tensor.rows, step):
+        yield start, min(start + step, tensor.rows)
