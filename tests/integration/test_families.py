@@ -16,6 +16,7 @@ from command import run_smolquant
 from smolquant.errors import InputError
 from smolquant.record import VariantRecord
 from smolquant.schemes import SCHEMES
+from stored_values import stored_values
 
 
 @pytest.fixture(scope="module", params=list(models.FAMILIES))
@@ -69,7 +70,7 @@ def test_int4_runs_on_this_cpu_and_computes_with_the_stored_weights(family: Path
     for name, parameter in loaded.named_parameters():
         if type(parameter) is not nn.Parameter:
             module = reference.get_submodule(name.rpartition(".")[0])
-            exact = SCHEMES["int4_weight_only"].dequantize(parameter)
+            exact = stored_values(parameter)
             module.weight.data = exact.to(module.weight.dtype)
     expected = models.logits(reference)
 

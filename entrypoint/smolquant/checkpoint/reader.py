@@ -37,6 +37,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 """safetensors' names of the dtypes that an unquantized checkpoint has."""
 
+STORED_DTYPES: Mapping[str, torch.dtype] = {**DTYPES, "F8_E4M3": torch.float8_e4m3fn}
+"""And of those that a variant may have."""
+
 _LIBC = ctypes.CDLL(None)
 
 _LONGEST_HEADER = 100_000_000
@@ -47,7 +50,7 @@ _ROWS_AT_A_TIME = 16
 
 _SAVE_AGAIN = "Save the model again with `save_pretrained`."
 
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,21 @@ class SourceTensor:
         return self.size_bytes // self.rows if self.rows else 0
 
 
-def source_tensor(file: str, name: str, dtype: str, shape: Sequence[int]) -> SourceTensor:
+def source_tensor(
+    file: str,
+    name: str,
+    dtype: str,
+    shape: Sequence[int],
+    dtypes: Mapping[str, torch.dtype] = DTYPES,
+) -> SourceTensor:
     """A header's entry.
 
     Raises:
-        CheckpointError: the dtype is one that only quantized weights have.
+        CheckpointError: the dtype is not one of ``dtypes``.
     """
-    if dtype not in DTYPES:
+    if dtype not in dtypes:
         raise _not_plain(file, name, dtype)
-    return SourceTensor(name, DTYPES[dtype], tuple(shape))
+    return SourceTensor(name, dtypes[dtype], tuple(shape))
 
 
 def _not_plain(file: str, name: str, dtype: str) -> CheckpointError:
@@ -162,11 +171,11 @@ class SafetensorsFile:
 
     aliases: Mapping[str, str] = {}
 
-    def __init__(self, data: FileBytes) -> None:
+    def __init__(self, data: FileBytes, dtypes: Mapping[str, torch.dtype] = DTYPES) -> None:
         """Read the header.
 
         Raises:
-            CheckpointError: when the file is truncated, corrupt, or holds a dtype of quantized weights.
+            CheckpointError: when the file is truncated, corrupt, or holds another dtype than ``dtypes``.
         """
         self.name = data.name
         self.verify, self.close = data.verify, data.close
@@ -175,14 +184,14 @@ class SafetensorsFile:
         self._offsets: dict[str, int] = {}
         tensors = []
         for name, entry in header.items():
-            tensors.append(source_tensor(self.name, name, entry["dtype"], entry["shape"]))
+            tensors.append(source_tensor(self.name, name, entry["dtype"], entry["shape"], dtypes))
             self._offsets[name] = begin + entry["data_offsets"][0]
         self.tensors: Sequence[SourceTensor] = sorted(
             tensors, key=lambda tensor: self._offsets[tensor.name]
         )
 
     @classmethod
-    def at(cls, path: Path) -> "SafetensorsFile":
+    def at(cls, path: Path, dtypes: Mapping[str, torch.dtype] = DTYPES) -> "SafetensorsFile":
         """The file at ``path``, validated by the library that defines the format.
 
         Raises:
@@ -191,7 +200,7 @@ class SafetensorsFile:
         try:
             with safe_open(path, framework="pt"):
                 pass  # checks the header against the file's length
-            return cls(LocalBytes(path))
+            return cls(LocalBytes(path), dtypes)
         except (SafetensorError, OSError) as error:
             raise _corrupt(path.name, error) from error
 
@@ -243,7 +252,7 @@ class SafetensorsFile:
 
 def _itemsize(dtype: str) -> int:
     """Bytes; 0 for a dtype that is refused later, by the tensor's name."""
-    return DTYPES[dtype].itemsize if dtype in DTYPES else 0
+    return STORED_DTYPES[dtype].itemsize if dtype in STORED_DTYPES else 0
 
 
 def _corrupt(name: str, why: object) -> CheckpointError:
@@ -340,7 +349,7 @@ def _unpickle(path: Path, *, mapped: bool) -> dict[str, torch.Tensor]:
             hint="Save the model's own state with `save_pretrained`.",
         )
     for name, value in state.items():
-        if value.dtype not in DTYPE_NAMES:
+        if value.dtype not in DTYPES.values():
             raise _not_plain(path.name, name, str(value.dtype))
     return state
 
@@ -378,11 +387,16 @@ def _is_zip(path: Path) -> bool:
 class Checkpoint:
     """All weight files of a model, open for reading rows from several threads at once."""
 
-    def __init__(self, files: Sequence[Path | FileBytes]) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path | FileBytes],
+        dtypes: Mapping[str, torch.dtype] = DTYPES,
+    ) -> None:
         """Open every file.
 
         Args:
             files: in order; what is not a path is in the safetensors format.
+            dtypes: what safetensors may hold; :data:`STORED_DTYPES` for a variant's files.
 
         Raises:
             CheckpointError: when one cannot be read, or two hold the same tensor.
@@ -394,7 +408,7 @@ class Checkpoint:
         aliases: dict[str, str] = {}
         with ExitStack() as stack:
             for given in files:
-                file = _open(given, loaded)
+                file = _open(given, loaded, dtypes)
                 stack.callback(file.close)
                 for tensor in file.tensors:
                     if tensor.name in tensors:
@@ -441,11 +455,13 @@ class Checkpoint:
         self.close()
 
 
-def _open(given: Path | FileBytes, loaded: _OneLoaded) -> SafetensorsFile | PickleFile:
+def _open(
+    given: Path | FileBytes, loaded: _OneLoaded, dtypes: Mapping[str, torch.dtype]
+) -> SafetensorsFile | PickleFile:
     if not isinstance(given, Path):
-        return SafetensorsFile(given)
+        return SafetensorsFile(given, dtypes)
     if given.suffix == ".safetensors":
-        return SafetensorsFile.at(given)
+        return SafetensorsFile.at(given, dtypes)
     return PickleFile(given, loaded)
 
 
