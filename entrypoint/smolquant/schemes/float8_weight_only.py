@@ -73,7 +73,7 @@ class Float8WeightOnly(Scheme):
         )
 
     def _quantize_narrow_rows(self, weight: "torch.Tensor", norm: float) -> QuantizedRows:
-        """The same by torchao, for rows whose scale is zero or has lost digits: there values are clamped."""
+        """The same by torchao, for rows whose scale is zero or lacks digits: there it clamps values."""
         import torch
 
         quantized: Any = self.quantize(weight, None)
