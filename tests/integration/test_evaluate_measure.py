@@ -156,16 +156,18 @@ def test_a_trained_model_on_the_bundled_text(smollm2: Path, tmp_path: Path) -> N
     spoiled = spoil(variants["int8"], tmp_path / "spoiled", "_weight_scale", "roll")
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     windows = token_windows(bundled_text(), tokenizer, 512)
-    measured = evaluate(smollm2, {**variants, "spoiled": spoiled}, windows)
+    measured = evaluate(smollm2, variants, windows)
+    spoiled_metrics = evaluate(smollm2, {"int8": spoiled}, windows)["int8"]
     assert 10 < (measured["int8"].source_perplexity or 0) < 40
     assert (measured["int8"].top1_agreement or 0) > 0.95
     kl = {variant: metrics.mean_kl or 0 for variant, metrics in measured.items()}
     assert 0 < kl["int8"] < 0.02
     assert kl["int8"] < kl["int8_dynamic"] < kl["int4"] < 0.5
+    assert kl["int8"] < kl["float8"] == kl["float8_dynamic"] < kl["int4"]
     for variant in variants:
         refuse_garbage(variant, measured[variant])
     with pytest.raises(GateError, match="something is broken"):
-        refuse_garbage("spoiled", measured["spoiled"])
+        refuse_garbage("int8", spoiled_metrics)
 
 
 def test_a_variant_that_computes_nan_is_never_published(
