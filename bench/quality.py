@@ -31,10 +31,10 @@ from smolquant.memory import keep_freed_blocks
 from smolquant.model.architecture import Architecture
 from smolquant.quantize.calibrate import TOKENS, CalibratedWeights, Calibration, calibrated_weights
 from smolquant.quantize.plan import make_plan
-from smolquant.runtime.kernels import unpack_int4
 from smolquant.schemes import SCHEMES, Keep, Scheme, scheme_of
 from smolquant.schemes.base import QuantizedRows
 from smolquant.schemes.int4_gptq import one_thread
+from smolquant.schemes.int4_packing import unpack_int4
 from smolquant.schemes.int4_weight_only import Int4WeightOnly, stored_rows, values_of
 
 GROUP_SIZES = (32, 64, 128)

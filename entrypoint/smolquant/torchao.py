@@ -1,7 +1,4 @@
-"""Importing this lets stock ``from_pretrained`` models with int4 weights run on a CPU.
-
-torchao's plain ``Int4Tensor`` has a linear for CUDA only (through mslk). This registers one for the CPU
-and leaves CUDA as it is::
+"""Importing this lets stock ``from_pretrained`` models with int4 weights run on a CPU::
 
     import smolquant.torchao
     model = AutoModelForCausalLM.from_pretrained(repo, subfolder="int4", device_map="cpu")
@@ -10,25 +7,4 @@ Each weight is repacked for this CPU at its first use. :func:`smolquant.load` do
 frees the plain copy, so it needs half the memory.
 """
 
-from typing import Any
-
-import torch
-from torch.nn import functional
-from torchao.quantization import Int4Tensor
-
-from smolquant.runtime.kernels import pack_for_this_cpu
-
-_upstream_linear = Int4Tensor._TORCH_FN_TABLE[Int4Tensor][functional.linear]
-
-
-@Int4Tensor.implements_torch_function(functional.linear)  # type: ignore[untyped-decorator]
-def _linear(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
-    activation, weight = args[0], args[1]
-    if activation.device.type != "cpu":
-        upstream: torch.Tensor = _upstream_linear(func, types, args, kwargs)
-        return upstream
-    packed = getattr(weight, "_packed_for_this_cpu", None)
-    if packed is None:
-        packed = weight._packed_for_this_cpu = pack_for_this_cpu(weight)
-    bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
-    return functional.linear(activation, packed, bias)
+import smolquant.runtime.torchao_linear  # noqa: F401 - importing it is what registers the kernel

@@ -54,6 +54,18 @@ def test_a_variant_that_the_installed_libraries_cannot_run(
     assert "hal9000" in run.log
 
 
+def test_what_this_machine_has_no_kernels_for_is_not_broken(
+    smolquant: RunSmolquant, checkpoint: Path, tmp_path: Path
+) -> None:
+    types = "float8_weight_only,float8_dynamic"
+    run = smolquant("quantize", checkpoint, "--save-only", "--quant-type", types)
+    assert run.exit_code == 0, run.log
+    checked = smolquant("check", tmp_path / "quantized")
+    assert checked.exit_code == 0, checked.log
+    assert "float8: works" in checked.log
+    assert "float8_dynamic: works" in checked.log
+
+
 def test_a_repository_of_the_hub(smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path) -> None:
     published = smolquant("quantize", checkpoint, "alice/model", hub=hub, token=WRITE.value)
     assert published.exit_code == 0, published.log

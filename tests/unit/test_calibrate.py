@@ -30,8 +30,9 @@ from smolquant.quantize.output import Written
 from smolquant.quantize.plan import VariantPlan, make_plan
 from smolquant.schemes import Int4Method, Quantize, scheme_of
 from smolquant.schemes.int4_gptq import ErrorFeedback, gptq_grids
+from smolquant.schemes.int4_packing import pack_int4
 from smolquant.schemes.int4_search import search_grids
-from smolquant.schemes.int4_weight_only import Int4WeightOnly, pack_int4, values_of
+from smolquant.schemes.int4_weight_only import Int4WeightOnly, values_of
 
 CALIBRATED = Int4WeightOnly("calibrated")
 WINDOWS = torch.randint(3, 320, (8, 64), generator=torch.Generator().manual_seed(1))

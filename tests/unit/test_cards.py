@@ -15,7 +15,8 @@ from smolquant.publish.cards import BEGIN, END, root_card, variant_card
 from smolquant.publish.front_matter import Readme, declared_license
 from smolquant.record import FileRecord, Metrics, SourceRecord, TensorRecord, VariantRecord
 from smolquant.report.plot import FILE_NAME as PLOT
-from smolquant.schemes import BY_VARIANT, Int8WeightOnly
+from smolquant.schemes import BY_VARIANT
+from smolquant.schemes.int8_weight_only import Int8WeightOnly
 
 REPO = "alice/tiny"
 NEW = "sha256:" + "a" * 64

@@ -21,8 +21,8 @@ from smolquant.quantize.output import Written
 from smolquant.quantize.plan import make_plan
 from smolquant.quantize.workfolder import Journal
 from smolquant.schemes import SCHEMES
+from smolquant.schemes.int4_packing import pack_int4
 from smolquant.schemes.int4_search import search_grids
-from smolquant.schemes.int4_weight_only import pack_int4
 from smolquant.schemes.int8_weight_only import Int8WeightOnly
 
 LINEAR = "model.layers.0.mlp.up_proj.weight"

@@ -16,6 +16,7 @@ from smolquant.evaluate.gate import (
     verdict,
 )
 from smolquant.record import Metrics
+from smolquant.schemes import BY_VARIANT
 
 GOOD = Metrics(
     perplexity=10.5,
@@ -28,7 +29,7 @@ OPTION = "--max-perplexity-increase"
 
 
 def test_one_number_holds_for_every_variant() -> None:
-    assert parse_limits("5", OPTION) == {"int8": 5.0, "int4": 5.0, "int8_dynamic": 5.0}
+    assert parse_limits("5", OPTION) == dict.fromkeys(BY_VARIANT, 5.0)
 
 
 def test_named_limits_hold_for_those_named() -> None:

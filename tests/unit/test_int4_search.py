@@ -17,6 +17,7 @@ from smolquant.errors import MachineError
 from smolquant.schemes import INT4_METHODS, SCHEMES, Scheme, int4_search, scheme_of
 from smolquant.schemes.int4_search import search_grids
 from smolquant.schemes.int4_weight_only import Int4WeightOnly, values_of
+from stored_values import stored_values
 
 SEARCH, RTN = Int4WeightOnly("search"), Int4WeightOnly("rtn")
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -68,7 +69,7 @@ def test_the_result_is_near_the_best_of_a_fine_search_of_both_ends() -> None:
 def test_weights_are_not_shrunk() -> None:
     """Least squares alone would, in every layer, by the share of its error."""
     weight = gaussian(256, 1024)
-    found = SEARCH.dequantize(SEARCH.quantize(weight, 128))
+    found = stored_values(SEARCH.quantize(weight, 128))
     error_share = float((found - weight).square().sum() / weight.square().sum())
     kept = float((found * weight).sum() / weight.square().sum())
     assert error_share > 0.005, "the bound below is a fraction of this"
@@ -77,7 +78,7 @@ def test_weights_are_not_shrunk() -> None:
 
 def test_groups_keep_their_means_as_far_as_a_stored_zero_point_can() -> None:
     weight = gaussian(64, 512) + 0.01
-    error = (SEARCH.dequantize(SEARCH.quantize(weight, 64)) - weight).view(-1, 64)
+    error = (stored_values(SEARCH.quantize(weight, 64)) - weight).view(-1, 64)
     assert error.mean(1).abs().mean() < 0.15 * error.std() / 64**0.5
 
 
@@ -86,14 +87,14 @@ def test_weights_that_lie_on_a_grid_are_found_exactly() -> None:
     levels = torch.randint(-8, 8, (16, 128), generator=generator).float()
     levels[:, ::32], levels[:, 1::32] = -8, 7
     weight = levels * 0.25 + 0.5
-    assert torch.equal(SEARCH.dequantize(SEARCH.quantize(weight.bfloat16(), 32)), weight)
+    assert torch.equal(stored_values(SEARCH.quantize(weight.bfloat16(), 32)), weight)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("value", [0.0, 0.37, -1e-7, 3e4])
 def test_equal_weights_are_kept_exactly(dtype: torch.dtype, value: float) -> None:
     weight = torch.full((3, 128), value).to(dtype)
-    assert torch.equal(SEARCH.dequantize(SEARCH.quantize(weight, 64)), weight.float())
+    assert torch.equal(stored_values(SEARCH.quantize(weight, 64)), weight.float())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

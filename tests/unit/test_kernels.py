@@ -10,8 +10,9 @@ import torch
 PROGRAM = """
 import torch
 from torch.nn import functional
-from smolquant.runtime.kernels import pack_for_this_cpu, unpack_int4
+from smolquant.runtime.kernels import pack_for_this_cpu
 from smolquant.schemes import SCHEMES
+from smolquant.schemes.int4_packing import unpack_int4
 
 print(torch.backends.cpu.get_cpu_capability().lower())
 for rows in (1, 255, 256, 272, 600):

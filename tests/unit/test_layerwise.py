@@ -12,10 +12,12 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, OPTC
 import models
 from evaluate_parts import quantize_folder
 from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.tensors import STORED_DTYPES
 from smolquant.model.architecture import Architecture
 from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights, VariantWeights
 from smolquant.runtime.kernels import pack_model
+from smolquant.schemes import BY_VARIANT
 
 SIZES = {name: value for name, value in models.SIZES.items() if name != "num_key_value_heads"}
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -79,7 +81,7 @@ def test_source_equals_the_model_in_memory(family: str, tmp_path: Path) -> None:
     assert all(parameter.is_meta for parameter in streamed._model.parameters())
 
 
-@pytest.mark.parametrize("variant", ["int8", "int4", "int8_dynamic"])
+@pytest.mark.parametrize("variant", BY_VARIANT)
 @pytest.mark.parametrize("family", ["smollm3", "gemma3", "phi3"])
 def test_variant_equals_the_model_in_memory(family: str, variant: str, tmp_path: Path) -> None:
     folder = models.save(tmp_path / "source", FAMILIES[family]())
@@ -90,8 +92,9 @@ def test_variant_equals_the_model_in_memory(family: str, variant: str, tmp_path:
     pack_model(loaded)
     hidden, logits = in_memory(loaded)
     files = sorted(variants[variant].glob("*.safetensors"))
-    with Checkpoint(files) as checkpoint:
-        streamed = StreamedModel(architecture, VariantWeights(checkpoint, architecture, files[0]))
+    with Checkpoint(files, STORED_DTYPES) as checkpoint:
+        weights = VariantWeights(checkpoint, architecture, files[0])
+        streamed = StreamedModel(architecture, weights, prepare=pack_model)
         states = streamed.hidden_states(WINDOWS)
         assert torch.equal(states, hidden)
         in_blocks = head_logits(streamed, states.flatten(0, 1), block=1000)

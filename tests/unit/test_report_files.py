@@ -18,7 +18,8 @@ from smolquant.report.files import (
     write_report,
     write_summary,
 )
-from smolquant.schemes import BY_VARIANT, Int8WeightOnly
+from smolquant.schemes import BY_VARIANT
+from smolquant.schemes.int8_weight_only import Int8WeightOnly
 from unit.report_samples import REPO_URL, SHA, run_result, variant_result
 
 

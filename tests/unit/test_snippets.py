@@ -8,7 +8,8 @@ import torch
 from torchao.quantization import Int4Tensor
 
 from smolquant.report.snippets import cautions, loading, loading_code
-from smolquant.schemes import SCHEMES, Int8WeightOnly, Scheme
+from smolquant.schemes import SCHEMES, Scheme
+from smolquant.schemes.int8_weight_only import Int8WeightOnly
 
 
 class Stock(Int8WeightOnly):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from smolquant.checkpoint.tensors import DTYPE_NAMES, SourceTensor, not_plain
+from smolquant.checkpoint.tensors import DTYPES, SourceTensor, not_plain
 from smolquant.errors import CheckpointError, MachineError
 from smolquant.memory import available_bytes
 from smolquant.text import human_size
@@ -112,7 +112,7 @@ def _unpickle(path: Path, *, mapped: bool) -> dict[str, torch.Tensor]:
             hint="Save the model's own state with `save_pretrained`.",
         )
     for name, value in state.items():
-        if value.dtype not in DTYPE_NAMES:
+        if value.dtype not in DTYPES.values():
             raise not_plain(path.name, name, str(value.dtype))
     return state
 

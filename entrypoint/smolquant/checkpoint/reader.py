@@ -16,7 +16,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from smolquant.checkpoint.pickles import LoadedPickle, PickleFile
-from smolquant.checkpoint.tensors import DTYPES, Layout, SourceTensor, bytes_of, source_tensor
+from smolquant.checkpoint.tensors import (
+    DTYPES,
+    STORED_DTYPES,
+    Layout,
+    SourceTensor,
+    bytes_of,
+    source_tensor,
+)
 from smolquant.errors import CheckpointError
 
 _LONGEST_HEADER = 100_000_000
@@ -79,11 +86,11 @@ class SafetensorsFile:
 
     aliases: Mapping[str, str] = {}
 
-    def __init__(self, data: FileBytes) -> None:
+    def __init__(self, data: FileBytes, dtypes: Mapping[str, torch.dtype] = DTYPES) -> None:
         """Read the header.
 
         Raises:
-            CheckpointError: the file is truncated or corrupt, or has a dtype of quantized weights.
+            CheckpointError: the file is truncated or corrupt, or has another dtype than ``dtypes``.
         """
         self.name = data.name
         self.verify, self.close = data.verify, data.close
@@ -92,14 +99,14 @@ class SafetensorsFile:
         self._offsets: dict[str, int] = {}
         tensors = []
         for name, entry in header.items():
-            tensors.append(source_tensor(self.name, name, entry["dtype"], entry["shape"]))
+            tensors.append(source_tensor(self.name, name, entry["dtype"], entry["shape"], dtypes))
             self._offsets[name] = begin + entry["data_offsets"][0]
         self.tensors: Sequence[SourceTensor] = sorted(
             tensors, key=lambda tensor: self._offsets[tensor.name]
         )
 
     @classmethod
-    def at(cls, path: Path) -> "SafetensorsFile":
+    def at(cls, path: Path, dtypes: Mapping[str, torch.dtype] = DTYPES) -> "SafetensorsFile":
         """The file at ``path``, validated by the library that defines the format.
 
         Raises:
@@ -108,7 +115,7 @@ class SafetensorsFile:
         try:
             with safe_open(path, framework="pt"):
                 pass  # checks the header against the file's length
-            return cls(LocalBytes(path))
+            return cls(LocalBytes(path), dtypes)
         except (SafetensorError, OSError) as error:
             raise _corrupt(path.name, error) from error
 
@@ -160,7 +167,7 @@ class SafetensorsFile:
 
 def _itemsize(dtype: str) -> int:
     """The bytes of a value; 0 for a dtype that is refused later, in an error that names the tensor."""
-    return DTYPES[dtype].itemsize if dtype in DTYPES else 0
+    return STORED_DTYPES[dtype].itemsize if dtype in STORED_DTYPES else 0
 
 
 def _corrupt(name: str, why: object) -> CheckpointError:
@@ -172,11 +179,16 @@ def _corrupt(name: str, why: object) -> CheckpointError:
 class Checkpoint:
     """All weight files of a model, open for reading rows from several threads at once."""
 
-    def __init__(self, files: Sequence[Path | FileBytes]) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path | FileBytes],
+        dtypes: Mapping[str, torch.dtype] = DTYPES,
+    ) -> None:
         """Open every file.
 
         Args:
             files: the files in order; what is not a path is in the safetensors format.
+            dtypes: the dtypes that safetensors may have; :data:`STORED_DTYPES` for a variant's files.
 
         Raises:
             CheckpointError: a file cannot be read, or two hold the same tensor.
@@ -188,7 +200,7 @@ class Checkpoint:
         aliases: dict[str, str] = {}
         with ExitStack() as stack:
             for given in files:
-                file = _open(given, loaded)
+                file = _open(given, loaded, dtypes)
                 stack.callback(file.close)
                 for tensor in file.tensors:
                     if tensor.name in tensors:
@@ -238,9 +250,11 @@ class Checkpoint:
         self.close()
 
 
-def _open(given: Path | FileBytes, loaded: LoadedPickle) -> SafetensorsFile | PickleFile:
+def _open(
+    given: Path | FileBytes, loaded: LoadedPickle, dtypes: Mapping[str, torch.dtype]
+) -> SafetensorsFile | PickleFile:
     if not isinstance(given, Path):
-        return SafetensorsFile(given)
+        return SafetensorsFile(given, dtypes)
     if given.suffix == ".safetensors":
-        return SafetensorsFile.at(given)
+        return SafetensorsFile.at(given, dtypes)
     return PickleFile(given, loaded)

@@ -23,7 +23,10 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 """The dtypes of an unquantized checkpoint, by their names in safetensors."""
 
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+STORED_DTYPES: Mapping[str, torch.dtype] = {**DTYPES, "F8_E4M3": torch.float8_e4m3fn}
+"""The dtypes that a variant may have, by the same names."""
+
+DTYPE_NAMES = {dtype: name for name, dtype in STORED_DTYPES.items()}
 
 _ROWS_AT_A_TIME = 16
 """The number of rows that vectorized quantization takes at a time; a block that is no multiple of it leaves
@@ -52,15 +55,21 @@ class SourceTensor:
         return self.size_bytes // self.rows if self.rows else 0
 
 
-def source_tensor(file: str, name: str, dtype: str, shape: Sequence[int]) -> SourceTensor:
+def source_tensor(
+    file: str,
+    name: str,
+    dtype: str,
+    shape: Sequence[int],
+    dtypes: Mapping[str, torch.dtype] = DTYPES,
+) -> SourceTensor:
     """The tensor that an entry of the header of ``file`` describes.
 
     Raises:
-        CheckpointError: only quantized weights have this dtype.
+        CheckpointError: the dtype is not one of ``dtypes``.
     """
-    if dtype not in DTYPES:
+    if dtype not in dtypes:
         raise not_plain(file, name, dtype)
-    return SourceTensor(name, DTYPES[dtype], tuple(shape))
+    return SourceTensor(name, dtypes[dtype], tuple(shape))
 
 
 def not_plain(file: str, name: str, dtype: str) -> CheckpointError:

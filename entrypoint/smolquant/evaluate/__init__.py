@@ -17,6 +17,7 @@ from smolquant.evaluate.text import (
 )
 from smolquant.model.context import longest_context
 from smolquant.record import Metrics
+from smolquant.schemes import BY_VARIANT, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -121,8 +122,11 @@ class Measurement:
     ) -> list[dict[str, Any]]:
         """The fields of :class:`Metrics` about speed, per variant; None where a model does not run here."""
         from smolquant.evaluate.speed import Speed, measure_speed
+        from smolquant.runtime.kernels import has_kernels
 
-        def measured(folder: Path) -> Speed | None:
+        def measured(folder: Path, scheme: Scheme | None = None) -> Speed | None:
+            if scheme is not None and not has_kernels(scheme, device):
+                return None
             weight_bytes = sum(
                 path.stat().st_size
                 for path in folder.iterdir()
@@ -147,7 +151,8 @@ class Measurement:
                 "peak_memory_bytes": speed and speed.peak_memory_bytes,
                 "source_peak_memory_bytes": source and source.peak_memory_bytes,
             }
-            for speed in map(measured, variants.values())
+            for variant, folder in variants.items()
+            for speed in [measured(folder, BY_VARIANT[variant])]
         ]
 
 

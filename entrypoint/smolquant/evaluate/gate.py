@@ -11,11 +11,16 @@ from dataclasses import dataclass, field
 
 from smolquant.errors import GateError, InputError, SmolquantError, Unmeasured
 from smolquant.record import Metrics
-from smolquant.schemes import BY_VARIANT
+from smolquant.schemes import BOTH, BY_VARIANT, SCHEMES
 from smolquant.text import plain, significant
 
 LARGEST_PLAUSIBLE_KL = 2.0
 """Nats. int4 costs 0.05 to 0.5 on the smallest models, weights read in a wrong layout cost 5 or more."""
+
+_EXAMPLE = ",".join(
+    f"{SCHEMES[name].variant}={limit}" for name, limit in zip(BOTH, (1, 12), strict=True)
+)
+_HOW_TO_WRITE = f"Write it as `5`, or as `{_EXAMPLE}`"
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 
@@ -59,7 +64,7 @@ def parse_limits(text: str, option: str) -> dict[str, float]:
             why = "is given twice" if variant in limits else "is not a variant"
             raise InputError(
                 f"{option} {text!r}: {variant!r} {why}.",
-                hint=f"Write it as `5`, or as `int8=1,int4=12`; variants: {', '.join(BY_VARIANT)}.",
+                hint=f"{_HOW_TO_WRITE}; variants: {', '.join(BY_VARIANT)}.",
             )
         limits[variant] = _number(number, option)
     return limits
@@ -69,7 +74,7 @@ def _number(text: str, option: str) -> float:
     if not _NUMBER.fullmatch(text.strip()):
         raise InputError(
             f"{option}: {text!r} is not a number of at least 0.",
-            hint="Write it as `5`, or as `int8=1,int4=12`.",
+            hint=f"{_HOW_TO_WRITE}.",
         )
     return float(text)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.tensors import STORED_DTYPES
 from smolquant.errors import (
     CannotMeasure,
     CheckpointError,
@@ -26,7 +27,8 @@ from smolquant.model.architecture import Architecture
 from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights, VariantWeights
 from smolquant.record import Metrics
-from smolquant.schemes.int8_dynamic import Int8Dynamic
+from smolquant.runtime.kernels import preparation
+from smolquant.schemes import BY_VARIANT, Scheme
 from smolquant.text import one_line
 
 VOCABULARY_BLOCK = 8_192
@@ -35,11 +37,6 @@ TOKEN_BLOCK = 512
 
 _LIBRARIES_BYTES = 100_000_000
 """Buffers of torch, torchao and oneDNN that come into memory with the first computation, and some room."""
-
-_LAYERS = 1.5
-_LAYERS_DYNAMIC = 2
-"""Memory for the largest layer, in its bytes: itself, and one of its weights packed for the kernel; or, for
-int8 activations, the int32 copies that torchao makes of one."""
 
 _MOST_NATS = 38.0
 """Of nll. The perplexity of more, in per cent, is no number that a record can hold; and nobody needs
@@ -89,11 +86,13 @@ class Evaluation:
             for variant, folder in variants.items():
                 with _loading_back(variant, device):
                     files = sorted(folder.glob("*.safetensors"))
-                    weights = VariantWeights(
-                        stack.enter_context(Checkpoint(files)), architecture, files[0]
-                    )
+                    opened = stack.enter_context(Checkpoint(files, STORED_DTYPES))
                     self._variants[variant] = StreamedModel(
-                        architecture, weights, device=device, advance=self._tell
+                        architecture,
+                        VariantWeights(opened, architecture, files[0]),
+                        device=device,
+                        advance=self._tell,
+                        prepare=preparation(BY_VARIANT[variant], device),
                     )
             self._stack = stack.pop_all()
 
@@ -122,9 +121,13 @@ class Evaluation:
         """
         width = self._source.hidden_size
         states = self._windows.numel() * width * 4 * (len(self._models) + 3)
-        layer = _LAYERS * max(model.largest_layer_bytes for model in self._models)
-        if (dynamic := self._variants.get(Int8Dynamic.variant)) is not None:
-            layer = max(layer, _LAYERS_DYNAMIC * dynamic.largest_layer_bytes)
+        layer = max(
+            Scheme.layer_memory * self._source.largest_layer_bytes,
+            *(
+                BY_VARIANT[variant].layer_memory * model.largest_layer_bytes
+                for variant, model in self._variants.items()
+            ),
+        )
         rows = min(VOCABULARY_BLOCK, self._source.vocabulary_size)
         blocks = rows * 4 * (2 * width * len(self._models) + 6 * TOKEN_BLOCK)
         return _LIBRARIES_BYTES + states + max(int(layer), blocks)

@@ -17,7 +17,6 @@ from torch import nn
 
 from smolquant.model.architecture import Architecture
 from smolquant.model.weights import Weights
-from smolquant.runtime.kernels import pack_model
 
 Forward = Callable[..., Any]
 
@@ -31,6 +30,10 @@ def _run_once(name: str, layer: nn.Module, run: Callable[[], Any]) -> Any:
     return run()
 
 
+def _as_stored(layer: nn.Module) -> None:
+    """Plain weights need nothing more."""
+
+
 class StreamedModel:
     """A causal language model that is never in memory as a whole."""
 
@@ -42,6 +45,7 @@ class StreamedModel:
         device: str = "cpu",
         advance: Callable[[int], None] = lambda n_bytes: None,
         visit: Visit = _run_once,
+        prepare: Callable[[nn.Module], None] = _as_stored,
     ) -> None:
         """Build the skeleton; its weights are read by :meth:`hidden_states` and :meth:`head_rows`.
 
@@ -49,6 +53,7 @@ class StreamedModel:
             device: the device that computes the layers.
             advance: called with each layer's bytes on disk when the layer is done.
             visit: called for each layer, and for every other module that owns weights.
+            prepare: makes each of them run with its weights as they are stored.
         """
         from accelerate import init_empty_weights
 
@@ -62,6 +67,7 @@ class StreamedModel:
         self._device = device
         self._advance = advance
         self._visit = visit
+        self._prepare = prepare
         self._windows = 1
         self._trunk, layers = _trunk(model)
         self._head = model.get_output_embeddings()
@@ -191,7 +197,7 @@ class StreamedModel:
                 for name, (owner, attribute) in places.items():
                     weight = self._weights.load(name).to(self._device)
                     owner._parameters[attribute] = _fixed(weight)
-                pack_model(module)
+                self._prepare(module)
                 run = partial(_window_by_window, own_forward, self._windows, args, kwargs)
                 return self._visit(unit, module, run)
             finally:

@@ -34,7 +34,7 @@ class Weights(ABC):
 
     @abstractmethod
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows [start, stop) of a parameter, dequantized where int8 rows are stored."""
+        """Rows [start, stop) of a parameter, dequantized where they are stored quantized."""
 
     @abstractmethod
     def size_bytes(self, name: str) -> int:
@@ -118,7 +118,7 @@ class VariantWeights(Weights):
         parts = self._parts(stored)
         if not parts:
             return self._checkpoint.read_rows(self._tensor(stored), start, stop)
-        # The only quantized parameters that are read by rows are tables of int8 rows, see --embeddings.
+        # Only tables are read by rows, and --embeddings stores each of their rows by itself.
         block = {
             part: self._checkpoint.read_rows(self._tensor(part), start, stop) for part in parts
         }

@@ -1,11 +1,11 @@
-"""Finds a checkpoint's int4 weights from a text, layer by layer, before they are written.
+"""Finds a checkpoint's quantized weights from a text, layer by layer, before they are written.
 
 The source runs on the text as the evaluation runs it: streamed from its files, all windows through one
 layer before the next is read. Each layer runs twice. First as it is, while the second moments of its linear
-modules' inputs are gathered; from these, :mod:`smolquant.schemes.int4_gptq` finds its int4 weights. Then
-with the weights that were found, so that the next layer is calibrated on the inputs that it will meet. What
-was found waits on disk, int4 already, for the engine to store it; so memory is bounded by the largest layer
-and its inputs' moments, whatever the number of layers.
+modules' inputs are gathered; from these, the scheme finds its quantized weights. Then with the weights that
+were found, so that the next layer is calibrated on the inputs that it will meet. What was found waits on
+disk, quantized already, for the engine to store it; so memory is bounded by the largest layer and its
+inputs' moments, whatever the number of layers.
 """
 
 import shutil
@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.tensors import STORED_DTYPES
 from smolquant.errors import CheckpointError, InputError
 from smolquant.evaluate.text import EvalText, token_windows
 from smolquant.machine import require_memory_for
@@ -28,11 +29,8 @@ from smolquant.model.context import longest_context
 from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights
 from smolquant.quantize.plan import PlannedTensor, VariantPlan
-from smolquant.runtime.kernels import unpack_int4
-from smolquant.schemes import Quantize
+from smolquant.schemes import Quantize, Scheme
 from smolquant.schemes.base import QuantizedRows
-from smolquant.schemes.int4_gptq import ErrorFeedback, gptq_grids, working_bytes
-from smolquant.schemes.int4_weight_only import pack_int4, stored_rows, values_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -68,7 +66,7 @@ def calibration_windows(
 
 
 class Calibration:
-    """One source and one int4 plan of it, about to be calibrated on a text."""
+    """One source and one plan of it whose scheme uses a text, about to be calibrated on it."""
 
     def __init__(
         self,
@@ -87,11 +85,11 @@ class Calibration:
             device: where layers are computed: ``cpu`` or ``cuda``.
         """
         self._windows = windows
-        # Tables that are int8 in an int4 variant, as --embeddings may ask for, have no groups.
+        self.scheme = plan.scheme
+        """What finds the weights."""
+        # Tables may be stored by another scheme, as --embeddings may ask for.
         self._planned = {
-            tensor.name: tensor
-            for tensor in plan.tensors
-            if isinstance(tensor.decision, Quantize) and tensor.decision.group_size is not None
+            tensor.name: tensor for tensor in plan.tensors if tensor.scheme is plan.scheme
         }
         self._advance: Callable[[int], None] = lambda n_bytes: None
         self._folder = Path()
@@ -124,7 +122,9 @@ class Calibration:
             )
             for unit in self._source.units
         )
-        arithmetic = max(working_bytes(*tensor.source.shape) for tensor in self._planned.values())
+        arithmetic = max(
+            self.scheme.calibration_bytes(*tensor.source.shape) for tensor in self._planned.values()
+        )
         layer = 2 * self._source.largest_layer_bytes
         return _LIBRARIES_BYTES + states + layer + moments + arithmetic
 
@@ -170,7 +170,7 @@ class Calibration:
         found: dict[str, torch.Tensor] = {}
         for weights, moments in inputs.take():
             try:
-                feedback = ErrorFeedback.of(moments)
+                feedback = self.scheme.feedback(moments)
             except ValueError as error:
                 raise CheckpointError(
                     f"{name} computes NaN or infinity on plain text, so nothing can be calibrated: "
@@ -180,7 +180,7 @@ class Calibration:
                 ) from error
             del moments
             for weight in weights:
-                found |= _calibrated(linears[weight], self._planned[weight], feedback)
+                found |= _calibrated(self.scheme, linears[weight], self._planned[weight], feedback)
         save_file(found, self._folder / f"{name}.safetensors")
         return run()
 
@@ -234,24 +234,22 @@ class _Inputs:
 
 
 def _calibrated(
-    module: Any, planned: PlannedTensor, feedback: ErrorFeedback
+    scheme: Scheme, module: Any, planned: PlannedTensor, feedback: Any
 ) -> dict[str, torch.Tensor]:
-    """The int4 weight of ``module``, whose own weight is replaced by what it stands for."""
-    assert isinstance(planned.decision, Quantize) and planned.decision.group_size is not None
+    """The quantized weight of ``module``, whose own weight is replaced by what it stands for."""
+    assert isinstance(planned.decision, Quantize)
     weight = module.weight.to(planned.dtype)
-    levels, scale, zero_point = gptq_grids(weight, feedback, planned.decision.group_size)
-    packed = pack_int4(levels)
-    found = values_of(levels, scale, zero_point).to(module.weight.dtype)
-    module.weight = nn.Parameter(found, requires_grad=False)
-    parts = {"qdata": packed, "scale": scale, "zero_point": zero_point}
+    parts, found = scheme.calibrate(weight, planned.decision.group_size, feedback)
+    module.weight = nn.Parameter(found.to(module.weight.dtype), requires_grad=False)
     return {f"{planned.name}.{part}": data.contiguous().cpu() for part, data in parts.items()}
 
 
 class CalibratedWeights:
     """Weights that were found by calibration, read by rows from any thread."""
 
-    def __init__(self, files: Checkpoint) -> None:
-        self._files = files
+    def __init__(self, files: Checkpoint, scheme: Scheme) -> None:
+        """``files``: what ``scheme`` found, as :meth:`Calibration.run` wrote it."""
+        self._files, self._scheme = files, scheme
 
     def quantize_rows(self, name: str, weight: torch.Tensor, start: int) -> QuantizedRows | None:
         """Rows of the parameter ``name`` as they are stored; None where nothing was found for it.
@@ -259,15 +257,14 @@ class CalibratedWeights:
         Args:
             weight: (n, K) rows of the source, from row ``start`` on.
         """
-        if f"{name}.qdata" not in self._files.layout.tensors:
-            return None
-        packed, scale, zero_point = (
-            self._files.read_rows(
-                self._files.layout.tensors[f"{name}.{part}"], start, start + len(weight)
-            )
-            for part in ("qdata", "scale", "zero_point")
-        )
-        return stored_rows(weight, unpack_int4(packed), scale, zero_point)
+        tensors = self._files.layout.tensors
+        found = {part: tensors.get(f"{name}.{part}") for part in self._scheme.row_axes}
+        parts = {
+            part: self._files.read_rows(tensor, start, start + len(weight))
+            for part, tensor in found.items()
+            if tensor is not None
+        }
+        return self._scheme.stored_rows(weight, parts) if parts else None
 
 
 @contextmanager
@@ -284,7 +281,7 @@ def calibrated_weights(
     folder.mkdir()
     try:
         calibration.run(folder, advance)
-        with Checkpoint(sorted(folder.glob("*.safetensors"))) as files:
-            yield CalibratedWeights(files)
+        with Checkpoint(sorted(folder.glob("*.safetensors")), STORED_DTYPES) as files:
+            yield CalibratedWeights(files, calibration.scheme)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -20,7 +20,7 @@ from smolquant.errors import CheckpointError, GateError
 from smolquant.model.architecture import Architecture, Parameter
 from smolquant.model.norms import Norm
 from smolquant.record import TensorKind, TensorRecord
-from smolquant.schemes import Decision, Int8WeightOnly, Keep, Quantize, Scheme
+from smolquant.schemes import TABLE_SCHEMES, Decision, Keep, Quantize, Scheme
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,7 +95,7 @@ class VariantPlan:
 
     @property
     def size_bytes(self) -> int:
-        """Of all weight files, to the byte."""
+        """Size of all weight files, to the byte."""
         return sum(shard.size_bytes for shard in self.shards)
 
     @cached_property
@@ -137,7 +137,8 @@ class VariantPlan:
 
     @property
     def dtype_name(self) -> str:
-        return str(self.dtype).removeprefix("torch.")
+        """``bfloat16`` or ``float16``."""
+        return _name_of(self.dtype)
 
 
 def make_plan(
@@ -158,8 +159,8 @@ def make_plan(
         dtype: ``auto``, ``bfloat16`` or ``float16``.
         max_shard_size: bytes.
         skip: regular expressions searched for in module names.
-        embeddings: ``source`` keeps them and the output head; ``int8`` stores their rows as int8
-            weights in every variant.
+        embeddings: a key of :data:`TABLE_SCHEMES`, by which they and the output head are stored in every
+            variant; ``source`` keeps them.
 
     Returns:
         Variant name -> plan.
@@ -168,8 +169,9 @@ def make_plan(
         CheckpointError: weights missing or of the wrong shape, or a model that would stay nearly
             as large as it is.
     """
-    planner = _Planner(layout, architecture, group_size, dtype, tuple(skip))
-    planner.embedding_scheme = Int8WeightOnly() if embeddings == "int8" else None
+    planner = _Planner(
+        layout, architecture, group_size, dtype, skip=tuple(skip), embeddings=embeddings
+    )
     return {scheme.variant: planner.plan(scheme, max_shard_size) for scheme in schemes}
 
 
@@ -182,7 +184,9 @@ class _Planner:
         architecture: Architecture,
         group_size: int,
         dtype: str,
+        *,
         skip: Sequence[str],
+        embeddings: str,
     ) -> None:
         self.layout = layout
         self.architecture = architecture
@@ -196,8 +200,9 @@ class _Planner:
             if parameter
         }
         _refuse_mismatch(layout, architecture, self.parameters)
-        self.embedding_scheme: Scheme | None = None
-        """Of the tables with a row a token; None keeps them."""
+        self.embeddings = embeddings
+        self.table_scheme = TABLE_SCHEMES.get(embeddings)
+        """What stores the tables with a row a token; None keeps them."""
         self._quantized: dict[object, torch.Tensor] = {}
         self.tied = {
             name: first
@@ -234,8 +239,8 @@ class _Planner:
     def _scheme(self, name: str, scheme: Scheme) -> Scheme:
         """What quantizes a tensor of a variant of ``scheme``, if anything does."""
         parameter = self.parameters[name]
-        if parameter and parameter.is_vocabulary and self.embedding_scheme:
-            return self.embedding_scheme
+        if parameter and parameter.is_vocabulary and self.table_scheme:
+            return self.table_scheme
         return scheme
 
     def _decide(self, name: str, scheme: Scheme) -> Decision:
@@ -244,18 +249,32 @@ class _Planner:
             return Keep(f"tied to {self.tied[name]}, stored once")
         if parameter is None:
             return Keep("not used by the model, not stored")
-        by_option = scheme is self.embedding_scheme
+        by_option = parameter.is_vocabulary and self.table_scheme is not None
         if parameter.keep_reason and not by_option:
-            asked = self.embedding_scheme is not None and parameter.outside_layers
-            why_not = ", of a kind that --embeddings int8 leaves as it is" if asked else ""
-            return Keep(parameter.keep_reason + why_not)
+            asked = self.table_scheme is not None and parameter.outside_layers
+            why_not = f", of a kind that --embeddings {self.embeddings} leaves as it is"
+            return Keep(parameter.keep_reason + (why_not if asked else ""))
         for pattern in self.skip:
             if re.search(pattern, parameter.module):
                 return Keep(f"--skip {pattern}")
         if by_option:
-            return Quantize(note=f"{parameter.keep_reason}, by --embeddings int8")
+            return Quantize(note=f"{parameter.keep_reason}, by --embeddings {self.embeddings}")
+        return self._decide_linear(name, parameter, scheme)
+
+    def _decide_linear(self, name: str, parameter: Parameter, scheme: Scheme) -> Decision:
+        dtype = _name_of(self._stored_dtype(name, parameter))
+        if scheme.weight_dtypes is not None and dtype not in scheme.weight_dtypes:
+            computes = " or ".join(sorted(scheme.weight_dtypes))
+            return Keep(f"{dtype}, and {scheme.quant_type} computes with {computes} only")
         rows, columns = parameter.shape
         return scheme.decide(rows, columns, self.group_size)
+
+    def _stored_dtype(self, name: str, parameter: Parameter) -> torch.dtype:
+        """What a tensor is cast to before it is quantized or stored."""
+        dtype = self.layout.tensors[name].dtype
+        if not dtype.is_floating_point:
+            return dtype
+        return self.architecture.stored_dtype(parameter.name, self.dtype)
 
     def _plan_tensor(self, source_name: str, decision: Decision, scheme: Scheme) -> PlannedTensor:
         """Ask torchao, on the meta device, what the tensor becomes."""
@@ -275,9 +294,7 @@ class _Planner:
                 kind=parameter.kind if parameter else "other",
             )
         name = parameter.name
-        dtype = source.dtype
-        if dtype.is_floating_point:
-            dtype = self.architecture.stored_dtype(name, self.dtype)
+        dtype = self._stored_dtype(source_name, parameter)
         weight = torch.empty(source.shape, dtype=dtype, device="meta")
         prefix = name
         if isinstance(decision, Quantize):
@@ -350,6 +367,10 @@ def _metadata(tensors: Sequence[PlannedTensor]) -> dict[str, str]:
         "tensor_names": json.dumps(names),
         "format": "pt",
     }
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _base_dtype(layout: Layout, dtype: str) -> torch.dtype:

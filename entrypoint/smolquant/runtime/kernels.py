@@ -1,9 +1,11 @@
-"""int4 on the machine at hand: from the portable layout on disk to the one that a kernel wants.
+"""Stored weights on the machine at hand: from the portable layout on disk to the one that a kernel wants.
 
-The CPU layout differs between AVX2, AVX512 and neither, and a weight packed for another one gives
+The CPU layout of int4 differs between AVX2, AVX512 and neither, and a weight packed for another one gives
 garbage without an error (https://github.com/pytorch/ao/issues/3800). So it is made here, when a model
 is loaded, and never stored.
 """
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -11,6 +13,10 @@ from torch.nn import functional
 from torchao.prototype.quantization.int4 import Int4OpaqueTensor
 from torchao.quantization import Int4Tensor
 from torchao.quantization.utils import pack_tinygemm_scales_and_zeros
+from torchao.utils import TorchAOBaseTensor
+
+from smolquant.schemes import Scheme
+from smolquant.schemes.int4_packing import unpack_int4
 
 _ROW_MULTIPLE = 16
 """The CPU kernel computes this many output features at a time."""
@@ -21,20 +27,6 @@ _LEVEL_OFFSET = 8
 _PACKED_ROWS = 256
 """Rows packed at a time, since unpacked levels take eight times the memory. A multiple of the rows that
 any CPU's layout interleaves (64 at most), so that the packed blocks join to the packed whole."""
-
-
-def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
-    """The inverse of :func:`smolquant.schemes.int4_weight_only.pack_int4`.
-
-    Args:
-        packed: (N, K / 2) int8, two values a byte, the even column in the low nibble.
-
-    Returns:
-        (N, K) int8 in [-8, 7].
-    """
-    low = (packed << 4) >> 4  # arithmetic shifts carry the sign of the low nibble
-    high = packed >> 4
-    return torch.stack((low, high), dim=-1).flatten(-2)
 
 
 def pack_for_this_cpu(weight: Int4Tensor) -> Int4OpaqueTensor:
@@ -104,16 +96,53 @@ def has_mslk() -> bool:
     return hasattr(torch.ops.mslk, "bf16i4bf16_rowwise")
 
 
+def _pack_for_cuda_without_mslk(weight: Int4Tensor) -> torch.Tensor:
+    return weight if has_mslk() else pack_for_cuda(weight)
+
+
+_PACKERS: Mapping[tuple[str, str], Callable[[Int4Tensor], torch.Tensor]] = {
+    ("Int4Tensor", "cpu"): pack_for_this_cpu,
+    ("Int4Tensor", "cuda"): _pack_for_cuda_without_mslk,
+}
+"""Class of a stored weight and type of its device -> what makes of it the weight that is computed with.
+What is not here is computed with as it is stored, by torchao."""
+
+
 def pack_model(model: nn.Module) -> None:
-    """Turn every plain int4 weight of ``model`` into what its device computes with, in place."""
+    """Turn every stored weight of ``model`` into what its device computes with, in place."""
     for module in model.modules():
         weight = getattr(module, "weight", None)
-        if not isinstance(weight, Int4Tensor):
+        if not isinstance(weight, torch.Tensor):
             continue
-        if weight.device.type == "cpu":
-            packed = pack_for_this_cpu(weight)
-        elif weight.device.type == "cuda" and not has_mslk():
-            packed = pack_for_cuda(weight)
-        else:
-            continue
-        module.weight = nn.Parameter(packed, requires_grad=False)
+        pack = _PACKERS.get((type(weight).__name__, weight.device.type))
+        if pack is not None:
+            module.weight = nn.Parameter(pack(weight), requires_grad=False)
+
+
+def dequantize_model(model: nn.Module) -> None:
+    """Turn every stored weight of ``model`` into the plain one that it stands for, in place.
+
+    This is for machines without the kernels of a scheme, see :func:`has_kernels`.
+    """
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, TorchAOBaseTensor):
+            module.weight = nn.Parameter(weight.dequantize(), requires_grad=False)
+
+
+def has_kernels(scheme: Scheme, device: str) -> bool:
+    """Whether a variant of ``scheme`` computes on ``device`` as it is meant to.
+
+    Args:
+        device: ``cpu``, ``cuda`` or any device that transformers' ``device_map`` takes.
+    """
+    if scheme.cuda_capability is None:
+        return True
+    if device == "cpu" or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability() >= scheme.cuda_capability
+
+
+def preparation(scheme: Scheme, device: str) -> Callable[[nn.Module], None]:
+    """What makes stored weights run on ``device``: its kernels, or plain weights where it has none."""
+    return pack_model if has_kernels(scheme, device) else dequantize_model

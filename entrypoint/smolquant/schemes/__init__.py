@@ -1,6 +1,8 @@
 """The quantization types. One file each: its torchao config, its tensor function, its card text."""
 
 from smolquant.schemes.base import Decision, Keep, Quantize, Scheme
+from smolquant.schemes.float8_dynamic import Float8Dynamic
+from smolquant.schemes.float8_weight_only import Float8WeightOnly
 from smolquant.schemes.int4_weight_only import (
     DEFAULT_INT4_METHOD,
     INT4_METHODS,
@@ -11,7 +13,14 @@ from smolquant.schemes.int8_dynamic import Int8Dynamic
 from smolquant.schemes.int8_weight_only import Int8WeightOnly
 
 SCHEMES: dict[str, Scheme] = {
-    scheme.quant_type: scheme for scheme in (Int8WeightOnly(), Int4WeightOnly(), Int8Dynamic())
+    scheme.quant_type: scheme
+    for scheme in (
+        Int8WeightOnly(),
+        Int4WeightOnly(),
+        Int8Dynamic(),
+        Float8WeightOnly(),
+        Float8Dynamic(),
+    )
 }
 BY_VARIANT: dict[str, Scheme] = {scheme.variant: scheme for scheme in SCHEMES.values()}
 
@@ -44,7 +53,6 @@ __all__ = [
     "TABLE_SCHEMES",
     "Decision",
     "Int4Method",
-    "Int8WeightOnly",
     "Keep",
     "Quantize",
     "Scheme",

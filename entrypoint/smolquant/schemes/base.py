@@ -43,7 +43,7 @@ class QuantizedRows:
     squared_error: float
     """Squared norm of (dequantized - weight)."""
     squared_norm: float
-    """Of the weight; not finite where a value of it is not, or where its square overflows float32."""
+    """Squared norm of the weight; not finite where a value is not, or its square overflows float32."""
 
 
 class Scheme(ABC):
@@ -67,11 +67,13 @@ class Scheme(ABC):
     cuda_capability: ClassVar[tuple[int, int] | None] = None
     """The least compute capability that its kernels need of a GPU; None: no GPU is needed."""
     measured_as: ClassVar[str] = ""
-    """How it was measured where this machine lacks its kernel, as a sentence; empty: as it runs."""
+    """How it is measured where the machine lacks its kernels, as a sentence; empty: it runs everywhere."""
     in_both: ClassVar[bool] = False
     """Whether ``--quant-type both`` means this one too."""
     stores_tables: ClassVar[bool] = False
     """Whether ``--embeddings`` may name its variant, to have tables with a row a token stored by it."""
+    weight_dtypes: ClassVar[frozenset[str] | None] = None
+    """The dtypes of weights that its kernels compute with; None: any."""
     layer_memory: ClassVar[float] = 1.5
     """Memory that running a layer takes, in bytes of the layer: itself, and one of its weights packed."""
     row_axes: ClassVar[Mapping[str, int]]
@@ -79,7 +81,8 @@ class Scheme(ABC):
     weighs_columns: bool = False
     """Whether :meth:`quantize_rows` gains from knowing how large each column's inputs are."""
     calibration_sha256: str | None = None
-    """Of the text that its weights are found from, layer by layer, before they are stored, if from any."""
+    """The sha256 of the text that its weights are found from, layer by layer, before they are stored; None
+    where no text is used. The methods from :meth:`feedback` on are for schemes that may use one."""
     arithmetic: str
     """Schemes that share it store the same parts of the same weight, so they are computed once."""
 
@@ -113,29 +116,23 @@ class Scheme(ABC):
             quantized in blocks of rows and the parts joined along :attr:`row_axes`.
         """
 
+    @abstractmethod
     def quantize_rows(
         self,
         weight: "torch.Tensor",
         group_size: int | None,
         input_mean_squares: "torch.Tensor | None" = None,
     ) -> QuantizedRows:
-        """What is stored of whole rows, and its error; a scheme with a faster or better way overrides it.
+        """What is stored of whole rows, and its error.
 
-        Without ``input_mean_squares``, the parts of :meth:`quantize` to the bit.
+        Without ``input_mean_squares``, these are the parts of :meth:`quantize` to the bit; what streams a
+        checkpoint calls this one, so it is written for speed.
 
         Args:
             weight: (n, K) on the CPU, not changed.
             input_mean_squares: (K,), the mean square of each column's inputs in any unit, for a scheme that
                 :attr:`weighs_columns`; None where nothing is known of them.
         """
-        quantized = self.quantize(weight, group_size)
-        exact = weight.float()
-        error = self.dequantize(quantized).sub_(exact)
-        return QuantizedRows(
-            {part: getattr(quantized, part) for part in self.row_axes},
-            squared_norm(error),
-            squared_norm(exact),
-        )
 
     @abstractmethod
     def max_relative_error(self, columns: int, group_size: int | None) -> float:
@@ -145,12 +142,50 @@ class Scheme(ABC):
             columns: K, of a row that shares one scale where ``group_size`` is None.
         """
 
-    @abstractmethod
-    def dequantize(self, quantized: "torch.Tensor") -> "torch.Tensor":
-        """The float32 (n, K) weight that ``quantized`` stands for."""
+    def feedback(self, moments: "torch.Tensor") -> Any:
+        """What :meth:`calibrate` needs to know of a weight's inputs; the same for all weights with them.
+
+        Args:
+            moments: (K, K) float32, the sum of x x^T over the inputs x; not changed.
+
+        Raises:
+            ValueError: they are not finite.
+            NotImplementedError: weights of this scheme are not found from a text.
+        """
+        raise NotImplementedError(f"{self.quant_type} has no calibration")
+
+    def calibrate(
+        self, weight: "torch.Tensor", group_size: int | None, feedback: Any
+    ) -> "tuple[dict[str, torch.Tensor], torch.Tensor]":
+        """Find a whole weight that suits its inputs.
+
+        Args:
+            weight: (N, K), on any device; not changed.
+            feedback: from :meth:`feedback`.
+
+        Returns:
+            Parts whose rows are the weight's rows, one for each of :attr:`row_axes`; and the float32 (N, K)
+            weight that they stand for.
+        """
+        raise NotImplementedError(f"{self.quant_type} has no calibration")
+
+    def stored_rows(
+        self, weight: "torch.Tensor", parts: "Mapping[str, torch.Tensor]"
+    ) -> QuantizedRows:
+        """Rows that :meth:`calibrate` found, as they are stored, and their error.
+
+        Args:
+            weight: (n, K), the same rows of the source.
+            parts: these rows of the parts that were found.
+        """
+        raise NotImplementedError(f"{self.quant_type} has no calibration")
+
+    def calibration_bytes(self, rows: int, columns: int) -> int:
+        """A bound of the memory that :meth:`feedback` and :meth:`calibrate` take for one weight."""
+        raise NotImplementedError(f"{self.quant_type} has no calibration")
 
 
 def squared_norm(values: "torch.Tensor") -> float:
-    """Of contiguous float32 values."""
+    """The squared Frobenius norm of contiguous float32 values."""
     flat = values.view(-1)
     return float(flat.dot(flat))

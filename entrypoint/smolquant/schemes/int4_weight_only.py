@@ -5,6 +5,7 @@ CPU (AVX2 and AVX512 differ) and is left to the moment of loading, see :mod:`smo
 """
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from smolquant.schemes.base import (
@@ -19,6 +20,8 @@ from smolquant.schemes.base import (
 
 if TYPE_CHECKING:
     import torch
+
+    from smolquant.schemes.int4_gptq import ErrorFeedback
 
 _MIDPOINT = 8
 """tinygemm counts levels from 0 to 15, ``Int4Tensor`` from -8 to 7: w = (level - 8) * scale + zero."""
@@ -115,7 +118,7 @@ class Int4WeightOnly(Scheme):
     ) -> "Grid":
         """The levels, scales and zero points of :meth:`quantize_rows`, before they are packed."""
         if self.method == "rtn":
-            return _round_fast(weight, group_size)
+            return _round(weight, group_size)
         return _search(weight, group_size, input_mean_squares)
 
     def max_relative_error(self, columns: int, group_size: int | None) -> float:
@@ -127,16 +130,34 @@ class Int4WeightOnly(Scheme):
         # far follows from the weights alone. Zeros in their place would be an error of 1.
         return min(1.0, 2 * by_rounding) if self.method == "calibrated" else by_rounding
 
-    def dequantize(self, quantized: "torch.Tensor") -> "torch.Tensor":
-        from smolquant.runtime.kernels import unpack_int4
+    def feedback(self, moments: "torch.Tensor") -> "ErrorFeedback":
+        from smolquant.schemes.int4_gptq import ErrorFeedback
 
-        levels = unpack_int4(quantized.qdata).float()  # type: ignore[attr-defined]
-        groups = quantized.scale.shape[0]  # type: ignore[attr-defined]
-        grouped = levels.view(levels.shape[0], groups, -1)
-        scale = quantized.scale.t().float().unsqueeze(-1)  # type: ignore[attr-defined]
-        zero = quantized.zero_point.t().float().unsqueeze(-1)  # type: ignore[attr-defined]
-        weight: torch.Tensor = (grouped * scale + zero).view(levels.shape)
-        return weight
+        return ErrorFeedback.of(moments)
+
+    def calibrate(
+        self, weight: "torch.Tensor", group_size: int | None, feedback: "ErrorFeedback"
+    ) -> "tuple[dict[str, torch.Tensor], torch.Tensor]":
+        from smolquant.schemes.int4_gptq import gptq_grids
+        from smolquant.schemes.int4_packing import pack_int4
+
+        assert group_size is not None
+        levels, scale, zero_point = gptq_grids(weight, feedback, group_size)
+        parts = {"qdata": pack_int4(levels), "scale": scale, "zero_point": zero_point}
+        return parts, values_of(levels, scale, zero_point)
+
+    def stored_rows(
+        self, weight: "torch.Tensor", parts: "Mapping[str, torch.Tensor]"
+    ) -> QuantizedRows:
+        from smolquant.schemes.int4_packing import unpack_int4
+
+        levels = unpack_int4(parts["qdata"])
+        return stored_rows(weight, levels, parts["scale"], parts["zero_point"])
+
+    def calibration_bytes(self, rows: int, columns: int) -> int:
+        from smolquant.schemes.int4_gptq import working_bytes
+
+        return working_bytes(rows, columns)
 
 
 Grid = tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]
@@ -174,25 +195,11 @@ def _search(
 
 
 def _round(weight: "torch.Tensor", group_size: int) -> Grid:
-    """Round to nearest by torchao's own functions."""
-    import torch
-    from torchao.quantization import MappingType
-    from torchao.quantization.quant_primitives import (
-        _choose_qparams_affine_tinygemm,
-        _quantize_affine_tinygemm,
-    )
+    """Round to nearest as torchao does, to the bit, in place and several times as fast.
 
-    block, asymmetric, dtype = [1, group_size], MappingType.ASYMMETRIC, weight.dtype
-    scale, zero = _choose_qparams_affine_tinygemm(
-        weight, asymmetric, block, torch.int32, 0, _HIGHEST, _LEAST_SCALE, None, dtype
-    )
-    levels = _quantize_affine_tinygemm(weight, block, scale, zero, torch.int32, 0, _HIGHEST)
-    rows = len(weight)
-    return levels.sub_(_MIDPOINT).to(torch.int8), scale.view(rows, -1), zero.view(rows, -1)
-
-
-def _round_fast(weight: "torch.Tensor", group_size: int) -> Grid:
-    """The arithmetic of :func:`_round` to the bit, in place and several times as fast."""
+    Source: ``_choose_qparams_affine_tinygemm`` and ``_quantize_affine_tinygemm`` of
+    torchao.quantization.quant_primitives, with a zero point of floating point.
+    """
     import torch
 
     grouped = weight.view(len(weight), -1, group_size)
@@ -211,24 +218,10 @@ def _parts(
     levels: "torch.Tensor", scale: "torch.Tensor", zero_point: "torch.Tensor"
 ) -> dict[str, "torch.Tensor"]:
     """A grid as ``Int4Tensor`` stores it."""
+    from smolquant.schemes.int4_packing import pack_int4
+
     return {
         "qdata": pack_int4(levels),
         "scale": scale.t().contiguous(),
         "zero_point": zero_point.t().contiguous(),
     }
-
-
-def pack_int4(values: "torch.Tensor") -> "torch.Tensor":
-    """Two values in [-8, 7] a byte, the even column in the low nibble.
-
-    Args:
-        values: (n, K) int8, K even.
-
-    Returns:
-        (n, K / 2) int8, the layout of torchao's ``Int4Tensor.qdata``.
-    """
-    import torch
-
-    # Two bytes at a time, the even column in the lower: picking every other byte takes four times as long.
-    pairs = values.contiguous().view(torch.int16)
-    return ((pairs & 0xF) | ((pairs >> 4) & 0xF0)).to(torch.uint8).view(torch.int8)

@@ -74,8 +74,3 @@ class Int8WeightOnly(Scheme):
     def max_relative_error(self, columns: int, group_size: int | None) -> float:
         # At most half a step of max/127 in each column, of a row whose norm is at least its maximum.
         return 1.02 * math.sqrt(columns) / 254
-
-    def dequantize(self, quantized: "torch.Tensor") -> "torch.Tensor":
-        import torch
-
-        return quantized.dequantize(torch.float32)  # type: ignore[call-arg]
