@@ -16,10 +16,10 @@ NAMED = re.compile(rf"(?<![\w-])(?:{'|'.join(NAMES)})(?![\w-])")
 TEMPLATES = [*PACKAGE.rglob("*.j2")]
 MODULES = [path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE / "schemes"]
 DEFAULTS = {
-    "settings.py": {"DEFAULT_QUANT_TYPE", "quant_type", "embeddings"},
+    "settings.py": {"quant_types"},
     "runtime/load.py": {"variant"},
 }
-"""Module -> constants and parameters whose defaults name a scheme: what a user gets who chooses none."""
+"""Module -> fields and parameters whose defaults name a scheme: what a user gets who chooses none."""
 
 
 def strings(tree: ast.Module, module: str) -> Iterator[ast.Constant]:
@@ -29,8 +29,10 @@ def strings(tree: ast.Module, module: str) -> Iterator[ast.Constant]:
         match node:
             case ast.Expr(value=ast.Constant()):
                 left_out.add(node.value)
-            case ast.Assign(targets=[ast.Name(id=name)]) if name in DEFAULTS.get(module, ()):
-                left_out.add(node.value)
+            case ast.AnnAssign(target=ast.Name(id=name), value=ast.Call(args=[default, *_])) if (
+                name in DEFAULTS.get(module, ())
+            ):
+                left_out.add(default)
             case ast.arguments():
                 positional = [*node.posonlyargs, *node.args][-len(node.defaults) or None :]
                 arguments = [*positional, *node.kwonlyargs]
