@@ -57,6 +57,8 @@ def test_outputs_of_a_published_run(tmp_path: Path) -> None:
         "int8-url": f"{REPO_URL}/tree/main/int8",
         "int4-url": "",
         "int8-dynamic-url": f"{REPO_URL}/tree/main/int8_dynamic",
+        "float8-url": "",
+        "float8-dynamic-url": "",
         "trackio-url": "https://t.example",
         "report": "quantized/report.json",
         "changed": "true",
