@@ -55,6 +55,7 @@ def quantize(settings: Settings, console: Console, report: RunReport, tracker: T
         _note_up_to_date(reuse, target, hub, report, tracker)
         if target is not None:
             release.check(hub, target, source, settings, reuse.to_publish)
+        release.announce(source, target, settings, reuse.to_publish, console)
     if settings.dry_run:
         from smolquant.quantize.making import preview_variants
 

@@ -203,6 +203,11 @@ class Settings:
         """Whether this run may change the Hub."""
         return not (self.save_only or self.dry_run)
 
+    @property
+    def variants_stand_alone(self) -> bool:
+        """Whether no main model, with its license, lies at the root beside the variants."""
+        return self.save_only or not (self.model_is_folder or self.model == self.repo)
+
     @cached_property
     def trackio(self) -> Destination | None:
         """Where the run is recorded; None keeps a local project in the output folder.

@@ -1,18 +1,24 @@
 """Which files of a folder or repository are the model, and whether a file is the one that was recorded.
 
-A model's files are its config, tokenizer and weights, and their digests are the source's identity.
+A model's files are its config, tokenizer and weights, and their digests are the source's identity. Other
+files travel with them: configs of processors, licenses, documents and the pictures in the README.
 """
 
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from smolquant.errors import CheckpointError
 from smolquant.record import FileRecord
 
 CONFIG = "config.json"
+README = "README.md"
+
+LARGEST_EXTRA = 10 * 2**20
+"""Bytes; a larger file that no library reads stays behind."""
 
 _HASHED_AT_ONCE = 1 << 23
 """Bytes. Every read and every update waits for Python's lock, which takes milliseconds while libraries are
@@ -26,6 +32,21 @@ _AUXILIARY_FILES = re.compile(
     r"|processor_config\.json|normalizer\.json|additional_chat_templates/[\w.-]+\.jinja"
 )
 _CODE = re.compile(r"[\w-]+\.py")
+_PROCESSOR_CONFIG = re.compile(r"[\w-]*(?:processor|feature_extractor|audio_tokenizer)_config\.json")
+_LICENSE = re.compile(
+    r"(?:[^/]*[ _.-])?"
+    r"(?:(?:un)?licen[sc]es?|notices?|copying|copyright|patents|terms[ _-]of[ _-](?:use|service)"
+    r"|us(?:e|age)[ _-]policy)"
+    r"(?:[ _.-][^/]*)?",
+    re.IGNORECASE,
+)
+_TEXT_SUFFIXES = ("", ".txt", ".md", ".rst", ".pdf", ".html", ".htm", ".doc", ".docx")
+_DOCUMENT = re.compile(
+    r"(?:README|MODEL_CARD|CITATION|SYSTEM_PROMPT)[\w.-]*|[\w-]+\.jinja|mergekit_config\.ya?ml"
+    r"|params\.json|configuration\.json"
+)
+_PICTURE = re.compile(r"\.(?:png|jpe?g|gif|svg|webp)$", re.IGNORECASE)
+_SHOWN = re.compile(r"""!\[[^\]\n]*\]\(\s*<?([^)\s>]+)|<img\s[^>]*?src\s*=\s*["']([^"'\n]+)""")
 
 _WEIGHT_LAYOUTS = (
     "model.safetensors",
@@ -44,6 +65,37 @@ def is_auxiliary(name: str) -> bool:
 def is_code(name: str) -> bool:
     """Whether a file is model code at the root, which only --trust-remote-code takes along."""
     return _CODE.fullmatch(name) is not None
+
+
+def is_processor_config(name: str) -> bool:
+    """Whether a file configures a processor and is no part of the identity, as those in `is_auxiliary` are.
+
+    It travels into every variant all the same. Identities that records hold were made without it.
+    """
+    return _PROCESSOR_CONFIG.fullmatch(name) is not None and not is_auxiliary(name)
+
+
+def is_license(name: str) -> bool:
+    """Whether a file at the root states the terms of use: LICENSE, NOTICE, USE_POLICY and the like."""
+    suffix = Path(name).suffix.lower()
+    is_text = suffix in _TEXT_SUFFIXES or not suffix[1:].isalpha()  # LICENSE-2.0 is a text
+    return is_text and name.isprintable() and _LICENSE.fullmatch(name) is not None
+
+
+def is_document(name: str) -> bool:
+    """Whether a small file at the root belongs to the model though no library reads it."""
+    return _DOCUMENT.fullmatch(name) is not None
+
+
+def pictures_shown(readme: str) -> list[str]:
+    """The relative paths of the pictures that a README shows, sorted; none leads out of its folder."""
+    found = set()
+    for match in _SHOWN.finditer(readme):
+        path = PurePosixPath(unquote(match[1] or match[2]))
+        inside = not path.is_absolute() and not any(part.startswith(".") for part in path.parts)
+        if inside and ":" not in path.as_posix() and _PICTURE.search(path.name):
+            found.add(path.as_posix())
+    return sorted(found)
 
 
 def weight_layout(names: Iterable[str]) -> str:

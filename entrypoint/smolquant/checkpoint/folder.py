@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from smolquant.checkpoint.extras import find_extras
 from smolquant.checkpoint.files import file_names, is_auxiliary, is_code, sha256_of, weight_layout
 from smolquant.checkpoint.source import Download, Source, find_shards, layout_of
 from smolquant.errors import CheckpointError
@@ -104,7 +105,11 @@ class FolderSource(Source):
         self.files: Mapping[str, LocalFile] = {
             name: LocalFile(folder / name, states[name], Future()) for name in names
         }
-        """Every file of the model, by name."""
+        """Config, tokenizer and weights, which the identity covers, by name."""
+        self.extras = find_extras(folder, self.files)
+        """What lies beside them, and whether it travels."""
+        self._processor_configs = self.extras.processor_configs
+        self.license_files, self.readme = self.extras.licenses, self.extras.readme
         _hash_in_background(self.files.values())
 
     @property

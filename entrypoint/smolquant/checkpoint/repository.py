@@ -7,7 +7,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smolquant.checkpoint.files import is_auxiliary, is_code, sha256_of, weight_layout
+from smolquant.checkpoint.files import (
+    LARGEST_EXTRA,
+    is_auxiliary,
+    is_code,
+    is_license,
+    is_processor_config,
+    sha256_of,
+    weight_layout,
+)
 from smolquant.checkpoint.source import Download, Source, find_shards, layout_of
 from smolquant.errors import CheckpointError
 from smolquant.hub import Hub, hub_errors
@@ -52,8 +60,13 @@ class HubSource(Source):
         self._auxiliary_files = [
             name for name in files if is_auxiliary(name) or (with_code and is_code(name))
         ]
+        small = sorted(name for name, file in files.items() if (file.size or 0) <= LARGEST_EXTRA)
+        self._processor_configs = list(filter(is_processor_config, small))
+        self.license_files = list(filter(is_license, small))
         index = [self._layout] if self._layout.endswith(".json") else []
-        self._folder = self._download([*self._auxiliary_files, *index])
+        self._folder = self._download(
+            [*self._auxiliary_files, *self._processor_configs, *self.license_files, *index]
+        )
         self._shards = find_shards(self._folder, self._layout)
         for shard in self._shards:
             if shard not in files:

@@ -5,7 +5,7 @@ and hands out local paths when there is work.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +31,9 @@ class Source(ABC):
     """One checkpoint: its weights, and auxiliary files such as config, tokenizer and chat template."""
 
     _auxiliary_files: list[str]
-    """The files that are not weights, in any order."""
+    """The files other than weights that the identity covers, in any order."""
+    _processor_configs: Sequence[str] = ()
+    """Configs that travel into every variant, and that the identity does not cover."""
     _layout: str
     """The name of the single weight file, or of the index of shards."""
     _shards: list[str]
@@ -42,6 +44,10 @@ class Source(ABC):
     """Commit sha on the Hub; None for a folder."""
     license: Mapping[str, str] | None = None
     """License entries of the model's card; None where only the target's card can state them."""
+    license_files: Sequence[str] = ()
+    """Names of the files that state the terms of use."""
+    readme: Path | None = None
+    """The owner's README.md in a folder; a repository's own README stays where it is."""
 
     @property
     @abstractmethod
@@ -89,7 +95,8 @@ class Source(ABC):
     @property
     def auxiliary_files(self) -> list[str]:
         """Names of the files that travel into every variant."""
-        return sorted(set(self._auxiliary_files).difference(self.weights))
+        travelling = {*self._auxiliary_files, *self._processor_configs}
+        return sorted(travelling.difference(self.weights))
 
     @property
     def weights(self) -> list[str]:

@@ -132,6 +132,15 @@ def root_card(
     return Readme(readme.front, body, readme.newline).join()
 
 
+def same_owner_text(one: str, other: str) -> bool:
+    """Whether two READMEs differ at most in what is ours: the section, the tags, and white space."""
+    parts = []
+    for readme in map(Readme.split, (one, other)):
+        front = {key: value for key, value in readme.values().items() if key != "tags"}
+        parts.append((front, _STRAY.sub("", _SECTION.sub("", readme.body)).split()))
+    return parts[0] == parts[1]
+
+
 def _place(section: str, body: str, newline: str) -> str:
     """Put our part where it was, or at the end.
 

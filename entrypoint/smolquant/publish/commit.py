@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smolquant import record
+from smolquant.checkpoint.files import README
 from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub, hub_errors, upload_errors
 from smolquant.publish.cards import root_card, variant_card
@@ -23,7 +24,7 @@ from smolquant.publish.main_model import (
     main_model_change,
     main_weights,
 )
-from smolquant.publish.target import README, Target, find_tag, inspect_target
+from smolquant.publish.target import Target, find_tag, inspect_target
 from smolquant.record import VariantRecord
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class Publication:
     main_model: MainModel | None = None
     """Only for a local checkpoint; a Hub repository's weights are never pushed into another."""
     license_entries: Mapping[str, str] | None = None
-    """What the source's card says of its license; None: what the target's own card says."""
+    """What the source's card says of its license; None: what the target's own card says, or else the README
+    of the main model's folder."""
     tracking_urls: Mapping[str, str | None] = field(default_factory=dict)
     """By variant: the page of its run in Trackio."""
     preuploaded: "Mapping[str, CommitOperationAdd]" = field(default_factory=dict)
@@ -210,11 +212,13 @@ def _operations(target: Target, publication: Publication) -> "list[CommitOperati
     change = MainModelChange()
     if publication.main_model is not None:
         change = main_model_change(publication.main_model, target.root_files)
+    own_readme = publication.main_model.readme if publication.main_model else None
+    readme = own_readme if target.readme is None else target.readme
     contents: dict[str, bytes | Path] = dict(change.add)
     stale = list(change.delete)
     has_main_model = bool(main_weights([*target.root_files, *change.add]))
     contents[README] = root_card(
-        target.readme,
+        readme,
         dict(target.records) | dict(publication.records),
         location=target.repo_id,
         has_main_model=has_main_model,
@@ -223,7 +227,7 @@ def _operations(target: Target, publication: Publication) -> "list[CommitOperati
     base_model = publication.base_model or (target.repo_id if has_main_model else None)
     license_entries = publication.license_entries
     if license_entries is None:
-        license_entries = declared_license(target.readme)
+        license_entries = declared_license(target.readme) or declared_license(own_readme)
     for name, folder in publication.variants.items():
         made = publication.records[name]
         files: dict[str, bytes | Path] = {

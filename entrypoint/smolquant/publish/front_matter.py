@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from smolquant.checkpoint.source import Source
 from smolquant.errors import InputError
 
 if TYPE_CHECKING:
@@ -126,6 +127,26 @@ def readme_text(content: bytes, place: str) -> str:
         ) from error
     Readme.split(text).values()
     return text
+
+
+def own_readme(source: Source, *, needed: bool) -> str | None:
+    """The README in the folder of ``source``; None where there is none.
+
+    Args:
+        needed: whether no other README is there already. One that is not needed and cannot be read counts
+            as none.
+
+    Raises:
+        InputError: it is needed, and not UTF-8 or its front matter cannot be read.
+    """
+    if source.readme is None:
+        return None
+    try:
+        return readme_text(source.readme.read_bytes(), source.folder.as_posix())
+    except InputError:
+        if needed:
+            raise
+        return None
 
 
 def declared_license(readme: str | None) -> dict[str, str]:

@@ -8,14 +8,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from smolquant.checkpoint.files import has_size, is_code, is_intact
+from smolquant.checkpoint.files import README, has_size, is_code, is_intact
 from smolquant.checkpoint.source import Source
 from smolquant.publish.cards import root_card, variant_card
-from smolquant.publish.front_matter import readme_text
+from smolquant.publish.front_matter import declared_license, own_readme, readme_text
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
 from smolquant.report.run_report import VariantResult
-
-README = "README.md"
 
 
 def local_records(output_dir: Path) -> dict[str, VariantRecord]:
@@ -50,12 +48,14 @@ def save(output_dir: Path, source: Source, results: Mapping[str, VariantResult])
     for name in filter(is_code, source.auxiliary_files):
         # transformers looks for a model's own code at the root, never in a subfolder.
         shutil.copyfile(source.folder / name, output_dir / name)
+    readme = own_readme(source, needed=not (output_dir / README).is_file())
     write_cards(
         output_dir,
         {name: one.record for name, one in results.items()},
         source_identity=source.identity,
         base_model=source.repo,
-        license_entries=source.license or {},
+        license_entries=source.license or declared_license(readme),
+        source_readme=readme,
         tracking_urls={name: one.tracking_url for name, one in results.items()},
     )
 
@@ -68,6 +68,7 @@ def write_cards(
     base_model: str | None,
     license_entries: Mapping[str, str],
     tracking_urls: Mapping[str, str | None],
+    source_readme: str | None = None,
 ) -> None:
     """Write the cards of variants that stay on this machine, and the root card beside them.
 
@@ -79,6 +80,7 @@ def write_cards(
         base_model: the source's Hub id; None for a folder.
         license_entries: the source's, for the front matter.
         tracking_urls: the page of each variant's run in Trackio.
+        source_readme: the source's README, which the root card is made from where there is none yet.
 
     Raises:
         InputError: the README.md that is there cannot be edited.
@@ -96,7 +98,7 @@ def write_cards(
         _write(output_dir / name / README, card)
     readme = output_dir / README
     card = root_card(
-        readme_text(readme.read_bytes(), shown) if readme.is_file() else None,
+        readme_text(readme.read_bytes(), shown) if readme.is_file() else source_readme,
         local_records(output_dir) | dict(records),
         location=location,
         has_main_model=False,

@@ -1,8 +1,8 @@
 """The rule for the main model, at the repository's root, when a local checkpoint is published.
 
-Weights that the repository lacks are pushed, and equal weights stay as they are. Different weights are an
-error unless the owner allows their replacement, because the variants would not belong to the weights
-beside them.
+Weights that the repository lacks are pushed, with everything that belongs to them. Equal weights stay as
+they are; only a license that the repository lacks is added to them. Different weights are an error unless
+the owner allows their replacement, because the variants would not belong to the weights beside them.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smolquant.checkpoint.files import is_license
 from smolquant.checkpoint.folder import LocalFile
 from smolquant.errors import InputError
 from smolquant.publish.target import RemoteFile
@@ -27,6 +28,10 @@ class MainModel:
     """Config, tokenizer and weights by name; a name may contain a subfolder, which is kept."""
     replace: bool = False
     """Whether this model may replace different weights."""
+    extras: Mapping[str, Path] = field(default_factory=dict)
+    """Licenses, documents and other files that go to the root with it, by name."""
+    readme: str | None = None
+    """The owner's README, which becomes the root card of a repository that has none."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +45,22 @@ class MainModelChange:
 def main_model_change(main: MainModel, root_files: Mapping[str, RemoteFile]) -> MainModelChange:
     """What has to change at the root so that ``main`` is the main model; nothing if it is already.
 
+    The extra files replace none that is there, unless the whole model is replaced.
+
     Raises:
         InputError: the root has different weights, and ``main`` may not replace them.
     """
     remote = main_weights(root_files)
     local = main_weights(main.files)
     push = {name: file.path for name, file in main.files.items()}
+    missing = {name: path for name, path in main.extras.items() if name not in root_files}
     if not remote:
-        return MainModelChange(add=push)
+        return MainModelChange(add=push | missing)
     # A repository may hold the same model in a second format; that one is not compared.
     formats = {Path(name).suffix for name in local}
     compared = {name for name in remote if Path(name).suffix in formats}
     if compared == set(local) and all(_equal(main.files[n], root_files[n]) for n in local):
-        return MainModelChange()
+        return MainModelChange(add={n: path for n, path in missing.items() if is_license(n)})
     if not main.replace:
         different = sorted(compared ^ set(local)) or sorted(
             name for name in local if not _equal(main.files[name], root_files[name])
@@ -62,6 +70,7 @@ def main_model_change(main: MainModel, root_files: Mapping[str, RemoteFile]) -> 
             hint="Add --replace-main if this checkpoint is its successor, or name another "
             "repository.",
         )
+    push |= main.extras
     old = [name for name in root_files if _WEIGHTS.fullmatch(name) or _INDEX.fullmatch(name)]
     return MainModelChange(add=push, delete=tuple(sorted(set(old) - set(push))))
 

@@ -7,10 +7,13 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from smolquant.checkpoint.files import LARGEST_EXTRA, README
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.checkpoint.source import Source
 from smolquant.hub import Hub
+from smolquant.publish.cards import same_owner_text
 from smolquant.publish.commit import Publication, Published, create_repo, publish, tag_commit
+from smolquant.publish.front_matter import own_readme
 from smolquant.publish.main_model import (
     MainModel,
     MainModelChange,
@@ -26,8 +29,10 @@ from smolquant.publish.target import (
     inspect_target,
 )
 from smolquant.record import FILE_NAME
+from smolquant.report.console import Console
 from smolquant.report.run_report import VariantResult
 from smolquant.settings import Settings
+from smolquant.text import human_size
 
 
 def open_target(hub: Hub, settings: Settings, *, warn: Callable[[str, str], None]) -> Target | None:
@@ -78,13 +83,57 @@ def check(
         check_tag(hub, target, settings.tag, expected)
 
 
+def announce(
+    source: Source,
+    target: Target | None,
+    settings: Settings,
+    variants: Sequence[str],
+    console: Console,
+) -> None:
+    """Tell, before the work, which files of a checkpoint folder travel beside the model, and which stay.
+
+    Args:
+        target: as it passed :func:`check`; None where nothing is published.
+        variants: those that the run will make or publish.
+
+    Raises:
+        InputError: the folder's README.md is to be the root card, and cannot be edited.
+    """
+    if not isinstance(source, FolderSource):
+        return
+    extras = source.extras
+    if extras.refused:
+        console.notice(
+            f"Not taken along: {_some(extras.refused)}",
+            "A link out of the checkpoint folder is not followed, and a file of more than "
+            f"{human_size(LARGEST_EXTRA)} that no library reads stays behind. Copy a file in the place "
+            "of a link if it belongs to the model.",
+        )
+    there = settings.output_dir / README
+    readme = own_readme(source, needed=target.readme is None if target else not there.is_file())
+    if target is None:
+        return
+    pushes = changes_main_model(source, target, settings)
+    if pushes and extras.names:
+        console.info(f"Goes along with the main model: {_some(extras.names)}")
+    if pushes and extras.left_behind:
+        console.info(f"Stays in the checkpoint folder: {_some(extras.left_behind)}")
+    differs = readme and target.readme is not None and not same_owner_text(readme, target.readme)
+    if differs and (variants or pushes):
+        console.notice(
+            "The repository's README.md stays",
+            f"The one in {settings.model} differs from it and is not published. To have it as the card, "
+            f"delete README.md in {target.repo_id} first.",
+        )
+
+
 def changes_main_model(source: Source, target: Target, settings: Settings) -> bool:
     """Whether the source has to become the main model at the root of ``target``.
 
     Raises:
         InputError: another main model stands there, and --replace-main was not given.
     """
-    main = _main_model(source, settings)
+    main = _main_model(source, target, settings)
     return main is not None and main_model_change(main, target.root_files) != MainModelChange()
 
 
@@ -126,7 +175,7 @@ def publish_results(
         source_identity=source.identity,
         base_model=source.repo,
         source_weights=source.weight_digests,
-        main_model=_main_model(source, settings),
+        main_model=_main_model(source, target, settings),
         license_entries=source.license if source.repo != settings.repo else None,
         tracking_urls={name: one.tracking_url for name, one in results.items()},
         preuploaded=uploads.operations if uploads else {},
@@ -151,8 +200,19 @@ def tag(hub: Hub, target: Target, settings: Settings, commit: str | None) -> Non
         tag_commit(hub, target.repo_id, settings.tag, commit)
 
 
-def _main_model(source: Source, settings: Settings) -> MainModel | None:
+def _some(names: Sequence[str], most: int = 6) -> str:
+    """``a, b, c``; only the first few where there are many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _main_model(source: Source, target: Target, settings: Settings) -> MainModel | None:
     """The local checkpoint that belongs at the repository's root; a Hub source never does."""
     if not isinstance(source, FolderSource):
         return None
-    return MainModel(source.files, replace=settings.replace_main)
+    return MainModel(
+        source.files,
+        replace=settings.replace_main,
+        extras={name: source.folder / name for name in source.extras.names},
+        readme=own_readme(source, needed=target.readme is None),
+    )

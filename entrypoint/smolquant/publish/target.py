@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from smolquant import record
+from smolquant.checkpoint.files import README
 from smolquant.errors import HubError, InputError
 from smolquant.hub import HOW_TO_SIGN_IN, Hub, hub_errors
 from smolquant.publish.front_matter import readme_text
 from smolquant.record import InvalidRecord, VariantRecord
-
-README = "README.md"
 
 _LARGEST_TEXT = 64 * 2**20
 """Bytes. A record of a model with a hundred thousand tensors has about 20 MiB."""

@@ -216,6 +216,7 @@ def quantize_variants(
             config=work.plans.architecture.config_dict,
             options=work.settings.options_of(plan.scheme.quant_type),
             source_bytes=work.source_bytes,
+            license_files=_license_files(work),
             device=_deciding_device(plan, work.settings),
         )
         results[variant] = VariantResult(
@@ -278,6 +279,11 @@ def keep_variants(work: Work, results: Mapping[str, VariantResult]) -> dict[str,
         _put_in_place(folder, place)
         kept[variant] = replace(one, folder=place)
     return kept
+
+
+def _license_files(work: Work) -> Sequence[str]:
+    """The licenses that each variant takes along: those that do not lie at the root beside it."""
+    return work.source.license_files if work.settings.variants_stand_alone else ()
 
 
 def _deciding_device(plan: VariantPlan, settings: Settings) -> str | None:

@@ -8,7 +8,7 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def finish_variant(
     config: dict[str, Any],
     options: Options,
     source_bytes: int,
+    license_files: Sequence[str] = (),
     device: str | None = None,
 ) -> VariantRecord:
     """Complete ``folder``, which holds the weight files, and return its record, not yet written.
@@ -63,9 +64,10 @@ def finish_variant(
             the root of a repository and never in a subfolder.
         options: those that decide the stored bytes.
         source_bytes: the size of the source's tensors, where shared memory counts once.
+        license_files: names of the source's files that are copied too.
         device: the device that computed the stored bytes, if they depend on it.
     """
-    for name in source.auxiliary_files:
+    for name in (*source.auxiliary_files, *license_files):
         if name != CONFIG and not is_code(name):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
