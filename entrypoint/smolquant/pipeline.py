@@ -115,7 +115,7 @@ def _reused(
     results = {}
     for variant, record in reuse.reusable.items():
         options, device = record.options, record.device or "cpu"
-        tracker.started(variant, source.repo, source.revision, options=options, device=device)
+        tracker.started(variant, source.repo, source.revision, options, device)
         tracker.completed(record, seconds={}, peak_memory_bytes=None)
         results[variant] = VariantResult(record, folder=settings.output_dir / variant)
         report.source, report.versions = record.source, dict(record.versions)
@@ -144,19 +144,17 @@ def _make(
     send = uploads.send if uploads else None
     with making.open_work(plans, source, settings, console, send=send) as work:
         with console.group("Quantize"):
-            report.source = work.known_source
+            report.source = work.known_source or report.source
             for variant, plan in plans.variants.items():
                 device = making.device_of(plan, settings, measured=windows is not None)
                 options = settings.options_of(plan.scheme.quant_type)
-                tracker.started(
-                    variant, source.repo, source.revision, options=options, device=device
-                )
+                tracker.started(variant, source.repo, source.revision, options, device)
             results = making.quantize_variants(work, console, watch=tracker.advance)
             _note(results, report)
         if windows is not None:
             with console.group("Evaluate"), _where_possible(results, settings, console, report):
                 results = making.measure_variants(work, results, windows, console)
-        _note(results, report)
+            _note(results, report)
         for one in results.values():
             tracker.completed(
                 one.record,

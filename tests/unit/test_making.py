@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from models import llama, save_with_tokenizer
 from smolquant.checkpoint.folder import FolderSource
@@ -147,3 +148,20 @@ def test_a_preview_tells_sizes_to_the_byte_and_writes_nothing(
     assert (planned.quant_type, planned.predicted_bytes) == (made.quant_type, made.size_bytes)
     assert planned.tensors.keys() == made.tensors.keys()
     assert making.preview_variants(source, asked, ()) == {}
+
+
+def test_the_device_that_is_told_is_the_one_that_computes(
+    source: FolderSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def device(measured: bool, **options: Any) -> str:
+        asked = settings(source, **options)
+        (plan,) = making.plan_variants(source, asked, asked.quant_types).variants.values()
+        return making.device_of(plan, asked, measured=measured)
+
+    assert device(measured=True) == "cuda"
+    assert device(measured=True, device="cpu") == "cpu"
+    assert device(measured=False) == "cpu", "quantizing itself runs on the CPU"
+    calibrated = {"quant_type": "int4_weight_only", "int4_method": "calibrated"}
+    assert device(measured=False, **calibrated) == "cuda"

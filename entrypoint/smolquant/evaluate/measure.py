@@ -39,7 +39,7 @@ _LIBRARIES_BYTES = 100_000_000
 """Buffers of torch, torchao and oneDNN that come into memory with the first computation, and some room."""
 
 _MOST_NATS = 38.0
-"""Of nll. The perplexity of more, in per cent, is no number that a record can hold; and nobody needs
+"""The largest nll that is told. The perplexity of more is no number that a record can hold; nobody needs
 to know how much more."""
 
 _DIGITS = 6

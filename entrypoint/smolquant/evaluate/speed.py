@@ -26,7 +26,7 @@ REPEATS = 3
 TIMEOUT_SECONDS = 600.0
 
 _FOOTPRINT_BYTES = 900_000_000
-"""Of a process with torch and transformers in it."""
+"""What a process takes with torch and transformers in it."""
 
 
 @dataclass(frozen=True)

@@ -44,9 +44,9 @@ class Publication:
     variants: Mapping[str, Path]
     """By name: the folder with its finished files, quantization.json among them."""
     records: Mapping[str, VariantRecord]
-    """Of the same variants."""
+    """The records of the same variants."""
     source_identity: str
-    """Of the checkpoint that this run worked on; other variants made from another are shown so."""
+    """The identity of the checkpoint that this run worked on; variants of another are shown as older."""
     base_model: str | None = None
     """Hub id of that checkpoint; None for a folder, which is the main model where there is one."""
     source_weights: Mapping[str, str] = field(default_factory=dict)

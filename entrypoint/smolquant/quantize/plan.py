@@ -33,7 +33,7 @@ class NormInFront:
     sources: Mapping[str, SourceTensor]
     """Attribute of the norm -> the tensor that fills it."""
     columns: int
-    """Of the weight, and so of the norm's output."""
+    """The number of columns of the weight, and so of the norm's output."""
 
 
 @dataclass(frozen=True)

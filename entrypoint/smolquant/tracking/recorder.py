@@ -183,7 +183,7 @@ class Recorder(Tracker):
 
     @_harmless
     def started(
-        self, variant: str, repo: str | None, revision: str | None, *, options: Options, device: str
+        self, variant: str, repo: str | None, revision: str | None, options: Options, device: str
     ) -> None:
         """See :meth:`Tracker.started`."""
         self._revision = revision

@@ -27,7 +27,7 @@ class Tracker:
         """The variant stays as it is and gets no run."""
 
     def started(
-        self, variant: str, repo: str | None, revision: str | None, *, options: Options, device: str
+        self, variant: str, repo: str | None, revision: str | None, options: Options, device: str
     ) -> None:
         """Work on a variant begins.
 
