@@ -47,7 +47,7 @@ def find_extras(folder: Path, others: Collection[str]) -> Extras:
     """
     entries = {path.name: path for path in sorted(folder.iterdir()) if path.name not in others}
     files = [name for name, path in entries.items() if path.is_file()]
-    refused = []
+    refused: list[str] = []
 
     def allowed(names: Collection[str]) -> tuple[str, ...]:
         fit = {name for name in names if _may_travel(folder, folder / name)}

@@ -17,7 +17,7 @@ from smolquant.record import FileRecord
 CONFIG = "config.json"
 README = "README.md"
 
-LARGEST_EXTRA = 10 * 2**20
+LARGEST_EXTRA = 10_000_000
 """Bytes; a larger file that no library reads stays behind."""
 
 _HASHED_AT_ONCE = 1 << 23
@@ -32,7 +32,9 @@ _AUXILIARY_FILES = re.compile(
     r"|processor_config\.json|normalizer\.json|additional_chat_templates/[\w.-]+\.jinja"
 )
 _CODE = re.compile(r"[\w-]+\.py")
-_PROCESSOR_CONFIG = re.compile(r"[\w-]*(?:processor|feature_extractor|audio_tokenizer)_config\.json")
+_PROCESSOR_CONFIG = re.compile(
+    r"[\w-]*(?:processor|feature_extractor|audio_tokenizer)_config\.json"
+)
 _LICENSE = re.compile(
     r"(?:[^/]*[ _.-])?"
     r"(?:(?:un)?licen[sc]es?|notices?|copying|copyright|patents|terms[ _-]of[ _-](?:use|service)"

@@ -105,9 +105,8 @@ def announce(
     if extras.refused:
         console.notice(
             f"Not taken along: {_some(extras.refused)}",
-            "A link out of the checkpoint folder is not followed, and a file of more than "
-            f"{human_size(LARGEST_EXTRA)} that no library reads stays behind. Copy a file in the place "
-            "of a link if it belongs to the model.",
+            f"It is a link out of the checkpoint folder, or larger than {human_size(LARGEST_EXTRA)}. If "
+            "it belongs to the model, replace the link by the file, or add a large file yourself.",
         )
     there = settings.output_dir / README
     readme = own_readme(source, needed=target.readme is None if target else not there.is_file())
