@@ -35,7 +35,7 @@ class Measurement:
 
     text: EvalText
     tokens: int | None = None
-    """As many as were asked for; None: by the model's size."""
+    """The number of tokens that was asked for; None: it follows from the model's size."""
     trust_remote_code: bool = False
 
     def is_that_of(self, metrics: Metrics | None) -> bool:

@@ -35,10 +35,10 @@ TOKEN_BLOCK = 512
 """Fixed, like everything that orders the arithmetic: the same inputs give the same numbers."""
 
 _LIBRARIES_BYTES = 100_000_000
-"""Buffers of torch, torchao and oneDNN that come into memory with the first computation, and some room."""
+"""Buffers of torch, torchao and oneDNN that come into memory with the first computation, and some to spare."""
 
 _MOST_NATS = 38.0
-"""Of nll. The perplexity of more, in per cent, is no number that a record can hold; and nobody needs
+"""The largest nll that is recorded. The perplexity of more, in per cent, is no number that a record can hold; and nobody needs
 to know how much more."""
 
 _DIGITS = 6

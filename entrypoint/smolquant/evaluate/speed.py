@@ -25,7 +25,7 @@ REPEATS = 3
 TIMEOUT_SECONDS = 600.0
 
 _FOOTPRINT_BYTES = 900_000_000
-"""Of a process with torch and transformers in it."""
+"""The size of a process with torch and transformers in it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def measure_speed(
     """Load the model in ``folder`` and let it generate.
 
     Args:
-        weight_bytes: of its files; more than this machine has left means that it is not tried.
+        weight_bytes: the size of its files; where this machine has less memory left, it is not tried.
         timeout: seconds, loading included.
 
     Returns:

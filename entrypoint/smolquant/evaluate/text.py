@@ -48,7 +48,7 @@ class EvalText:
 
     @property
     def digest(self) -> str:
-        """Of the documents, whatever they are called."""
+        """The sha256 of the documents, whatever they are called."""
         return hashlib.sha256(json.dumps(self.documents).encode()).hexdigest()
 
 

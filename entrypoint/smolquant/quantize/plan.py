@@ -33,7 +33,7 @@ class NormInFront:
     sources: Mapping[str, SourceTensor]
     """Attribute of the norm -> the tensor that fills it."""
     columns: int
-    """Of the weight, and so of the norm's output."""
+    """How many columns the weight has, and so the norm's output."""
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,8 @@ class _Planner:
             f"{self.architecture.class_name} cannot honestly be called {quant_type}: {share:.0%} of "
             "its weight bytes beside the embeddings would stay as they are, most of them because of: "
             f"{reason}.",
-            hint="Choose another scheme or fewer --skip patterns, or do not quantize this model.",
+            hint="Choose another scheme, another --dtype or fewer --skip patterns, or do not quantize this "
+            "model.",
         )
 
 

@@ -44,12 +44,12 @@ _UNITS = 64
 of level times weight, columns weighted, stay below 2^24, where float32 ends to hold every integer."""
 
 _MEAN_WEIGHT, _MOST_WEIGHT = 3, 16
-"""Of a column, in whole numbers from 1 on. With more, few columns would decide where a group's range ends.
+"""The weights of columns, in whole numbers from 1 on. With more, few columns would decide where a group's range ends.
 Rounding and the least weight add at most 1 to the mean; 256 columns of 4, at level 15 and 15 * 64 units,
 are what 2^24 holds."""
 
 _LEAST_MEAN_SQUARE = 2.0**-117
-"""Of a group's largest; below it all columns count alike."""
+"""The least share of a group's largest that counts; below it all columns count alike."""
 
 
 def search_grids(
