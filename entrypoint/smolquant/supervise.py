@@ -23,9 +23,12 @@ def run_in_child(killed: Callable[[int | None], int]) -> None:
             the signal after which the child did not end in time. None means that the kernel killed the
             child, since nothing else kills a child but not a container's first process.
     """
+    # A signal that comes before there is a handler to pass it on waits for it.
+    waiting = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)  # a terminal's Ctrl-C comes once, from the first process
+        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
         return
     cancelled_by = None
 
@@ -39,6 +42,7 @@ def run_in_child(killed: Callable[[int | None], int]) -> None:
     signal.signal(signal.SIGINT, cancel)
     signal.signal(signal.SIGTERM, cancel)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
+    signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
     code = os.waitstatus_to_exitcode(_reap(child))
     signal.setitimer(signal.ITIMER_REAL, 0)
     if code == -signal.SIGKILL:

@@ -53,18 +53,22 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def silent() -> Iterator[str]:
     """The address of something that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        kept = []
+        kept: list[socket.socket] = []
 
         def accept() -> None:
             while True:
                 try:
-                    kept.append(listener.accept())
+                    kept.append(listener.accept()[0])
                 except OSError:
                     return
 
-        threading.Thread(target=accept, daemon=True).start()
+        accepting = threading.Thread(target=accept, daemon=True)
+        accepting.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         listener.shutdown(socket.SHUT_RDWR)
+        accepting.join()
+        for connection in kept:
+            connection.close()
 
 
 class SleepingSpace(ThreadingHTTPServer):

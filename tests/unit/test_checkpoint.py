@@ -25,7 +25,7 @@ from smolquant.checkpoint.files import (
 )
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.checkpoint.reader import Checkpoint
-from smolquant.checkpoint.tensors import SourceTensor, row_blocks
+from smolquant.checkpoint.tensors import STORED_DTYPES, SourceTensor, row_blocks
 from smolquant.checkpoint.writer import ShardWriter, StoredTensor, index_text, lay_out
 from smolquant.errors import CheckpointError, MachineError
 
@@ -177,6 +177,19 @@ def test_weights_of_a_quantized_dtype_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(4, 4).to(torch.float8_e4m3fn)}, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match="which unquantized weights never have"):
         Checkpoint([tmp_path / "m.safetensors"])
+
+
+def test_float8_is_written_and_read_as_what_a_variant_stores(tmp_path: Path) -> None:
+    exact = torch.linspace(-448, 448, 64).view(8, 8).to(torch.float8_e4m3fn)
+    (shard,) = lay_out(stored({"a": exact}), {"format": "pt"}, 10**6)
+    with ShardWriter(tmp_path, shard) as writer:
+        writer.write("a", exact)
+        writer.digest()
+    assert torch.equal(load_file(tmp_path / shard.name)["a"].float(), exact.float())
+    with Checkpoint([tmp_path / shard.name], STORED_DTYPES) as variant:
+        rows = variant.read_rows(variant.layout.tensors["a"], 2, 5)
+    assert rows.dtype is torch.float8_e4m3fn
+    assert torch.equal(rows.float(), exact[2:5].float())
 
 
 def test_blocks_cover_every_row_once() -> None:

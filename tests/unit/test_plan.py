@@ -155,6 +155,23 @@ def test_a_model_that_would_stay_nearly_full_size_is_refused(tmp_path: Path) -> 
         plan_of(folder, "int8_weight_only", skip=["mlp"])
 
 
+def test_a_type_that_computes_in_another_dtype_is_refused_with_the_reason(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"](), dtype=torch.float16)
+    with pytest.raises(CheckpointError, match="float16, and float8_dynamic computes with bfloat16"):
+        plan_of(folder, "float8_dynamic")
+    assert plan_of(folder, "float8_weight_only")["float8"].dtype is torch.float16
+    assert plan_of(folder, "float8_dynamic", dtype="bfloat16")["float8_dynamic"].error_bounds
+
+
+def test_tables_stored_by_the_variants_own_scheme_are_the_only_ones_by_option(
+    tmp_path: Path,
+) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    found = reasons(plan_of(folder, "int8_weight_only", embeddings="int8")["int8"])
+    by_option = {name for name, reason in found.items() if "by --embeddings int8" in reason}
+    assert by_option == {"model.embed_tokens.weight", "lm_head.weight"}
+
+
 def test_a_missing_weight_is_named(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
     change_weights(folder, lambda state: state.pop("model.layers.1.mlp.up_proj.weight"))

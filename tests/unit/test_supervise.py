@@ -52,6 +52,24 @@ def test_a_crash_keeps_its_number() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_while_the_child_is_made_is_passed_on(number: signal.Signals) -> None:
+    process = start(
+        "time.sleep(20)",
+        before=f"""
+fork = os.fork
+def signalled_fork():
+    child = fork()
+    if child:
+        os.kill(os.getpid(), {int(number)})
+    return child
+os.fork = signalled_fork
+""",
+    )
+    process.communicate(timeout=15)
+    assert process.returncode == 128 + number
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_child(number: signal.Signals) -> None:
     process = start(
         """

@@ -36,7 +36,7 @@ TOKEN_BLOCK = 512
 """Fixed, like everything that orders the arithmetic: the same inputs give the same numbers."""
 
 _LIBRARIES_BYTES = 100_000_000
-"""Buffers of torch, torchao and oneDNN that come into memory with the first computation, and some room."""
+"""Buffers of torch, torchao and oneDNN that the first computation brings, and some to spare."""
 
 _MOST_NATS = 38.0
 """The largest nll that is told. The perplexity of more is no number that a record can hold; nobody needs

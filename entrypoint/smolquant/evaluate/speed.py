@@ -50,7 +50,7 @@ def measure_speed(
     """Load the model in ``folder`` and let it generate.
 
     Args:
-        weight_bytes: of its files; more than this machine has left means that it is not tried.
+        weight_bytes: the size of its files; where this machine has less memory left, it is not tried.
         timeout: seconds, loading included.
 
     Returns:

@@ -355,7 +355,8 @@ class _Planner:
             f"{self.architecture.class_name} cannot honestly be called {quant_type}: {share:.0%} of "
             "its weight bytes beside the embeddings would stay as they are, most of them because of: "
             f"{reason}.",
-            hint="Choose another scheme or fewer --skip patterns, or do not quantize this model.",
+            hint="Choose another scheme, another --dtype or fewer --skip patterns, or do not quantize this "
+            "model.",
         )
 
 

@@ -47,7 +47,7 @@ class Float8Dynamic(Float8WeightOnly):
         return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
 
     def quantize(self, weight: "torch.Tensor", group_size: int | None) -> "torch.Tensor":
-        """As the config would, which refuses to where there is no such GPU.
+        """Make what the config would make, which it refuses to do where there is no such GPU.
 
         Source: ``_float8_dynamic_activation_float8_weight_quantize_tensor`` of
         torchao.quantization.quant_api.

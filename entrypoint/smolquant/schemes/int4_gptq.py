@@ -104,7 +104,7 @@ def gptq_grids(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """For what LAPACK splits by threads: the same inputs give the same bytes with any number of cores."""
+    """Let LAPACK not split work by threads, so that the bytes do not depend on the number of cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -45,8 +45,8 @@ of level times weight, columns weighted, stay below 2^24, where float32 ends to 
 
 _MEAN_WEIGHT, _MOST_WEIGHT = 3, 16
 """How much a column counts, in whole numbers from 1 on. With more, few columns would decide where a group's
-range ends. Rounding and the least weight add at most 1 to the mean; 256 columns of 4, at level 15 and 15 * 64
-units, are what 2^24 holds."""
+range ends. Rounding and the least weight add at most 1 to the mean; 256 columns of 4, at level 15 and
+15 * 64 units, are what 2^24 holds."""
 
 _LEAST_MEAN_SQUARE = 2.0**-117
 """The least share of a group's largest mean square; below it all columns count alike."""
