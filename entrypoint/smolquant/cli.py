@@ -41,17 +41,17 @@ def input_variable(name: str) -> str:
 
 
 class _Option(click.Option):
-    """An option whose default is the settings', and which knows how a command says it again."""
+    """An option that has its default from the settings, and can be written into a command again."""
 
     def __init__(
         self, *arguments: Any, repeated: Callable[[Any], str | None] = str, **attributes: Any
     ) -> None:
-        """Take ``repeated``: a value as the command that reproduces the run gives it, if it may."""
+        """``repeated`` gives a value's text in the command that reproduces the run; None leaves it out."""
         super().__init__(*arguments, **attributes)
         self._repeated = repeated
 
     def words(self, value: Any) -> list[str]:
-        """What gives ``value`` on a command line; nothing for the default."""
+        """The words that give ``value`` on a command line; none for the default."""
         if value in (self.default, ()):
             return []
         values = value if self.multiple else (value,)
@@ -79,11 +79,11 @@ def _switch(name: str, help_text: str, **attributes: Any) -> Callable[..., Any]:
 
 
 def _never_repeated(_: object) -> None:
-    """A secret, or what is no part of the run itself."""
+    """Leave out a secret, or what is no part of the run itself."""
 
 
 def _without_query(address: str) -> str:
-    """An address without what may hold a token."""
+    """An address without its query, which may hold a token."""
     return address.partition("?")[0]
 
 
@@ -287,7 +287,11 @@ def check(
 
 @cli.command("sync-trackio")
 @click.argument("report_dir", type=click.Path(path_type=Path))
-@click.option("--trackio-url", metavar="URL", help="Default: where the run was to be recorded.")
+@click.option(
+    "--trackio-url",
+    metavar="URL",
+    help="Trackio Space or server. The default is the one that the run was to be recorded in.",
+)
 @click.option("--token", envvar="HF_TOKEN", help="Hugging Face token, for a Space.")
 @click.pass_context
 def sync_trackio(
@@ -344,7 +348,7 @@ def run(arguments: list[str], console: Console) -> int:
 
 
 def _refuse(refusal: click.ClickException, console: Console) -> int:
-    """click's own refusals, told like ours."""
+    """Tell a refusal by click as our own are told, and return the exit code."""
     return _fail(
         InputError(
             refusal.format_message(), hint="`smolquant quantize --help` lists what is possible."
@@ -354,7 +358,7 @@ def _refuse(refusal: click.ClickException, console: Console) -> int:
 
 
 def _tell_killed(cancelled_by: int | None) -> int:
-    """The end of a run that could not tell it itself; its exit code."""
+    """Tell the end of a run that was killed before it could, and return the exit code."""
     error: SmolquantError | Cancelled
     if cancelled_by is not None:
         error = Cancelled(cancelled_by)
@@ -368,7 +372,7 @@ def _tell_killed(cancelled_by: int | None) -> int:
 
 
 def _fail(error: SmolquantError | Cancelled, console: Console) -> int:
-    """Tell a failure outside of a run; its exit code."""
+    """Tell a failure outside of a run, and return the exit code."""
     if not console.in_actions:
         console.error(error)
         return error.exit_code

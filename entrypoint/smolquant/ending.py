@@ -1,4 +1,4 @@
-"""How the end of a run is told, whichever way it ends.
+"""The end of a run, told whichever way it ends.
 
 On success, failure and cancellation alike a run's report becomes report.json, step outputs, a job summary
 and, where something went wrong, one annotation. Nothing is decided here.
@@ -39,12 +39,12 @@ class Ending:
     tracker: Tracker = field(default_factory=Tracker)
     """What records the run, once that is known."""
     passed_on: int | None = None
-    """Exit code of another process that did the run and has told its end."""
+    """The exit code of another process that did the run and has told its end."""
     error: BaseException | None = None
 
     @property
     def exit_code(self) -> int:
-        """The command's, once the context is left."""
+        """The exit code of the command, once the context is left."""
         if self.error is not None:
             return Failure.of(self.error).exit_code
         return self.passed_on or 0
@@ -94,7 +94,7 @@ class Ending:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """The machine's own refusals in the user's terms; anything else as it is."""
+    """Put the machine's own refusals in the user's terms; return any other error as it is."""
     if is_out_of_memory(error):
         return MachineError("The machine ran out of memory.", hint="Use a runner with more memory.")
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:

@@ -15,7 +15,7 @@ WORKING_MEMORY = 128 << 20
 
 
 def computing_device(asked: str) -> str:
-    """Where searching, calibrating and measuring run: ``cuda`` where it may and can be used, else ``cpu``.
+    """The device that calibrates and measures: ``cuda`` where it may and can be used, else ``cpu``.
 
     Args:
         asked: ``auto``, ``cpu`` or ``cuda``.

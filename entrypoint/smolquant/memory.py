@@ -1,4 +1,4 @@
-"""How much memory this process may still take on this machine, and the most that it has taken."""
+"""The memory that this process may still take on this machine, and the most that it has taken."""
 
 import ctypes
 from collections.abc import Mapping

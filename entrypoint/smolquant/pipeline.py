@@ -1,8 +1,8 @@
 """A run from top to bottom: settings -> source -> plan -> quantize -> evaluate -> publish -> report.
 
-Each module knows what it is handed. Nothing outside the output folder changes before the one commit at
-the end, but for blobs that no branch refers to, in a repository that may be new and empty, where the
-disk is to be spared. What becomes known of the run is noted in its report here, and nowhere else.
+Nothing outside the output folder changes before the one commit at the end. The only exception spares the
+disk: finished shards are uploaded earlier, as blobs that no branch refers to, into a repository that is
+created empty if it is missing. What becomes known of the run is noted in its report here, and nowhere else.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -102,11 +102,11 @@ class Metrics:
     text_sha256: str | None = None
     """The digest of that text, whatever it is called."""
     tokens_asked: int | None = None
-    """How many the owner wanted; None where the number follows from the model's size."""
+    """The number that the owner asked for; None where it follows from the model's size."""
     machine: str | None = None
     """The name of the machine that speeds were measured on."""
     compute_capability: float | None = None
-    """That of the GPU that all of this was measured on, as 8.9; None on a CPU, and in older records."""
+    """The capability, such as 8.9, of the GPU that measured this; None on a CPU, and in older records."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class VariantRecord:
     files: Mapping[str, FileRecord]
     metrics: Metrics | None = None
     device: str | None = None
-    """Only where the stored bytes depend on it."""
+    """The device that found the stored bytes; None where they do not depend on it."""
     format_version: int = field(default=FORMAT_VERSION)
 
     @property
@@ -140,12 +140,12 @@ class VariantRecord:
 
     @property
     def quantized_tensors(self) -> int:
-        """How many source tensors were quantized."""
+        """The number of source tensors that were quantized."""
         return sum(tensor.quantized for tensor in self.tensors.values())
 
     @property
     def kept_tensors(self) -> int:
-        """How many source tensors were kept in ``dtype``."""
+        """The number of source tensors that were kept in ``dtype``."""
         return len(self.tensors) - self.quantized_tensors
 
     def is_made_by(self, *, quant_type: str, options: Options) -> bool:

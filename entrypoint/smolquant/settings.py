@@ -148,7 +148,7 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One run. Build it with :func:`make_settings`, which refuses what makes no sense."""
+    """The options of one run. Build it with :func:`make_settings`, which refuses what makes no sense."""
 
     model: str
     """Checkpoint folder or Hub id, as given."""
@@ -160,7 +160,7 @@ class Settings:
     group_size: int = _option(128, _read_group_size)
     int4_method: Int4Method = _option(DEFAULT_INT4_METHOD)
     calibration_text: Path | None = _option(None, _read_text_file("--calibration-text"))
-    """None: the bundled one."""
+    """None stands for the bundled text."""
     embeddings: str = _option("source")
     """``source`` keeps tables with a row a token; else the variant whose scheme stores them."""
     token: str | None = _option(None, lambda token: token or None, repr=False)
@@ -178,13 +178,13 @@ class Settings:
     low_disk: When = _option("auto")
     evaluate: When = _option("auto")
     eval_text: Path | None = _option(None, _read_text_file("--eval-text"))
-    """None: the bundled one."""
+    """None stands for the bundled text."""
     eval_tokens: int | None = _option(None, _read_tokens)
-    """None: by the model's size."""
+    """None stands for a number that suits the model's size."""
     max_perplexity_increase: Limits = _option(None, _read_limits("--max-perplexity-increase"))
-    """Percent, by variant."""
+    """Variant -> percent."""
     max_kl: Limits = _option(None, _read_limits("--max-kl"))
-    """Nats, by variant."""
+    """Variant -> nats."""
     skip: tuple[str, ...] = _option((), _read_patterns)
     """Regular expressions, searched for in module names."""
     cuda_image: str | None = _option()
@@ -210,7 +210,7 @@ class Settings:
 
     @cached_property
     def trackio(self) -> Destination | None:
-        """Where the run is recorded; None keeps a local project in the output folder.
+        """The place where the run is recorded; None keeps a local project in the output folder.
 
         Raises:
             InputError: the address is none.
@@ -221,7 +221,7 @@ class Settings:
 
     @cached_property
     def gate(self) -> Gate:
-        """How much worse a published variant may be."""
+        """The limits on how much worse than its source a published variant may be."""
         return Gate(self.max_perplexity_increase, self.max_kl)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Which files of a folder or repository are the model, and whether a file is the one that was recorded.
+"""The names by which a model's files are known, and whether a file is the one that was recorded.
 
 A model's files are its config, tokenizer and weights, and their digests are the source's identity. Other
 files travel with them: configs of processors, licenses, documents and the pictures in the README.

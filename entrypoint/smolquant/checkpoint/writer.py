@@ -64,7 +64,7 @@ class Shard:
         return begin
 
     def offset(self, name: str) -> int:
-        """Where the data of ``name`` begins in the file, in bytes."""
+        """The offset in bytes at which the data of ``name`` begins in the file."""
         return len(self.header) + self._begin[name]
 
     @property

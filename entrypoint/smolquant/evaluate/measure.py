@@ -104,7 +104,7 @@ class Evaluation:
 
     @property
     def tokens(self) -> int:
-        """How many tokens are predicted and compared."""
+        """The number of tokens that are predicted and compared."""
         return self._windows.shape[0] * (self._windows.shape[1] - 1)
 
     @property

@@ -31,7 +31,7 @@ _FOOTPRINT_BYTES = 900_000_000
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a model ran, one sequence at a time."""
+    """The speed of a model that ran one sequence at a time."""
 
     prefill_tokens_per_second: float
     decode_tokens_per_second: float

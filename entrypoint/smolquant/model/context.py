@@ -1,4 +1,4 @@
-"""How many tokens a model can see at once."""
+"""The number of tokens that a model can see at once."""
 
 from typing import Any
 

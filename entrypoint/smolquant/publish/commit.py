@@ -42,7 +42,7 @@ class Publication:
     """What one run puts into the repository."""
 
     variants: Mapping[str, Path]
-    """By name: the folder with its finished files, quantization.json among them."""
+    """Variant -> the folder with its finished files, quantization.json among them."""
     records: Mapping[str, VariantRecord]
     """The records of the same variants."""
     source_identity: str
@@ -52,12 +52,12 @@ class Publication:
     source_weights: Mapping[str, str] = field(default_factory=dict)
     """Name -> sha256 of its weights; held against the root's where that is the source itself."""
     main_model: MainModel | None = None
-    """Only for a local checkpoint; a Hub repository's weights are never pushed into another."""
+    """The local checkpoint; None for a Hub repository, whose weights are never pushed into another."""
     license_entries: Mapping[str, str] | None = None
     """What the source's card says of its license; None: what the target's own card says, or else the README
     of the main model's folder."""
     tracking_urls: Mapping[str, str | None] = field(default_factory=dict)
-    """By variant: the page of its run in Trackio."""
+    """Variant -> the page of its run in Trackio."""
     preuploaded: "Mapping[str, CommitOperationAdd]" = field(default_factory=dict)
     """Path in the repository -> a file of it that has been uploaded already, and may be gone here."""
     private: bool = False
@@ -68,7 +68,7 @@ class Publication:
 
 @dataclass(frozen=True)
 class Published:
-    """Where everything is now."""
+    """The addresses of what was published."""
 
     repo_url: str
     commit_sha: str

@@ -160,7 +160,7 @@ def _with_key(values: dict[str, Any], key: str) -> list[str]:
 
 
 def _end(node: "yaml.Node") -> int:
-    """Where a node's own text ends: a block collection's mark lies behind the comments after it."""
+    """The end of a node's own text: a block collection's mark lies behind the comments after it."""
     import yaml
 
     if isinstance(node, yaml.CollectionNode) and node.value and not node.flow_style:

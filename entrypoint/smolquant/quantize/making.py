@@ -287,7 +287,7 @@ def _license_files(work: Work) -> Sequence[str]:
 
 
 def _deciding_device(plan: VariantPlan, settings: Settings) -> str | None:
-    """Where a variant's bytes are found, if they depend on it."""
+    """The device that finds a variant's bytes, if they depend on it."""
     if plan.scheme.calibration_sha256 is None:
         return None
     return computing_device(settings.device)
@@ -297,7 +297,7 @@ def _deciding_device(plan: VariantPlan, settings: Settings) -> str | None:
 def _claimed_folder(
     source: Source, plan: VariantPlan, settings: Settings, console: Console
 ) -> Iterator[WorkFolder]:
-    """Where a variant is made, with what a run that was killed has finished of it."""
+    """The folder in which a variant is made, with what a run that was killed has finished of it."""
     variant = plan.scheme.variant
     _check_place(settings.output_dir / variant)
     options = dict(settings.options_of(plan.scheme.quant_type))
@@ -325,7 +325,7 @@ def _choose_disk_use(
     *,
     may_send: bool,
 ) -> DiskUse:
-    """How the disk is spared, as it was asked for or has to be."""
+    """Choose how to spare the disk, as was asked for or is necessary."""
     variants, download = plans.variants, source.to_fetch()
     # What calibration finds is on the disk until it is stored.
     found = sum(variants[variant].size_bytes for variant in _to_calibrate(plans, folders))
@@ -382,7 +382,7 @@ def _calibrated(work: Work, console: Console) -> Iterator[Mapping[str, Calibrate
 
 
 def _check_place(place: Path) -> None:
-    """What lies in the variant's place must be ours to replace."""
+    """Refuse a place in which something other than a variant lies."""
     ours = not place.is_symlink() and (place / FILE_NAME).is_file()
     if place.is_symlink() or (place.exists() and not ours and not _is_empty_folder(place)):
         raise InputError(

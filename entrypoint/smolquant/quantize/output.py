@@ -34,7 +34,7 @@ class Written:
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """Where the shards of one variant are written, and what happens to each when it is full."""
+    """The folder for the shards of one variant, and what happens to each shard when it is full."""
 
     path: Path
     journal: Journal

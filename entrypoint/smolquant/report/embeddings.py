@@ -1,4 +1,4 @@
-"""How much of a variant is embedding: what the size of a small model is mostly made of."""
+"""The share of the embeddings in a variant, which make up most of a small model."""
 
 from collections.abc import Mapping
 

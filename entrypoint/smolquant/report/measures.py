@@ -98,7 +98,7 @@ MEASURES = (
     PREFILL,
     PEAK_MEMORY,
 )
-"""In the order in which a card shows them."""
+"""All measures, in the order in which a card shows them."""
 
 
 def measured_as(scheme: Scheme | None, metrics: Metrics | None) -> str:

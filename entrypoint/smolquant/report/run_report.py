@@ -17,13 +17,13 @@ class VariantResult:
 
     record: VariantRecord
     folder: Path | None = None
-    """Where its files lie on this machine; None for one that stands in the target."""
+    """The folder of its files on this machine; None for one that stands in the target."""
     seconds: float | None = None
     """Wall time of making it, together with the run's others; None where an earlier run did."""
     evaluation_seconds: float = 0.0
     peak_memory_bytes: int | None = None
     url: str | None = None
-    """Its subfolder on the Hub; None when nothing was published."""
+    """The address of its subfolder on the Hub; None when nothing was published."""
     tracking_url: str | None = None
     """The page of its run in Trackio."""
     up_to_date: bool = False
@@ -76,7 +76,7 @@ class RunReport:
 
     @property
     def outcome(self) -> Outcome:
-        """How the run ended, in a word or three."""
+        """The end of the run in one to three words."""
         if self.error is not None:
             return "failed"
         if self.dry_run:

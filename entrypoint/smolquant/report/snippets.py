@@ -1,4 +1,4 @@
-"""How to load a variant, as its scheme says: what to install, and code that runs as it stands."""
+"""Instructions for loading a variant by its scheme: what to install, and code that runs as it stands."""
 
 import json
 from collections.abc import Iterable
@@ -28,7 +28,7 @@ class Loading:
 
 
 def loading(scheme: Scheme, location: str) -> Loading:
-    """How to load the variant of ``scheme`` from ``location``, a Hub id or a folder of variants."""
+    """Instructions for loading the variant of ``scheme`` from a Hub id or a folder of variants."""
     stock = _stock(location, scheme.variant)
     if scheme.stock_loads:
         packages = "torch torchao transformers accelerate"

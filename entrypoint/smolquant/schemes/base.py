@@ -50,13 +50,13 @@ class Scheme(ABC):
     """One quantization type of linear weights, shape (N output features, K input features)."""
 
     quant_type: ClassVar[str]
-    """Its name on the command line and in torchao's documentation."""
+    """The name on the command line and in torchao's documentation."""
     variant: ClassVar[str]
-    """Its subfolder in the repository."""
+    """The name of the subfolder in the repository."""
     title: ClassVar[str]
     """One line for tables and headings."""
     best_for: ClassVar[str]
-    """When to choose it; claims only what holds by construction."""
+    """The use that it is best for; it claims only what holds by construction."""
     loading: ClassVar[str]
     """What is needed to load and run it."""
     stock_loads: ClassVar[bool] = True
@@ -67,7 +67,7 @@ class Scheme(ABC):
     cuda_capability: ClassVar[tuple[int, int] | None] = None
     """The least compute capability that its kernels need of a GPU; None: no GPU is needed."""
     measured_as: ClassVar[str] = ""
-    """How it is measured where the machine lacks its kernels, as a sentence; empty: it runs everywhere."""
+    """A sentence on how it is measured where the machine lacks its kernels; empty: it runs everywhere."""
     in_both: ClassVar[bool] = False
     """Whether ``--quant-type both`` means this one too."""
     stores_tables: ClassVar[bool] = False

@@ -39,7 +39,7 @@ def working_bytes(rows: int, columns: int) -> int:
 
 @dataclass(frozen=True)
 class ErrorFeedback:
-    """How errors of a weight's columns are made good by later ones; for all weights with these inputs."""
+    """The factors by which later columns make good earlier errors, for all weights with these inputs."""
 
     order: torch.Tensor
     """(K,) columns in the order in which they are rounded."""

@@ -40,8 +40,8 @@ _CUT_PRICE = 0.03
 """How much dearer a squared error is for each step that was cut to have it, for the same reason."""
 
 _UNITS = 64
-"""In a step of rounding to nearest: weights are searched for as whole numbers of units. Like this the sums
-of level times weight, columns weighted, stay below 2^24, where float32 ends to hold every integer."""
+"""The units in a step of rounding to nearest. Weights are searched for as whole numbers of units, so that
+the sums of level times weight, columns weighted, stay below 2^24, up to which float32 is exact."""
 
 _MEAN_WEIGHT, _MOST_WEIGHT = 3, 16
 """How much a column counts, in whole numbers from 1 on. With more, few columns would decide where a group's
