@@ -44,18 +44,18 @@ class _Option(click.Option):
     """An option that has its default from the settings, and can be written into a command again."""
 
     def __init__(
-        self, *arguments: Any, repeated: Callable[[Any], str | None] = str, **attributes: Any
+        self, *arguments: Any, written: Callable[[Any], str | None] = str, **attributes: Any
     ) -> None:
-        """``repeated`` gives a value's text in the command that reproduces the run; None leaves it out."""
+        """``written`` gives a value's text in the command that reproduces the run; None leaves it out."""
         super().__init__(*arguments, **attributes)
-        self._repeated = repeated
+        self._written = written
 
     def words(self, value: Any) -> list[str]:
         """The words that give ``value`` on a command line; none for the default."""
         if value in (self.default, ()):
             return []
         values = value if self.multiple else (value,)
-        shown = [text for one in values if (text := self._repeated(one)) is not None]
+        shown = [text for one in values if (text := self._written(one)) is not None]
         if self.is_flag:
             return [self.opts[0]] * len(shown)
         return [word for text in shown for word in (self.opts[0], text)]
@@ -78,7 +78,7 @@ def _switch(name: str, help_text: str, **attributes: Any) -> Callable[..., Any]:
     return _option(name, is_flag=True, help=help_text, **attributes)
 
 
-def _never_repeated(_: object) -> None:
+def _never_written(_: object) -> None:
     """Leave out a secret, or what is no part of the run itself."""
 
 
@@ -142,7 +142,7 @@ def cli() -> None:
 @_option(
     "token",
     env=(input_variable("hf-token"), "HF_TOKEN"),
-    repeated=_never_repeated,
+    written=_never_written,
     help="Hugging Face token. Prefer the environment variable HF_TOKEN.",
 )
 @_switch("private", "Create the repository as a private one.")
@@ -200,7 +200,7 @@ def cli() -> None:
 @_option(
     "trackio-url",
     metavar="URL",
-    repeated=_without_query,
+    written=_without_query,
     help="Trackio Space or server that records the run.",
 )
 @_option("experiment-name", metavar="NAME", help="Name of the Trackio run.")
@@ -211,7 +211,7 @@ def cli() -> None:
 )
 @_switch("trust-remote-code", "Run model code that the repository contains.")
 @_switch("force", "Make every variant again, even one that is up to date.")
-@_switch("dry-run", "Print the plan and the sizes, and write nothing.", repeated=_never_repeated)
+@_switch("dry-run", "Print the plan and the sizes, and write nothing.", written=_never_written)
 @click.pass_context
 def quantize(context: click.Context, /, **options: Any) -> int:
     """Quantize MODEL_PATH (a checkpoint folder or a Hub id) and publish into REPO_NAME.

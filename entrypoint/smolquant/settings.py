@@ -131,7 +131,7 @@ def _read_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(patterns))
 
 
-def _option(
+def _setting(
     default: Any = None,
     read: Callable[[Any], Any] = _as_given,
     *,
@@ -155,48 +155,50 @@ class Settings:
     model_is_folder: bool
     repo: str | None
     """Hub repository to publish into; None with ``save_only`` from a folder."""
-    quant_types: tuple[str, ...] = _option("int8_weight_only", _read_quant_types, name="quant_type")
-    device: Device = _option("auto")
-    group_size: int = _option(128, _read_group_size)
-    int4_method: Int4Method = _option(DEFAULT_INT4_METHOD)
-    calibration_text: Path | None = _option(None, _read_text_file("--calibration-text"))
+    quant_types: tuple[str, ...] = _setting(
+        "int8_weight_only", _read_quant_types, name="quant_type"
+    )
+    device: Device = _setting("auto")
+    group_size: int = _setting(128, _read_group_size)
+    int4_method: Int4Method = _setting(DEFAULT_INT4_METHOD)
+    calibration_text: Path | None = _setting(None, _read_text_file("--calibration-text"))
     """None stands for the bundled text."""
-    embeddings: str = _option("source")
+    embeddings: str = _setting("source")
     """``source`` keeps tables with a row a token; else the variant whose scheme stores them."""
-    token: str | None = _option(None, lambda token: token or None, repr=False)
+    token: str | None = _setting(None, lambda token: token or None, repr=False)
     """None leaves the choice to the Hub client: HF_TOKEN, a login, or keyless OIDC."""
-    private: bool = _option(False)
-    revision: str | None = _option()
-    tag: str | None = _option(None, _read_tag)
-    replace_main: bool = _option(False)
-    dtype: Dtype = _option("auto")
-    max_shard_size: int = _option("1GB", _read_size)
+    private: bool = _setting(False)
+    revision: str | None = _setting()
+    tag: str | None = _setting(None, _read_tag)
+    replace_main: bool = _setting(False)
+    dtype: Dtype = _setting("auto")
+    max_shard_size: int = _setting("1GB", _read_size)
     """Bytes."""
-    create_pr: bool = _option(False)
-    save_only: bool = _option(False)
-    output_dir: Path = _option("./quantized", Path)
-    low_disk: When = _option("auto")
-    evaluate: When = _option("auto")
-    eval_text: Path | None = _option(None, _read_text_file("--eval-text"))
+    create_pr: bool = _setting(False)
+    save_only: bool = _setting(False)
+    output_dir: Path = _setting("./quantized", Path)
+    low_disk: When = _setting("auto")
+    evaluate: When = _setting("auto")
+    eval_text: Path | None = _setting(None, _read_text_file("--eval-text"))
     """None stands for the bundled text."""
-    eval_tokens: int | None = _option(None, _read_tokens)
+    eval_tokens: int | None = _setting(None, _read_tokens)
     """None stands for a number that suits the model's size."""
-    max_perplexity_increase: Limits = _option(None, _read_limits("--max-perplexity-increase"))
+    max_perplexity_increase: Limits = _setting(None, _read_limits("--max-perplexity-increase"))
     """Variant -> percent."""
-    max_kl: Limits = _option(None, _read_limits("--max-kl"))
+    max_kl: Limits = _setting(None, _read_limits("--max-kl"))
     """Variant -> nats."""
-    skip: tuple[str, ...] = _option((), _read_patterns)
+    skip: tuple[str, ...] = _setting((), _read_patterns)
     """Regular expressions, searched for in module names."""
-    cuda_image: str | None = _option()
+    cuda_image: str | None = _setting()
     """The image that a GPU sibling runs; None: the one of this version."""
-    trackio_url: str | None = _option(repr=False)
+    trackio_url: str | None = _setting(repr=False)
     """As given: it may hold a write token."""
-    trackio_write_token: str | None = _option(repr=False)
-    experiment_name: str | None = _option()
-    dataset_repo: str | None = _option()
-    trust_remote_code: bool = _option(False)
-    force: bool = _option(False)
-    dry_run: bool = _option(False)
+    trackio_write_token: str | None = _setting(repr=False)
+    experiment_name: str | None = _setting()
+    dataset_repo: str | None = _setting()
+    trust_remote_code: bool = _setting(False)
+    force: bool = _setting(False)
+    dry_run: bool = _setting(False)
 
     @property
     def publishes(self) -> bool:
