@@ -5,7 +5,8 @@ and, where something went wrong, one annotation. Nothing is decided here.
 """
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Literal, Self
@@ -74,23 +75,29 @@ class Ending:
             trackio_url=tracker.url,
             trackio_command=tracker.local_command,
         )
-        try:
-            if not report.dry_run:
-                self._write_report(report)
-            elif report.planned:
-                console.info(render_dry_run(report.planned))
-            write_outputs(report, environ, redact=console.redact)
-            write_summary(render_summary(report), environ, redact=console.redact)
-        finally:
-            tracker.finish(report.output_dir / REPORT_NAME)
-        own_like_workspace([report.output_dir], environ)
-
-    def _write_report(self, report: RunReport) -> None:
         output_dir = report.output_dir
+        if report.dry_run and report.planned:
+            console.info(render_dry_run(report.planned))
+        with self._where_possible("There is no report.json"):
+            if not report.dry_run:
+                write_report(report, output_dir, redact=console.redact)
+        with self._where_possible("The step has no outputs"):
+            write_outputs(report, environ, redact=console.redact)
+        with self._where_possible("There is no job summary"):
+            write_summary(render_summary(report), environ, redact=console.redact)
+        tracker.finish(output_dir / REPORT_NAME)
+        with self._where_possible("Files in the workspace stay root's"):
+            own_like_workspace([output_dir], environ)
+
+    @contextmanager
+    def _where_possible(self, consequence: str) -> Iterator[None]:
+        """Warn of a file that cannot be written: the run is over, and its exit code stands."""
         try:
-            write_report(report, output_dir, redact=self.console.redact)
+            yield
         except OSError as error:
-            self.console.warning("No report.json", f"{output_dir} cannot be written to: {error}")
+            place = error.filename or "A file"
+            why = error.strerror or type(error).__name__
+            self.console.warning(consequence, f"{place} cannot be written to: {why}.")
 
 
 def _explained(error: BaseException) -> BaseException:

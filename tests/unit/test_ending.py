@@ -1,0 +1,96 @@
+"""However a run ends, all that can be told of it is told, and its exit code stands."""
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from smolquant.ending import Ending
+from smolquant.errors import GateError
+from smolquant.report.console import Console
+from smolquant.report.run_report import RunReport
+
+
+def end(
+    folder: Path, environ: Mapping[str, str], error: BaseException | None = None
+) -> tuple[int, str]:
+    """The exit code of a run that ends with ``error``, and what the log says."""
+    log = io.StringIO()
+    report = RunReport(model="user/model", output_dir=folder / "out")
+    with Ending(report, Console({}, log), environ) as ending:
+        if error is not None:
+            raise error
+    return ending.exit_code, log.getvalue()
+
+
+def test_a_failure_is_told_everywhere(tmp_path: Path) -> None:
+    environ = {
+        "GITHUB_OUTPUT": str(tmp_path / "outputs"),
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+    }
+    code, log = end(tmp_path, environ, GateError("Too much was lost.", hint="Take int8."))
+    assert code == 6
+    assert "error: Too much was lost." in log
+    assert json.loads((tmp_path / "out/report.json").read_text())["error"]["exit_code"] == 6
+    assert "Too much was lost." in (tmp_path / "summary").read_text()
+    assert "changed<<" in (tmp_path / "outputs").read_text()
+
+
+@pytest.mark.parametrize("error", [None, GateError("Too much was lost.")])
+def test_files_that_cannot_be_written_are_warnings_and_the_exit_code_stands(
+    tmp_path: Path, error: BaseException | None
+) -> None:
+    (tmp_path / "out").write_text("a file where the folder should be")
+    for name in ("outputs", "summary"):
+        (tmp_path / name).mkdir()
+    environ = {
+        "GITHUB_OUTPUT": str(tmp_path / "outputs"),
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+    }
+    code, log = end(tmp_path, environ, error)
+    assert code == (0 if error is None else 6)
+    for consequence in ("no report.json", "no outputs", "no job summary"):
+        assert consequence in log
+    assert f"{tmp_path / 'summary'} cannot be written to: Is a directory." in log
+    assert "bug" not in log
+
+
+def test_one_file_that_cannot_be_written_leaves_the_others(tmp_path: Path) -> None:
+    environ = {
+        "GITHUB_OUTPUT": str(tmp_path / "missing/outputs"),
+        "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
+    }
+    code, log = end(tmp_path, environ)
+    assert code == 0
+    assert "The step has no outputs" in log
+    assert "user/model" in (tmp_path / "summary").read_text()
+
+
+def test_a_workspace_whose_files_cannot_be_given_away_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted", "out")
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(os, "chown", refuse)
+    code, log = end(tmp_path, {"GITHUB_WORKSPACE": str(tmp_path)})
+    assert code == 0
+    assert "out cannot be written to: Operation not permitted." in log
+
+
+def test_a_full_disk_is_the_machines_and_says_where(tmp_path: Path) -> None:
+    code, log = end(tmp_path, {}, OSError(28, "No space left on device", "/data/model"))
+    assert code == 4
+    assert "/data/model could not be used: No space left on device." in log
+
+
+def test_a_run_that_another_process_has_told_is_not_told_again(tmp_path: Path) -> None:
+    report = RunReport(model="user/model", output_dir=tmp_path / "out")
+    with Ending(report, Console({}, io.StringIO()), {}) as ending:
+        ending.passed_on = 5
+    assert ending.exit_code == 5
+    assert not (tmp_path / "out").exists()
