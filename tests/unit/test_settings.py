@@ -120,6 +120,7 @@ def test_the_token_is_never_shown() -> None:
     assert settings.token == "hf_secret"
     assert "hf_secret" not in repr(settings)
     assert asked(token="").token is None, "an empty input means unset"
+    assert asked(token=" hf_secret\r\n").token == "hf_secret"
 
 
 def test_only_options_that_change_a_variants_bytes_make_it_stale() -> None:
