@@ -139,7 +139,9 @@ def _make(
     windows = None
     if settings.evaluate != "never":
         with _where_possible(plans.variants, settings, console, report):
-            windows = settings.measurement.windows(plans.architecture, source.folder)
+            windows = settings.measurement.windows(
+                plans.architecture, source.folder, console.notice
+            )
     send = uploads.send if uploads else None
     with making.open_work(plans, source, settings, console, send=send) as work:
         with console.group("Quantize"):

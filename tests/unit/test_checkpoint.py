@@ -24,7 +24,7 @@ from smolquant.checkpoint.files import (
     weight_layout,
 )
 from smolquant.checkpoint.folder import FolderSource
-from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.reader import Checkpoint, LocalBytes
 from smolquant.checkpoint.tensors import SourceTensor, row_blocks
 from smolquant.checkpoint.writer import ShardWriter, StoredTensor, index_text, lay_out
 from smolquant.errors import CheckpointError, MachineError
@@ -68,6 +68,23 @@ def test_rows_of_every_format_are_the_tensors_that_were_saved(
     assert read.keys() == state.keys()
     for key, tensor in state.items():
         assert torch.equal(read[key], tensor), key
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "legacy.bin", "far"])
+@pytest.mark.parametrize("rows", [(7, 8), (6, 8), (-1, 1), (3, 2)])
+def test_rows_that_a_tensor_does_not_have_are_not_read(
+    tmp_path: Path, state: dict[str, torch.Tensor], name: str, rows: tuple[int, int]
+) -> None:
+    path = tmp_path / name
+    if name.endswith(".bin"):
+        torch.save(state, path, _use_new_zipfile_serialization=not name.startswith("legacy"))
+    else:
+        save_file(state, path)
+    with Checkpoint([LocalBytes(path) if name == "far" else path]) as checkpoint:
+        tensor = checkpoint.layout.tensors["a.weight"]
+        with pytest.raises(CheckpointError, match="'a.weight' has 7 rows, and rows"):
+            checkpoint.read_rows(tensor, *rows)
+        assert checkpoint.read_rows(tensor, 7, 7).shape == (0, 5)
 
 
 def test_a_pickles_tied_weights_are_known_as_such(tmp_path: Path) -> None:

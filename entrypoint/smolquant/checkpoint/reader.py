@@ -236,7 +236,15 @@ class Checkpoint:
 
         Args:
             sequential: a hint, for files that are far away, whether the caller reads in file order.
+
+        Raises:
+            CheckpointError: the tensor does not have these rows; what lies behind it is another's.
         """
+        if not 0 <= start <= stop <= tensor.rows:
+            raise CheckpointError(
+                f"{tensor.name!r} has {tensor.rows} rows, and rows {start} to {stop} were to be read.",
+                hint="Make sure that config.json and the tokenizer belong to these weights.",
+            )
         return self._file_of[tensor.name].read_rows(tensor, start, stop, sequential=sequential)
 
     def close(self) -> None:
