@@ -48,6 +48,9 @@ _MEAN_WEIGHT, _MOST_WEIGHT = 3, 16
 Rounding and the least weight add at most 1 to the mean; 256 columns of 4, at level 15 and 15 * 64 units,
 are what 2^24 holds."""
 
+LEAST_SCALE = 2.0**-116
+"""Below it, a group's values are told apart less finely than in :data:`_UNITS` (LEAST_STEP in the C code)."""
+
 _LEAST_MEAN_SQUARE = 2.0**-117
 """Of a group's largest; below it all columns count alike."""
 
