@@ -149,7 +149,8 @@ def save_sentencepiece(folder: Path) -> Path:
     """A tokenizer that is a ``tokenizer.model`` alone, as Llama 2's: bytes, and a few words."""
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto()
+    module: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    model = module.ModelProto()
     types = model.SentencePiece
     special = [("<unk>", types.UNKNOWN), ("<s>", types.CONTROL), ("</s>", types.CONTROL)]
     in_bytes = [(f"<0x{byte:02X}>", types.BYTE) for byte in range(256)]

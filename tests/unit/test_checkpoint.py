@@ -492,3 +492,20 @@ def test_a_header_that_is_in_order_is_read() -> None:
 def test_a_header_that_is_not_is_refused(file: InMemory) -> None:
     with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated or corrupt"):
         Checkpoint([file])
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "hint"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "an adapter", "merge_and_unload()"),
+        (["config.json", "adapter_model.bin"], "an adapter", "AutoPeftModelForCausalLM"),
+        (["model-Q4_K_M.gguf", "README.md"], r"GGUF files only \(model-Q4_K_M.gguf\)", "made from"),
+    ],
+)
+def test_what_holds_no_model_of_its_own_is_called_what_it_is(
+    names: list[str], message: str, hint: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message) as refusal:
+        weight_layout(names)
+    assert hint in refusal.value.hint
+    assert weight_layout([*names, "model.safetensors"]) == "model.safetensors"

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smolquant.checkpoint.files import is_auxiliary, is_code, sha256_of, weight_layout
+from smolquant.checkpoint.files import is_auxiliary, is_code, sha256_of, unread_index, weight_layout
 from smolquant.checkpoint.source import Download, Source, find_shards, layout_of
 from smolquant.errors import CheckpointError
 from smolquant.hub import Hub, hub_errors
@@ -49,6 +49,7 @@ class HubSource(Source):
         self.license = _license_entries(info.card_data)
         files = {file.rfilename: file for file in info.siblings or []}
         self._layout = weight_layout(files)
+        self.unread_index = unread_index(files, self._layout)
         self._auxiliary_files = [
             name for name in files if is_auxiliary(name) or (with_code and is_code(name))
         ]
@@ -161,7 +162,7 @@ class HubSource(Source):
             raise CheckpointError(
                 "The weight files hold no tensors.", hint="Upload the weights again."
             )
-        return Layout(tensors)
+        return Layout.unwrapped(tensors)
 
     def _download(self, names: Iterable[str]) -> Path:
         assert self.repo is not None

@@ -11,6 +11,7 @@ from smolquant.checkpoint.folder import FolderSource
 from smolquant.checkpoint.source import Source
 from smolquant.hub import Hub
 from smolquant.publish.commit import Publication, Published, create_repo, publish, tag_commit
+from smolquant.publish.front_matter import readme_text
 from smolquant.publish.main_model import (
     MainModel,
     MainModelChange,
@@ -19,8 +20,10 @@ from smolquant.publish.main_model import (
 )
 from smolquant.publish.preupload import PreuploadedShards
 from smolquant.publish.target import (
+    README,
     Target,
     check_folder_is_ours,
+    check_readme,
     check_tag,
     check_write_access,
     inspect_target,
@@ -52,6 +55,7 @@ def open_target(hub: Hub, settings: Settings, *, warn: Callable[[str, str], None
         )
     if settings.publishes:
         check_write_access(hub, target)
+        check_readme(hub, target.readme, f"{target.repo_id}'s {README}")
     return target
 
 
@@ -64,9 +68,12 @@ def check(
         variants: those that the run will publish.
 
     Raises:
-        InputError: a subfolder holds something else, the tag names another commit, or the main model
-            at the root is not the source's.
+        InputError: a subfolder holds something else, the tag names another commit, the main model
+            at the root is not the source's, or the folder's card is one that the Hub refuses.
     """
+    card = source.folder / README
+    if isinstance(source, FolderSource) and target.readme is None and card.is_file():
+        check_readme(hub, readme_text(card.read_bytes(), str(source.folder)), str(card))
     for variant in () if settings.force else variants:
         check_folder_is_ours(target, variant)
     if source.repo == target.repo_id:

@@ -184,7 +184,7 @@ def stored_rows(
     scale: "torch.Tensor",
     zero_point: "torch.Tensor",
     *,
-    least_scale: float,
+    least_scale: float = 0.0,
 ) -> QuantizedRows:
     """A grid that was found for ``weight`` as it is stored, and its error."""
     parts = _parts(levels, scale, zero_point)
