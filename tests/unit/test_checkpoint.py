@@ -499,7 +499,7 @@ def test_a_header_that_is_not_is_refused(file: InMemory) -> None:
     [
         (["adapter_config.json", "adapter_model.safetensors"], "an adapter", "merge_and_unload()"),
         (["config.json", "adapter_model.bin"], "an adapter", "AutoPeftModelForCausalLM"),
-        (["model-Q4_K_M.gguf", "README.md"], r"GGUF files only \(model-Q4_K_M.gguf\)", "made from"),
+        (["model-Q4_K_M.gguf", "README.md"], r"GGUF files \(model-Q4_K_M.gguf\)", "made from"),
     ],
 )
 def test_what_holds_no_model_of_its_own_is_called_what_it_is(

@@ -68,8 +68,8 @@ def weight_layout(names: Iterable[str]) -> str:
         )
     if gguf := sorted(name for name in present if name.endswith(".gguf")):
         raise CheckpointError(
-            f"The checkpoint has GGUF files only ({', '.join(gguf[:3])}): llama.cpp's own format, whose "
-            "weights are mostly quantized already.",
+            f"There are no weights for transformers, but GGUF files ({', '.join(gguf[:3])}), llama.cpp's "
+            "own format, whose weights are mostly quantized already.",
             hint="Start from the checkpoint that they were made from, as `save_pretrained` wrote it.",
         )
     others = sorted(name for name in present if name.endswith((".bin", ".pt", ".safetensors")))
