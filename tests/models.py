@@ -143,3 +143,27 @@ def save_zeros(folder: Path, config: PretrainedConfig) -> Path:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + end)
     return folder
+
+
+def save_sentencepiece(folder: Path) -> Path:
+    """A tokenizer that is a ``tokenizer.model`` alone, as Llama 2's: bytes, and a few words."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    module: Any = sentencepiece_model_pb2  # its classes are made when it is imported
+    model = module.ModelProto()
+    types = model.SentencePiece
+    special = [("<unk>", types.UNKNOWN), ("<s>", types.CONTROL), ("</s>", types.CONTROL)]
+    in_bytes = [(f"<0x{byte:02X}>", types.BYTE) for byte in range(256)]
+    words = [
+        (word, types.NORMAL) for word in ("\u2581", *"etaoinsrh", "\u2581t", "he", "\u2581the")
+    ]
+    for place, (text, kind) in enumerate([*special, *in_bytes, *words]):
+        model.pieces.add(piece=text, score=-float(place), type=kind)
+    trainer = model.trainer_spec
+    trainer.model_type, trainer.vocab_size = trainer.BPE, len(model.pieces)
+    trainer.byte_fallback = True
+    model.normalizer_spec.name = "identity"
+    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
+    config = {"tokenizer_class": "LlamaTokenizer", "bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"unk_token": "<unk>"}))
+    return folder

@@ -33,6 +33,7 @@ from smolquant.schemes import BOTH, INT4_METHODS, SCHEMES, TABLE_SCHEMES
 from smolquant.schemes.base import GROUP_SIZES
 from smolquant.settings import default_of, make_settings
 from smolquant.supervise import run_in_child
+from smolquant.tokens import HUB_TOKEN, clean_token
 
 
 def input_variable(name: str) -> str:
@@ -40,7 +41,20 @@ def input_variable(name: str) -> str:
     return f"INPUT_{name.replace(' ', '_').upper()}"
 
 
-class _Option(click.Option):
+class _FromEnvironment(click.Parameter):
+    """A parameter whose variables count without the white space around them; blank means unset."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        names = [self.envvar] if isinstance(self.envvar, str) else self.envvar or ()
+        texts = (os.environ.get(name, "").strip() for name in names)
+        return next(filter(None, texts), None)
+
+
+class _Argument(_FromEnvironment, click.Argument):
+    """An argument that an action's input sets too."""
+
+
+class _Option(_FromEnvironment, click.Option):
     """An option that has its default from the settings, and can be written into a command again."""
 
     def __init__(
@@ -78,6 +92,11 @@ def _switch(name: str, help_text: str, **attributes: Any) -> Callable[..., Any]:
     return _option(name, is_flag=True, help=help_text, **attributes)
 
 
+def _hub_token(help_text: str) -> Callable[..., Any]:
+    """The token of a command that takes no inputs of an action."""
+    return click.option("--token", cls=_Option, envvar="HF_TOKEN", help=help_text)
+
+
 def _never_written(_: object) -> None:
     """Leave out a secret, or what is no part of the run itself."""
 
@@ -103,8 +122,8 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("model_path", required=False, envvar=input_variable("model-path"))
-@click.argument("repo_name", required=False, envvar=input_variable("repo"))
+@click.argument("model_path", cls=_Argument, required=False, envvar=input_variable("model-path"))
+@click.argument("repo_name", cls=_Argument, required=False, envvar=input_variable("repo"))
 @_option(
     "quant-type",
     metavar="TYPES",
@@ -259,7 +278,7 @@ def quantize(context: click.Context, /, **options: Any) -> int:
 @cli.command()
 @click.argument("repo_or_folder")
 @click.option("--revision", help="Branch, tag or sha on the Hub.")
-@click.option("--token", envvar="HF_TOKEN", help="Hugging Face token, for a private repository.")
+@_hub_token("Hugging Face token, for a private repository.")
 @click.pass_context
 def check(
     context: click.Context, /, repo_or_folder: str, revision: str | None, token: str | None
@@ -269,8 +288,7 @@ def check(
     from smolquant.hub import Hub
 
     console: Console = context.obj
-    if token:
-        console.mask(token)
+    token = _masked(token, console)
     broken = []
     for found in checking.check(repo_or_folder, Hub(token), revision):
         made_with = ", ".join(f"{name} {made}" for name, made in sorted(found.made_with.items()))
@@ -292,15 +310,14 @@ def check(
     metavar="URL",
     help="Trackio Space or server. The default is the one that the run was to be recorded in.",
 )
-@click.option("--token", envvar="HF_TOKEN", help="Hugging Face token, for a Space.")
+@_hub_token("Hugging Face token, for a Space.")
 @click.pass_context
 def sync_trackio(
     context: click.Context, /, report_dir: Path, trackio_url: str | None, token: str | None
 ) -> int:
     """Send the events in REPORT_DIR that Trackio could not take while the run went on."""
     console: Console = context.obj
-    if token:
-        console.mask(token)
+    token = _masked(token, console)
     write_token = os.environ.get("TRACKIO_WRITE_TOKEN")
     url = tracking.sync(
         report_dir,
@@ -311,6 +328,13 @@ def sync_trackio(
     )
     console.info(f"Sent: {url}" if url else "There was no run to send.")
     return 0
+
+
+def _masked(token: str | None, console: Console) -> str | None:
+    """The token as the Hub takes it; from now on it is kept out of what is written."""
+    if token:
+        console.mask(token)
+    return clean_token(token, HUB_TOKEN)
 
 
 def _refuse_token_in_argv(context: click.Context) -> None:
@@ -376,7 +400,8 @@ def _fail(error: SmolquantError | Cancelled, console: Console) -> int:
     if not console.in_actions:
         console.error(error)
         return error.exit_code
-    output_dir = os.environ.get(input_variable("output-dir")) or default_of("output_dir")
+    given = os.environ.get(input_variable("output-dir"), "").strip()
+    output_dir = given or default_of("output_dir")
     with Ending(RunReport(model="", output_dir=Path(output_dir)), console, os.environ) as ending:
         raise error
     return ending.exit_code

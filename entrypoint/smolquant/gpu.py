@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Literal
 
 from smolquant.errors import Cancelled, MachineError
 from smolquant.report.console import Console
+from smolquant.report.files import append_lines
 from smolquant.settings import Settings
 
 SOCKET = Path("/var/run/docker.sock")
@@ -396,8 +397,7 @@ def _save_state(environ: Mapping[str, str], own_id: str) -> None:
     """Tell the action's post step whose siblings to remove, should this container be killed."""
     path = environ.get("GITHUB_STATE")
     if path:
-        with Path(path).open("a", encoding="utf-8") as file:
-            file.write(f"{STATE}={own_id}\n")
+        append_lines(Path(path), f"{STATE}={own_id}\n")
 
 
 def remove_siblings(environ: Mapping[str, str], console: Console) -> None:

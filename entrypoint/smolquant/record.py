@@ -62,7 +62,8 @@ class TensorRecord:
     size_bytes: int
     group_size: int | None = None
     relative_error: float | None = None
-    """Frobenius norm of (dequantized - source) over that of the source, cast to the variant's dtype."""
+    """Frobenius norm of (dequantized - source) over that of the source, cast to the variant's dtype unless
+    that loses it: what is too small for float16 counts as an error."""
     reason: str = ""
     columns_by: str | None = None
     """The norm that its columns were weighted by, where the method weighs them and one is in front."""

@@ -32,6 +32,7 @@ from smolquant.schemes import (
     scheme_of,
 )
 from smolquant.schemes.base import GROUP_SIZES
+from smolquant.tokens import HUB_TOKEN, clean_token
 from smolquant.tracking.destination import Destination, make_destination
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -50,6 +51,10 @@ _TAG = re.compile(
 
 def _as_given(value: Any) -> Any:
     return value
+
+
+def _read_token(token: str | None) -> str | None:
+    return clean_token(token, HUB_TOKEN)
 
 
 def _read_quant_types(text: str) -> tuple[str, ...]:
@@ -165,7 +170,7 @@ class Settings:
     """None stands for the bundled text."""
     embeddings: str = _setting("source")
     """``source`` keeps tables with a row a token; else the variant whose scheme stores them."""
-    token: str | None = _setting(None, lambda token: token or None, repr=False)
+    token: str | None = _setting(None, _read_token, repr=False)
     """None leaves the choice to the Hub client: HF_TOKEN, a login, or keyless OIDC."""
     private: bool = _setting(False)
     revision: str | None = _setting()
@@ -333,15 +338,30 @@ def _model_and_repo(
 def _check_source(settings: Settings) -> None:
     model, is_folder = settings.model, settings.model_is_folder
     if not is_folder and not is_repo_id(model):
-        raise InputError(
-            f"{model!r} is neither an existing folder nor a Hub id.",
-            hint="Give a checkpoint folder, or a Hub id such as `user/model`.",
-        )
+        raise _not_a_model(model)
     if is_folder and settings.revision is not None:
         raise InputError(
             f"--revision {settings.revision} was given, but {model} is a folder and has no revisions.",
             hint="Leave --revision out, or name the model by its Hub id.",
         )
+
+
+def _not_a_model(model: str) -> InputError:
+    path = Path(model)
+    if path.suffix == ".gguf" and path.is_file():
+        return InputError(
+            f"{model} is a GGUF file: llama.cpp's own format, whose weights are mostly quantized already.",
+            hint="Start from the checkpoint that it was made from, as `save_pretrained` wrote it.",
+        )
+    if path.is_file():
+        return InputError(
+            f"{model} is a file, and a checkpoint is a folder with config.json and weights.",
+            hint=f"Name the folder that it lies in: `{path.parent}`.",
+        )
+    return InputError(
+        f"{model!r} is neither an existing folder nor a Hub id.",
+        hint="Give a checkpoint folder, or a Hub id such as `user/model`.",
+    )
 
 
 def _check_target(settings: Settings) -> None:

@@ -453,3 +453,37 @@ def test_a_dry_run_of_a_hub_model_fetches_no_weights(
     sent = [r for r in hub.requests if r.method == "GET" and r.path.endswith("model.safetensors")]
     assert sent, "the header is read"
     assert not list((run.folder / "hf_home").rglob("*.safetensors"))
+
+
+def test_a_token_that_ends_in_a_newline_publishes(publish: RunSmolquant, hub: LocalHub) -> None:
+    run = publish("--evaluate", "never", token=f" {WRITE.value}\n")
+    assert run.exit_code == 0, run.log
+    assert f"{REPO}/tree/main/int8" in run.outputs["int8-url"]
+    assert run.log.count(WRITE.value) == 1, "in the runner's mask alone"
+
+
+@pytest.mark.parametrize("of_folder", [False, True])
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [("base_model: [not an id]", "invalid repo ids"), ("license: {name: mine}", "'license'")],
+)
+def test_front_matter_that_the_hub_refuses_is_found_out_before_the_work(
+    publish: RunSmolquant,
+    hub: LocalHub,
+    checkpoint: Path,
+    of_folder: bool,
+    entry: str,
+    reason: str,
+) -> None:
+    readme = f"---\n{entry}\n---\n\n# Mine\n"
+    hub.create_repo(REPO)
+    if of_folder:
+        (checkpoint / "README.md").write_text(readme)
+    else:
+        hub.commit(REPO, {"README.md": readme.encode()})
+    head = hub.repo(REPO).head
+    run = publish("--evaluate", "never")
+    assert run.exit_code == 2, run.log
+    assert reason in run.annotations[0]
+    assert "Quantize" not in run.log
+    assert hub.repo(REPO).head == head

@@ -24,7 +24,7 @@ from smolquant.checkpoint.files import (
     weight_layout,
 )
 from smolquant.checkpoint.folder import FolderSource
-from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.reader import Checkpoint, LocalBytes
 from smolquant.checkpoint.tensors import STORED_DTYPES, SourceTensor, row_blocks
 from smolquant.checkpoint.writer import ShardWriter, StoredTensor, index_text, lay_out
 from smolquant.errors import CheckpointError, MachineError
@@ -68,6 +68,23 @@ def test_rows_of_every_format_are_the_tensors_that_were_saved(
     assert read.keys() == state.keys()
     for key, tensor in state.items():
         assert torch.equal(read[key], tensor), key
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "legacy.bin", "far"])
+@pytest.mark.parametrize("rows", [(7, 8), (6, 8), (-1, 1), (3, 2)])
+def test_rows_that_a_tensor_does_not_have_are_not_read(
+    tmp_path: Path, state: dict[str, torch.Tensor], name: str, rows: tuple[int, int]
+) -> None:
+    path = tmp_path / name
+    if name.endswith(".bin"):
+        torch.save(state, path, _use_new_zipfile_serialization=not name.startswith("legacy"))
+    else:
+        save_file(state, path)
+    with Checkpoint([LocalBytes(path) if name == "far" else path]) as checkpoint:
+        tensor = checkpoint.layout.tensors["a.weight"]
+        with pytest.raises(CheckpointError, match="'a.weight' has 7 rows, and rows"):
+            checkpoint.read_rows(tensor, *rows)
+        assert checkpoint.read_rows(tensor, 7, 7).shape == (0, 5)
 
 
 def test_a_pickles_tied_weights_are_known_as_such(tmp_path: Path) -> None:
@@ -488,3 +505,20 @@ def test_a_header_that_is_in_order_is_read() -> None:
 def test_a_header_that_is_not_is_refused(file: InMemory) -> None:
     with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated or corrupt"):
         Checkpoint([file])
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "hint"),
+    [
+        (["adapter_config.json", "adapter_model.safetensors"], "an adapter", "merge_and_unload()"),
+        (["config.json", "adapter_model.bin"], "an adapter", "AutoPeftModelForCausalLM"),
+        (["model-Q4_K_M.gguf", "README.md"], r"GGUF files \(model-Q4_K_M.gguf\)", "made from"),
+    ],
+)
+def test_what_holds_no_model_of_its_own_is_called_what_it_is(
+    names: list[str], message: str, hint: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message) as refusal:
+        weight_layout(names)
+    assert hint in refusal.value.hint
+    assert weight_layout([*names, "model.safetensors"]) == "model.safetensors"

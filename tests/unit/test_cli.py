@@ -59,6 +59,32 @@ def test_an_empty_input_means_unset(asked: Any) -> None:
     assert (settings.group_size, settings.save_only, settings.tag) == (128, False, None)
 
 
+def test_what_the_environment_gives_counts_without_the_white_space_around_it(
+    asked: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_environment\n")
+    monkeypatch.setenv("TRACKIO_WRITE_TOKEN", " trackio_writes\r\n")
+    settings = asked(
+        REPO=" user/model\n", GROUP_SIZE="64 ", TRACKIO_URL="http://tracks:7860\n", HF_TOKEN=" \n"
+    )
+    assert (settings.repo, settings.group_size) == ("user/model", 64)
+    assert settings.token == "hf_environment", "a blank input is as good as none"
+    assert settings.trackio.write_token == "trackio_writes"
+
+
+@pytest.mark.parametrize("command", ["quantize", "check", "sync-trackio"])
+@pytest.mark.parametrize("token", ["hf_one hf_two", '"hf_quoted"', "hf_caf\u00e9", "hf_a\nhf_b"])
+def test_what_cannot_be_a_token_is_refused_and_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str, command: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    log = StringIO()
+    options = ["--output-dir", str(tmp_path)] if command == "quantize" else []
+    assert cli.run([command, "user/model", *options], Console({}, log)) == 2
+    assert "HF_TOKEN, hf-token or --token) holds white space, a quotation mark" in log.getvalue()
+    assert "hf_" not in log.getvalue()
+
+
 def test_an_argument_beats_an_input_and_an_input_beats_hf_token(
     asked: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

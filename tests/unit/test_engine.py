@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from models import llama, save
 from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.tensors import STORED_DTYPES
 from smolquant.checkpoint.writer import ShardWriter
 from smolquant.errors import CheckpointError, GateError
 from smolquant.model.architecture import Architecture
+from smolquant.model.weights import VariantWeights
 from smolquant.quantize.engine import quantize_checkpoint
 from smolquant.quantize.output import Written
 from smolquant.quantize.plan import make_plan
@@ -24,8 +26,10 @@ from smolquant.schemes import SCHEMES
 from smolquant.schemes.int4_packing import pack_int4
 from smolquant.schemes.int4_search import search_grids
 from smolquant.schemes.int8_weight_only import Int8WeightOnly
+from stored_values import stored_values
 
 LINEAR = "model.layers.0.mlp.up_proj.weight"
+ZEROS = "model.layers.1.mlp.up_proj.weight"
 KEPT = "model.layers.0.input_layernorm.weight"
 
 
@@ -64,6 +68,15 @@ def run(source: Path, tmp_path: Path) -> Callable[..., dict[str, Written]]:
     return quantized
 
 
+def stored(folder: Path, source: Path, name: str) -> torch.Tensor:
+    """The float64 weight that is stored in a variant's folder."""
+    files = sorted(folder.glob("*.safetensors"))
+    architecture = Architecture(source, trust_remote_code=False)
+    with Checkpoint(files, STORED_DTYPES) as checkpoint:
+        weight = VariantWeights(checkpoint, architecture, files[0]).load(name)
+    return stored_values(weight).double()
+
+
 def change(source: Path, name: str, value: float, dtype: torch.dtype = torch.bfloat16) -> None:
     state = {
         key: tensor.to(dtype) for key, tensor in load_file(source / "model.safetensors").items()
@@ -91,6 +104,40 @@ def test_values_that_the_dtype_cannot_hold_are_refused(
     change(source, name, 1e6, torch.float32)
     with pytest.raises(CheckpointError, match=f"{name}' has values too large for torch.float16"):
         run("int8_weight_only", dtype="float16")
+
+
+@pytest.mark.parametrize("exponent", [7, 12, 30])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_dead_matrix_stops_nothing_and_its_error_is_told(
+    run: Callable[..., dict[str, Written]],
+    source: Path,
+    tmp_path: Path,
+    exponent: int,
+    dtype: str,
+) -> None:
+    state = load_file(source / "model.safetensors")
+    state[LINEAR] = (state[LINEAR].float() * 12 * 10.0**-exponent).bfloat16()
+    state[ZEROS] = torch.zeros_like(state[ZEROS])
+    save_file(state, source / "model.safetensors", metadata={"format": "pt"})
+
+    types = [name for name in SCHEMES if dtype == "bfloat16" or name != "float8_dynamic"]
+    journals = {SCHEMES[quant_type].variant: Journal() for quant_type in types}
+    made = run(*types, dtype=dtype, journals=journals)
+
+    for variant, written in made.items():
+        error, zeros = (written.tensors[name].relative_error for name in (LINEAR, ZEROS))
+        exact = state[LINEAR].double()
+        error_there = stored(tmp_path / "output" / variant, source, LINEAR) - exact
+        assert error == pytest.approx(float(error_there.norm() / exact.norm()), rel=0.05), variant
+        assert zeros == 0.0
+    lost = made["int8"].tensors[LINEAR].relative_error
+    assert lost is not None
+    assert 0.3 < lost < 0.5 if exponent == 7 else lost == pytest.approx(1.0)
+    best = made["int4"].tensors[LINEAR].relative_error
+    assert best is not None
+    assert best < (0.4 if exponent == 7 else 1.01)
+    again = run(*types, dtype=dtype, journals=journals)
+    assert again == made, "shards that were finished are as good when the run is taken up again"
 
 
 def test_finite_values_whose_squares_overflow_are_refused(

@@ -12,14 +12,19 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from smolquant.errors import InputError
+import models
+from smolquant.errors import CheckpointError, InputError
+from smolquant.evaluate import text as text_module
 from smolquant.evaluate.text import (
     WINDOW,
     EvalText,
     bundled_text,
     default_tokens,
+    load_tokenizer,
     read_text,
+    require_known,
     token_windows,
+    unknown_tokens,
 )
 
 BOS = 1
@@ -318,3 +323,51 @@ def test_a_file_that_is_not_what_it_says_is_refused(
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_text(tmp_path / "nothing.txt")
+
+
+def test_a_token_without_a_row_is_refused_with_both_numbers() -> None:
+    windows = token_windows(EvalText("one", [words(100, 20)]), tokenizer(), 20)
+    require_known(windows, tokenizer(), 120)
+    with pytest.raises(
+        CheckpointError, match=r"yields token id 119 \('w119'\).* has 119 rows"
+    ) as no:
+        require_known(windows, tokenizer(), 119)
+    assert "resize_token_embeddings" in no.value.hint
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "",
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}",
+    ],
+)
+def test_a_chat_template_without_rows_is_refused_whatever_the_text(refusal: str) -> None:
+    windows = token_windows(EvalText("one", [words(100, 20)]), tokenizer(), 20)
+    templated = tokenizer()
+    templated.chat_template = refusal + "{% for m in messages %}w4321 {% endfor %}"
+    require_known(windows, templated, 4322)
+    with pytest.raises(CheckpointError, match="The chat template yields token id 4321"):
+        require_known(windows, templated, 4321)
+    templated.chat_template = "{{ raise_exception('tools only') }}"
+    require_known(windows, templated, 120)  # it says nothing of tokens
+
+
+def test_tokens_that_no_text_may_hold_are_told_apart() -> None:
+    assert unknown_tokens(tokenizer(), 4998) == ["w4998", "w4999"]
+    assert unknown_tokens(tokenizer(), 5000) == []
+
+
+def test_the_packages_that_a_tokenizer_of_sentencepiece_needs_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models.save_sentencepiece(tmp_path)
+    assert load_tokenizer(tmp_path, trust_remote_code=False)("the hat")["input_ids"]
+    monkeypatch.setattr(text_module, "_SENTENCEPIECE", {"sentencepiece": "no_such.module"})
+    (tmp_path / "tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(CheckpointError, match="cannot be loaded") as error:
+        load_tokenizer(tmp_path, trust_remote_code=False)
+    assert "`pip install sentencepiece`" in error.value.hint
+    assert "tiktoken" not in str(error.value), (
+        "transformers tries another format, and names its package"
+    )

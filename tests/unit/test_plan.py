@@ -207,7 +207,6 @@ def test_a_tensor_that_the_model_does_not_use_is_kept_and_said(tmp_path: Path) -
         ("[]", "not a JSON object"),
         ("{", "cannot be read"),
         ('{"model_type": "vit"}', "not a causal language model"),
-        ('{"model_type": "llama", "quantization_config": {}}', "quantized already"),
         ('{"model_type": "llama", "hidden_size": "x"}', "cannot build the model"),
         (
             '{"model_type": "own", "auto_map": {"AutoConfig": "own.Config", '

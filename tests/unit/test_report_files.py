@@ -85,6 +85,18 @@ def test_a_value_cannot_smuggle_in_another_output(tmp_path: Path) -> None:
     assert outputs["repo-url"] == result.repo_url
 
 
+@pytest.mark.parametrize(
+    ("before", "after"), [("", ""), ("mine=1", "mine=1\n"), ("mine=1\n", "mine=1\n"), ("é", "é\n")]
+)
+def test_a_line_that_an_earlier_step_left_open_never_joins_ours(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    file = tmp_path / "output"
+    file.write_text(before, encoding="utf-8")
+    write_outputs(run_result("int8"), {"GITHUB_OUTPUT": str(file)}, redact=unchanged)
+    assert file.read_text(encoding="utf-8").startswith(f"{after}repo-url<<")
+
+
 def test_delimiters_differ_from_run_to_run(tmp_path: Path) -> None:
     file = tmp_path / "output"
     for _ in range(2):

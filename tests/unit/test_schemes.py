@@ -293,3 +293,33 @@ def test_types_that_share_their_arithmetic_store_the_same_parts() -> None:
                 for part, data in one.quantize_rows(weight, 64).parts.items()
             )
             assert same == (one.arithmetic == other.arithmetic), (one.variant, other.variant)
+
+
+@each_way
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("exponent", [-3, -4, -5, -6, -7, -9, -12, -20, -30, -38, -44])
+def test_the_error_of_a_tiny_weight_is_what_it_is_and_no_fault(
+    scheme: Scheme, dtype: torch.dtype, exponent: int
+) -> None:
+    """Squares of its values are zero in float32; and where a scheme has no scale as small, it is said."""
+    weight = (random_weight(24, 512, torch.float64) * 10.0**exponent).to(dtype)
+    weight[3] = 0
+    rows = scheme.quantize_rows(weight, 128)
+    exact = weight.double()
+    error = (stored_values(scheme.quantize(weight, 128)).double() - exact).square().sum().item()
+    norm = exact.square().sum().item()
+    assert rows.squared_norm == pytest.approx(norm, rel=1e-3)
+    assert rows.squared_error == pytest.approx(error, rel=1e-2, abs=1e-6 * norm)
+    assert 0 <= rows.without_bound <= rows.squared_error
+    bounded = math.sqrt((rows.squared_error - rows.without_bound) / norm) if norm else 0.0
+    assert bounded <= scheme.max_relative_error(512, 128)
+    if exponent >= -3:
+        assert not rows.without_bound, "of ordinary weights every error has its bound"
+
+
+@each_way
+def test_a_tiny_row_excuses_no_other(scheme: Scheme) -> None:
+    weight = random_weight(24, 512)
+    weight[3] *= 1e-30
+    rows = scheme.quantize_rows(weight, 128)
+    assert rows.without_bound <= 1e-9 * rows.squared_error

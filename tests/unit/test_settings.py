@@ -120,6 +120,7 @@ def test_the_token_is_never_shown() -> None:
     assert settings.token == "hf_secret"
     assert "hf_secret" not in repr(settings)
     assert asked(token="").token is None, "an empty input means unset"
+    assert asked(token=" hf_secret\r\n").token == "hf_secret"
 
 
 def test_only_options_that_change_a_variants_bytes_make_it_stale() -> None:
@@ -134,3 +135,14 @@ def test_only_options_that_change_a_variants_bytes_make_it_stale() -> None:
     assert asked(skip=["a", "b"]).options_of("int8_dynamic") == asked(skip=["b", "a"]).options_of(
         "int8_dynamic"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("m.gguf", "a GGUF file"), ("model.safetensors", "a file")]
+)
+def test_a_file_is_not_a_checkpoint_and_is_called_what_it_is(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    (tmp_path / name).write_bytes(b"GGUF")
+    with pytest.raises(InputError, match=said):
+        asked(model_path=str(tmp_path / name), save_only=True)

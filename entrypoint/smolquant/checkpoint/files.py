@@ -58,6 +58,8 @@ _WEIGHT_LAYOUTS = (
 )
 """The files that transformers looks for, in its order."""
 
+_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+
 
 def is_auxiliary(name: str) -> bool:
     """Whether a file travels with the weights into every variant: config, tokenizer, template."""
@@ -110,14 +112,33 @@ def weight_layout(names: Iterable[str]) -> str:
     for layout in _WEIGHT_LAYOUTS:
         if layout in present:
             return layout
-    others = sorted(
-        name for name in present if name.endswith((".gguf", ".bin", ".pt", ".safetensors"))
-    )
+    if {"adapter_config.json", *_ADAPTERS} & present:
+        raise CheckpointError(
+            "The checkpoint is an adapter (LoRA), which changes the weights of another model and holds "
+            "none of its own.",
+            hint="Merge it into its base model, and quantize the result: `from peft import "
+            "AutoPeftModelForCausalLM`, `model = AutoPeftModelForCausalLM.from_pretrained(ADAPTER)`, "
+            "`model.merge_and_unload().save_pretrained(MERGED)`; the tokenizer belongs into MERGED too.",
+        )
+    if gguf := sorted(name for name in present if name.endswith(".gguf")):
+        raise CheckpointError(
+            f"There are no weights for transformers, but GGUF files ({', '.join(gguf[:3])}), llama.cpp's "
+            "own format, whose weights are mostly quantized already.",
+            hint="Start from the checkpoint that they were made from, as `save_pretrained` wrote it.",
+        )
+    others = sorted(name for name in present if name.endswith((".bin", ".pt", ".safetensors")))
     instead = f" The checkpoint has {', '.join(others[:5])}." if others else ""
     raise CheckpointError(
         f"There are no weights: none of {', '.join(_WEIGHT_LAYOUTS)} is there.{instead}",
         hint="Save the model with `save_pretrained`, or name the folder that holds its weights.",
     )
+
+
+def unread_index(names: Iterable[str], layout: str) -> str | None:
+    """An index of shards that is there, and not read because ``layout`` is a single file before it."""
+    if layout.endswith(".json"):
+        return None
+    return next((one for one in _WEIGHT_LAYOUTS if one.endswith(".json") and one in names), None)
 
 
 def shard_names(index_name: str, index: bytes) -> list[str]:

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from smolquant.checkpoint.extras import find_extras
-from smolquant.checkpoint.files import file_names, is_auxiliary, is_code, sha256_of, weight_layout
+from smolquant.checkpoint.files import (
+    file_names,
+    is_auxiliary,
+    is_code,
+    sha256_of,
+    unread_index,
+    weight_layout,
+)
 from smolquant.checkpoint.source import Download, Source, find_shards, layout_of
 from smolquant.errors import CheckpointError
 
@@ -94,6 +101,7 @@ class FolderSource(Source):
             name for name in states if is_auxiliary(name) or (with_code and is_code(name))
         ]
         self._layout = weight_layout(states)
+        self.unread_index = unread_index(states, self._layout)
         self._shards = find_shards(folder, self._layout)
         for shard in self._shards:
             if shard not in states:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -218,7 +219,7 @@ class Checkpoint:
                 "The weight files hold no tensors.",
                 hint="Save the model again with `save_pretrained`.",
             )
-        self.layout = Layout(tensors, aliases)
+        self.layout = Layout.unwrapped(tensors, aliases)
 
     def verify(self) -> None:
         """Make sure, after the last row was read, that every file was as it should be.
@@ -236,8 +237,17 @@ class Checkpoint:
 
         Args:
             sequential: a hint, for files that are far away, whether the caller reads in file order.
+
+        Raises:
+            CheckpointError: the tensor does not have these rows; what lies behind it is another's.
         """
-        return self._file_of[tensor.name].read_rows(tensor, start, stop, sequential=sequential)
+        if not 0 <= start <= stop <= tensor.rows:
+            raise CheckpointError(
+                f"{tensor.name!r} has {tensor.rows} rows, and rows {start} to {stop} were to be read.",
+                hint="Make sure that config.json and the tokenizer belong to these weights.",
+            )
+        stored = replace(tensor, name=self.layout.wrapper + tensor.name)
+        return self._file_of[stored.name].read_rows(stored, start, stop, sequential=sequential)
 
     def close(self) -> None:
         """Close every file."""

@@ -14,6 +14,7 @@ from smolquant.checkpoint.files import (
     is_license,
     is_processor_config,
     sha256_of,
+    unread_index,
     weight_layout,
 )
 from smolquant.checkpoint.source import Download, Source, find_shards, layout_of
@@ -57,6 +58,7 @@ class HubSource(Source):
         self.license = _license_entries(info.card_data)
         files = {file.rfilename: file for file in info.siblings or []}
         self._layout = weight_layout(files)
+        self.unread_index = unread_index(files, self._layout)
         self._auxiliary_files = [
             name for name in files if is_auxiliary(name) or (with_code and is_code(name))
         ]
@@ -174,7 +176,7 @@ class HubSource(Source):
             raise CheckpointError(
                 "The weight files hold no tensors.", hint="Upload the weights again."
             )
-        return Layout(tensors)
+        return Layout.unwrapped(tensors)
 
     def _download(self, names: Iterable[str]) -> Path:
         assert self.repo is not None

@@ -38,6 +38,8 @@ class Source(ABC):
     """The name of the single weight file, or of the index of shards."""
     _shards: list[str]
     """The files that hold tensors."""
+    unread_index: str | None = None
+    """An index of shards beside the single weight file, which transformers prefers to it."""
     repo: str | None = None
     """Hub id; None for a folder."""
     revision: str | None = None

@@ -1,7 +1,7 @@
 """The tensors of a checkpoint as its weight files store them: names, dtypes, shapes and row ranges."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -80,6 +80,14 @@ def not_plain(file: str, name: str, dtype: str) -> CheckpointError:
     )
 
 
+WRAPPERS = ("_orig_mod.", "module.")
+"""What torch.compile and data parallelism put in front of a weight's name."""
+
+
+def _all_begin(names: Iterable[str], prefix: str) -> bool:
+    return all(name.startswith(prefix) for name in names)
+
+
 @dataclass(frozen=True)
 class Layout:
     """What the headers of a checkpoint say, in file order, which is all that a plan needs."""
@@ -87,6 +95,30 @@ class Layout:
     tensors: Mapping[str, SourceTensor]
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Tensor -> the one whose memory it shares; only a pickle can say so."""
+    wrapper: str = ""
+    """What stood in front of every name in the files, and is left out of the names here."""
+
+    @classmethod
+    def unwrapped(
+        cls, tensors: Mapping[str, SourceTensor], aliases: Mapping[str, str] | None = None
+    ) -> "Layout":
+        """The layout of these tensors, with the names that the model inside a wrapper gives them.
+
+        ``torch.compile`` and data parallelism hold the model as an attribute, whose name then begins the
+        name of every weight of a state dict that was taken of the wrapper.
+        """
+        wrapper = ""
+        while prefix := next((one for one in WRAPPERS if _all_begin(tensors, wrapper + one)), ""):
+            wrapper += prefix
+        inner = {
+            name.removeprefix(wrapper): replace(tensor, name=name.removeprefix(wrapper))
+            for name, tensor in tensors.items()
+        }
+        shared = {
+            name.removeprefix(wrapper): first.removeprefix(wrapper)
+            for name, first in (aliases or {}).items()
+        }
+        return cls(inner, shared, wrapper)
 
     @property
     def size_bytes(self) -> int:

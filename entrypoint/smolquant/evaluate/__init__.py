@@ -13,9 +13,11 @@ from smolquant.evaluate.text import (
     EvalText,
     default_tokens,
     load_tokenizer,
+    require_known,
     token_windows,
+    unknown_tokens,
 )
-from smolquant.model.context import longest_context
+from smolquant.model.context import known_tokens, longest_context
 from smolquant.record import Metrics
 from smolquant.schemes import BY_VARIANT, Scheme
 
@@ -43,17 +45,24 @@ class Measurement:
             and metrics.tokens_asked == self.tokens
         )
 
-    def windows(self, architecture: "Architecture", source_folder: Path) -> "torch.Tensor":
+    def windows(
+        self,
+        architecture: "Architecture",
+        source_folder: Path,
+        notice: Callable[[str, str], None] = lambda title, text: None,
+    ) -> "torch.Tensor":
         """The text in the tokens of a model.
 
         Args:
             source_folder: the folder with the tokenizer; the weights may still be elsewhere.
+            notice: is told the title and the text of what is odd about the tokenizer.
 
         Returns:
             (windows, length) int64 token ids.
 
         Raises:
             CannotMeasure: there is no tokenizer.
+            CheckpointError: the tokenizer or its chat template yields tokens that the model does not have.
             InputError: the text is too short, or conversations do not suit the chat template.
         """
         parameters = sum(parameter.numel() for parameter in architecture.model.parameters())
@@ -61,13 +70,23 @@ class Measurement:
             tokenizer = load_tokenizer(source_folder, trust_remote_code=self.trust_remote_code)
         except CheckpointError as error:
             raise CannotMeasure(error.message, hint=error.hint) from error
-        return token_windows(
+        windows = token_windows(
             self.text,
             tokenizer,
             self.tokens or default_tokens(parameters),
             longest=longest_context(architecture.model.config),
             exact=self.tokens is not None,
         )
+        known = known_tokens(architecture.model)
+        require_known(windows, tokenizer, known)
+        if unknown := unknown_tokens(tokenizer, known):
+            notice(
+                "The tokenizer has more tokens than the model",
+                f"The model has no row for {', '.join(map(repr, unknown[:3]))}"
+                f"{f' and {len(unknown) - 3} more' if len(unknown) > 3 else ''}: its tables end at the "
+                f"token id {known - 1}. A text that holds such a token cannot be run.",
+            )
+        return windows
 
     def run(
         self,

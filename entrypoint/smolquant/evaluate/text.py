@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +37,21 @@ _DEFAULT_TOKENS_OF_LARGEST = 1_024
 
 _LONGEST_QUOTE = 200
 
+_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+"""Package -> a module of it."""
+
 Conversation = list[dict[str, str]]
+
+_SHORT_CONVERSATIONS: tuple[Conversation, ...] = (
+    [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello!"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "Bye!"},
+    ],
+    [{"role": "user", "content": "Hello!"}],
+)
+"""What a template should be able to render: with all roles, or, where it knows no system, with one."""
 
 
 @dataclass(frozen=True)
@@ -171,13 +186,39 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> "PreTrainedToken
             folder, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # transformers raises what a missing or broken file makes it raise
+        hint = (
+            "Save the tokenizer beside the model. A run without one can use no limits, no --evaluate "
+            "always and no --int4-method calibrated."
+        )
+        reason = one_line(str(error))
+        if missing := _missing_packages(folder):
+            # transformers then tries to read it as another format, and names that one's package.
+            reason = (
+                f"it is a .model file alone, and {' and '.join(missing)}, with which transformers "
+                "reads one, cannot be imported."
+            )
+            hint = f"Install it: `pip install {' '.join(missing)}`."
         raise CheckpointError(
             "The checkpoint's tokenizer cannot be loaded, and without one there are no tokens: "
-            f"{one_line(str(error))}",
-            hint="Save the tokenizer beside the model. A run without one can use no limits, no --evaluate "
-            "always and no --int4-method calibrated.",
+            f"{reason}",
+            hint=hint,
         ) from error
     return tokenizer
+
+
+def _missing_packages(folder: Path) -> list[str]:
+    """The packages to install for a tokenizer that sentencepiece alone describes."""
+    names = {path.name for path in folder.glob("*.model")} - {"tiktoken.model"}
+    if not names or (folder / "tokenizer.json").is_file():
+        return []
+    return [name for name, module in _SENTENCEPIECE.items() if not _is_installed(module)]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that the module would be in
+        return False
 
 
 def token_windows(
@@ -226,6 +267,57 @@ def token_windows(
     if len(windows) < count:
         windows = _interleaved(sequences, opening, most, count)
     return torch.tensor(windows, dtype=torch.int64)
+
+
+def require_known(
+    windows: "torch.Tensor", tokenizer: "PreTrainedTokenizerBase", known: int
+) -> None:
+    """Make sure that a model has a row for every token of the text, and of its own chat template.
+
+    Args:
+        windows: token ids, any shape.
+        known: the number of ids, from 0 on, that the model has rows for.
+
+    Raises:
+        CheckpointError: it does not, with the largest id and the number of rows.
+    """
+    if windows.numel() and int(windows.max()) >= known:
+        raise _beyond("The tokenizer", int(windows.max()), tokenizer, known)
+    of_template = max(_ids_of_template(tokenizer), default=0)
+    if of_template >= known:
+        raise _beyond("The chat template", of_template, tokenizer, known)
+
+
+def unknown_tokens(tokenizer: "PreTrainedTokenizerBase", known: int) -> list[str]:
+    """The tokens of a vocabulary that a model has no row for, in the order of their ids."""
+    ids = {index: token for token, index in tokenizer.get_vocab().items() if index >= known}
+    return [ids[index] for index in sorted(ids)]
+
+
+def _ids_of_template(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The ids of a short conversation; none where there is no template, or it wants another one."""
+    if not tokenizer.chat_template:
+        return []
+    for conversation in _SHORT_CONVERSATIONS:
+        try:
+            text = tokenizer.apply_chat_template(
+                conversation, tokenize=False, add_generation_prompt=True
+            )
+            return _encode(str(text), tokenizer)
+        except Exception:  # noqa: S112 - a template is the model's code: it raises what it likes
+            continue
+    return []
+
+
+def _beyond(
+    what: str, largest: int, tokenizer: "PreTrainedTokenizerBase", known: int
+) -> CheckpointError:
+    return CheckpointError(
+        f"{what} yields token id {largest} ({tokenizer.convert_ids_to_tokens(largest)!r}), and the "
+        f"model's table of tokens has {known} rows, for the ids 0 to {known - 1}.",
+        hint="Resize the table and save the model again (`model.resize_token_embeddings("
+        "len(tokenizer))`, before training), or save the tokenizer that belongs to the model beside it.",
+    )
 
 
 def _streams(text: EvalText, tokenizer: "PreTrainedTokenizerBase") -> Iterable[str]:

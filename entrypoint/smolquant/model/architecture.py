@@ -57,6 +57,9 @@ class Architecture:
         from transformers.quantizers.base import HfQuantizer
 
         self.config_dict = _read_config(folder)
+        self.quantizer = take_quantizer(self.config_dict)
+        """The quantizer that the config names, and that is left out of it here; empty for none. Whether the
+        weights are its own, only they can tell."""
         model = _build(folder, trust_remote_code)
         assert isinstance(model, PreTrainedModel)
         model.eval()  # not all code of a model's own returns it
@@ -209,12 +212,26 @@ def _read_config(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict):
         raise CheckpointError("config.json is not a JSON object.", hint="Save the model again.")
-    if "quantization_config" in config:
-        raise CheckpointError(
-            "config.json has a quantization_config: this checkpoint is quantized already.",
-            hint="Start from the unquantized checkpoint.",
-        )
     return config
+
+
+def take_quantizer(config: dict[str, Any]) -> str:
+    """Take what quantizers have left in a config out of it, and return the name of one; empty for none."""
+    found = ""
+    for key in ("quantization_config", "compression_config"):
+        entry = config.pop(key, None)
+        if entry is not None and not found:
+            found = _name_of_quantizer(entry)
+    for part in config.values():
+        if isinstance(part, dict):
+            found = found or take_quantizer(part)
+    return found
+
+
+def _name_of_quantizer(entry: Any) -> str:
+    entry = entry if isinstance(entry, dict) else {}
+    of_bitsandbytes = any(key.startswith(("load_in_", "_load_in_", "bnb_")) for key in entry)
+    return str(entry.get("quant_method") or ("bitsandbytes" if of_bitsandbytes else "unknown"))
 
 
 def _build(folder: Path, trust_remote_code: bool) -> Any:
@@ -222,6 +239,10 @@ def _build(folder: Path, trust_remote_code: bool) -> Any:
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        for part in (config, config.get_text_config()):
+            part.__dict__.pop(
+                "quantization_config", None
+            )  # whether it holds is seen by the weights
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # a config can make transformers raise anything

@@ -1,4 +1,4 @@
-"""The number of tokens that a model can see at once."""
+"""What a model can be given: how many tokens at once, and which."""
 
 from typing import Any
 
@@ -12,3 +12,12 @@ def longest_context(config: Any) -> int:
         More tokens than any text has, where the config states no limit.
     """
     return getattr(config, "max_position_embeddings", None) or _UNLIMITED
+
+
+def known_tokens(model: Any) -> int:
+    """The number of token ids, from 0 on, that a transformers model has a row for on both of its sides.
+
+    That is in its embedding and in its output head, which a few models have of different lengths.
+    """
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    return min(int(table.weight.shape[0]) for table in tables if table is not None)

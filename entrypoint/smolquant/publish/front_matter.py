@@ -13,6 +13,17 @@ if TYPE_CHECKING:
 
 # What the Hub takes for front matter; its own expression is in huggingface_hub.repocard.
 _BLOCK = re.compile(r"\s*---(?:\r\n|\r|\n)([\S\s]*?)(?:\r\n|\r|\n)---[ \t]*(?:\r\n|\n|$)")
+_KINDS = {
+    **dict.fromkeys(("license", "language", "tags", "datasets", "metrics", "base_model"), "texts"),
+    **dict.fromkeys(("license_name", "license_link", "library_name", "pipeline_tag"), "text"),
+    "model-index": "mappings",
+}
+"""Of entries that the Hub knows: what they may be."""
+_AS_WRITTEN = {
+    "texts": "a text, or a list of texts",
+    "text": "a text",
+    "mappings": "a list of entries with a name and results",
+}
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 
 
@@ -147,6 +158,37 @@ def own_readme(source: Source, *, needed: bool) -> str | None:
         if needed:
             raise
         return None
+
+
+def check_kinds(readme: str, place: str) -> None:
+    """Refuse front matter with entries of another kind than the Hub takes, without asking it.
+
+    Raises:
+        InputError: naming the entry.
+    """
+    for key, value in Readme.split(readme).values().items():
+        kind = _KINDS.get(key)
+        if kind == "texts":
+            fits = all(_is_plain(one) for one in (value if isinstance(value, list) else [value]))
+        elif kind == "text":
+            fits = _is_plain(value)
+        else:
+            fits = kind is None or value is None or _are_mappings(value)
+        if not fits:
+            raise InputError(
+                f"The front matter of {place} has an entry {key!r} of a kind that the Hub refuses.",
+                hint=f"Write it as {_AS_WRITTEN[kind or '']}; the Hub refuses a commit of this card.",
+            )
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(
+        value, list | dict
+    )  # the Hub's YAML takes `no` for a text, and Python's does not
+
+
+def _are_mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, dict) for one in value)
 
 
 def declared_license(readme: str | None) -> dict[str, str]:

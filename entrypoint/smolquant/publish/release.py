@@ -24,6 +24,7 @@ from smolquant.publish.preupload import PreuploadedShards
 from smolquant.publish.target import (
     Target,
     check_folder_is_ours,
+    check_readme,
     check_tag,
     check_write_access,
     inspect_target,
@@ -57,6 +58,7 @@ def open_target(hub: Hub, settings: Settings, *, warn: Callable[[str, str], None
         )
     if settings.publishes:
         check_write_access(hub, target)
+        check_readme(hub, target.readme, f"{target.repo_id}'s {README}")
     return target
 
 
@@ -69,9 +71,12 @@ def check(
         variants: those that the run will publish.
 
     Raises:
-        InputError: a subfolder holds something else, the tag names another commit, or the main model
-            at the root is not the source's.
+        InputError: a subfolder holds something else, the tag names another commit, the main model
+            at the root is not the source's, or the folder's card is one that the Hub refuses.
     """
+    if target.readme is None:
+        card = own_readme(source, needed=True)
+        check_readme(hub, card, f"{source.folder / README}")
     for variant in () if settings.force else variants:
         check_folder_is_ours(target, variant)
     if source.repo == target.repo_id:

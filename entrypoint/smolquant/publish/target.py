@@ -12,8 +12,9 @@ from smolquant import record
 from smolquant.checkpoint.files import README
 from smolquant.errors import HubError, InputError
 from smolquant.hub import HOW_TO_SIGN_IN, Hub, hub_errors
-from smolquant.publish.front_matter import readme_text
+from smolquant.publish.front_matter import Readme, check_kinds, readme_text
 from smolquant.record import InvalidRecord, VariantRecord
+from smolquant.text import one_line
 
 _LARGEST_TEXT = 64 * 2**20
 """Bytes. A record of a model with a hundred thousand tensors has about 20 MiB."""
@@ -116,6 +117,42 @@ def check_write_access(hub: Hub, target: Target) -> None:
             hint="Check the spelling, or give a token that may write there, from "
             "https://huggingface.co/settings/tokens.",
         )
+
+
+def check_readme(hub: Hub, readme: str | None, place: str) -> None:
+    """Make sure, before any work, that the Hub will take a card with this front matter.
+
+    Args:
+        readme: the card as its owner wrote it; None for none.
+        place: whose it is, for the message.
+
+    Raises:
+        InputError: the Hub refuses it, with its reasons.
+        HubError: the Hub cannot be asked.
+    """
+    from huggingface_hub import get_session
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        hf_raise_for_status,
+    )
+
+    if readme is None or not Readme.split(readme).front:
+        return
+    check_kinds(readme, place)
+    with hub_errors(place, f"checking the front matter of {place}"):
+        response = get_session().post(
+            f"{hub.api.endpoint}/api/validate-yaml",
+            json={"content": readme, "repoType": "model"},
+            headers=build_hf_headers(token=hub.api.token),
+        )
+        if response.status_code != 400:
+            hf_raise_for_status(response)
+            return
+        said = "; ".join(one_line(str(one.get("message"))) for one in response.json()["errors"])
+    raise InputError(
+        f"The Hub does not accept the front matter of {place}: {said}.",
+        hint="Correct it, then run again; nothing was done so far.",
+    )
 
 
 def check_folder_is_ours(target: Target, variant: str) -> None:

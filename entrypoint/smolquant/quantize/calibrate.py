@@ -21,11 +21,11 @@ from torch import nn
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.tensors import STORED_DTYPES
 from smolquant.errors import CheckpointError, InputError
-from smolquant.evaluate.text import EvalText, token_windows
+from smolquant.evaluate.text import EvalText, require_known, token_windows
 from smolquant.machine import require_memory_for
 from smolquant.memory import return_freed_blocks
 from smolquant.model.architecture import Architecture
-from smolquant.model.context import longest_context
+from smolquant.model.context import known_tokens, longest_context
 from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights
 from smolquant.quantize.plan import PlannedTensor, VariantPlan
@@ -52,10 +52,12 @@ def calibration_windows(
     """(windows, length) token ids of the text's beginning.
 
     Raises:
+        CheckpointError: it has tokens that the model does not have.
         InputError: it is too short to tell which inputs matter.
     """
     longest = longest_context(architecture.model.config)
     windows = token_windows(text, tokenizer, TOKENS, longest=longest)
+    require_known(windows, tokenizer, known_tokens(architecture.model))
     if windows.numel() < _LEAST_TOKENS:
         raise InputError(
             f"{text.name} has {windows.numel()} tokens in this model's vocabulary, and calibration "

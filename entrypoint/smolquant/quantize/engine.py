@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from smolquant.quantize.output import OutputFolder, TensorJob, VariantOutput, Wr
 from smolquant.quantize.plan import NormInFront, VariantPlan
 from smolquant.quantize.workfolder import Journal
 from smolquant.schemes import Quantize
+from smolquant.schemes.base import QuantizedRows, squared_norm
 
 if TYPE_CHECKING:
     from smolquant.quantize.calibrate import CalibratedWeights
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
 BLOCK_BYTES = 1 << 21
 """Source bytes per task: 512 rows of a 2048-wide bfloat16 weight. Their float32 copies stay in the cache
 that the cores share, and the interpreter's part in each task, and the disk's in each write, are small."""
+
+_ROUNDING = 2.0**-8
+"""More of a weight's norm than rounding it to float16, or from bfloat16, can cost."""
 
 _TASKS_AHEAD = 4
 """Queued tasks per worker: enough to keep the workers busy, few enough to bound memory."""
@@ -134,6 +139,7 @@ def _process_block(
             quantized = jobs[0].quantize(cast, rows[0], planned.decision.group_size)
             if not math.isfinite(quantized.squared_norm + quantized.squared_error):
                 raise _unusable(tensor.name, block, cast)
+            quantized = _with_loss_of_casting(quantized, block, cast)
             for job in jobs:
                 job.store(quantized, rows[0])
         else:
@@ -142,6 +148,27 @@ def _process_block(
             for job in jobs:
                 job.keep(cast, rows[0])
     advance(block.numel() * block.element_size())
+
+
+def _with_loss_of_casting(
+    quantized: QuantizedRows, block: torch.Tensor, cast: torch.Tensor
+) -> QuantizedRows:
+    """What is stored of ``cast``, with its error where ``block`` has numbers too small for float16.
+
+    Rounding to a dtype's mantissa is no error of a scheme's; a weight that becomes zero is one to say.
+    """
+    if cast.dtype is not torch.float16 or block.dtype is torch.float16:
+        return quantized
+    exact = block.float()
+    norm, lost = squared_norm(exact), squared_norm(exact - cast.float())
+    if lost <= _ROUNDING**2 * norm:
+        return quantized
+    return replace(
+        quantized,
+        squared_error=quantized.squared_error + lost,
+        squared_norm=norm,
+        without_bound=quantized.without_bound + lost,
+    )
 
 
 def _unusable(name: str, block: torch.Tensor, cast: torch.Tensor) -> CheckpointError:

@@ -34,6 +34,7 @@ from smolquant.quantize.calibrate import (
 )
 from smolquant.quantize.engine import quantize_checkpoint
 from smolquant.quantize.plan import VariantPlan, make_plan
+from smolquant.quantize.sound_layout import Notice, no_notice, sound_layout
 from smolquant.quantize.variant import finish_variant, work_key, write_record
 from smolquant.quantize.workfolder import WorkFolder, work_folder
 from smolquant.record import FILE_NAME, SourceRecord
@@ -77,8 +78,13 @@ class Work:
         return SourceRecord(source.identity, self.source_bytes, source.repo, source.revision)
 
 
-def plan_variants(source: Source, settings: Settings, quant_types: Sequence[str]) -> Plans:
+def plan_variants(
+    source: Source, settings: Settings, quant_types: Sequence[str], notice: Notice = no_notice
+) -> Plans:
     """Plan every variant, before a weight is read.
+
+    Args:
+        notice: is told the title and the text of what is odd about the source.
 
     Raises:
         CheckpointError: weights are missing or do not fit, or the scheme would leave most as they are.
@@ -88,7 +94,7 @@ def plan_variants(source: Source, settings: Settings, quant_types: Sequence[str]
     if not source.can_stream:  # a pickle has to be here before it tells what it holds
         require_room_for(source.to_fetch())
     variants = make_plan(
-        source.layout(),
+        sound_layout(source, architecture, notice),
         architecture,
         [settings.scheme(quant_type) for quant_type in quant_types],
         group_size=settings.group_size,
@@ -101,22 +107,26 @@ def plan_variants(source: Source, settings: Settings, quant_types: Sequence[str]
 
 
 def preview_variants(
-    source: Source, settings: Settings, quant_types: Sequence[str]
+    source: Source, settings: Settings, quant_types: Sequence[str], notice: Notice = no_notice
 ) -> dict[str, PlannedVariant]:
     """What a dry run tells of each variant; nothing for no types.
+
+    Args:
+        notice: as for :func:`plan_variants`.
 
     Raises:
         CheckpointError, MachineError: as :func:`plan_variants`.
     """
     if not quant_types:
         return {}
+    plans = plan_variants(source, settings, quant_types, notice)
     return {
         variant: PlannedVariant(
             plan.scheme.quant_type,
             {tensor.source.name: tensor.record() for tensor in plan.tensors},
             plan.size_bytes,
         )
-        for variant, plan in plan_variants(source, settings, quant_types).variants.items()
+        for variant, plan in plans.variants.items()
     }
 
 

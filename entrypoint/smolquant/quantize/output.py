@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -60,7 +60,7 @@ class VariantOutput:
         self._journal = folder.journal
         for finished in folder.journal.shards.values():
             # The version that made the shard may not have checked it.
-            plan.check_error_bounds(finished.errors)
+            plan.check_error_bounds({**finished.errors, **finished.bounded})
         for shard in plan.shards:
             output = None
             if shard.name not in folder.journal.shards:
@@ -142,6 +142,7 @@ class ShardOutput:
         self._shard, self._folder, self._check = shard, folder, check
         self._writer: ShardWriter | None = None
         self._errors: dict[str, float] = {}
+        self._bounded: dict[str, float] = {}
         self._lock = threading.Lock()
 
     @property
@@ -161,11 +162,13 @@ class ShardOutput:
         assert self._writer is not None
         return self._writer
 
-    def done(self, name: str, relative_error: float | None) -> None:
+    def done(self, name: str, error: "RelativeError | None") -> None:
         """Note that the source tensor ``name`` is written, from any thread."""
         with self._lock:
-            if relative_error is not None:
-                self._errors[name] = relative_error
+            if error is not None:
+                self._errors[name] = error.whole
+                if error.bounded != error.whole:
+                    self._bounded[name] = error.bounded
             self.tensors_left -= 1
             last = self.tensors_left == 0
         if last:
@@ -174,17 +177,28 @@ class ShardOutput:
     def _finish(self) -> None:
         try:
             errors = dict(sorted(self._errors.items()))
-            self._check(errors)
+            bounded = dict(sorted(self._bounded.items()))
+            self._check(errors | bounded)
             digest = self.writer.digest()
             self.writer.close()
             shard = self._shard
-            self._folder.journal.add(FinishedShard(shard.name, shard.size_bytes, digest, errors))
+            self._folder.journal.add(
+                FinishedShard(shard.name, shard.size_bytes, digest, errors, bounded)
+            )
             if self._folder.send is not None:
                 self._folder.send(self.writer.path)
         except BaseException as error:
             self.finished.set_exception(error)
         else:
             self.finished.set_result(None)
+
+
+class RelativeError(NamedTuple):
+    """How far a weight is from its source, in its norm, to four digits."""
+
+    whole: float
+    bounded: float
+    """Without the rows for which the scheme has no bound."""
 
 
 @dataclass
@@ -200,8 +214,8 @@ class TensorJob:
     _whole_parts: dict[str, torch.Tensor] = field(default_factory=dict)
     """Parts whose rows do not lie one after the other, such as the scales of groups. They are small, held
     whole, and written last."""
-    _errors: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """First row -> squared norms of (dequantized - weight) and of the weight."""
+    _errors: dict[int, tuple[float, float, float]] = field(default_factory=dict)
+    """First row -> squared norms: of (dequantized - weight), of its part without a bound, of the weight."""
     _blocks_left: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -244,7 +258,11 @@ class TensorJob:
                     )
                 whole[:, start : start + data.shape[1]] = data
         with self._lock:
-            self._errors[start] = (quantized.squared_error, quantized.squared_norm)
+            self._errors[start] = (
+                quantized.squared_error,
+                quantized.without_bound,
+                quantized.squared_norm,
+            )
         self._count_block()
 
     def _count_block(self) -> None:
@@ -260,11 +278,15 @@ class TensorJob:
         self._whole_parts.clear()
         self.shard.done(self.planned.source.name, self._relative_error())
 
-    def _relative_error(self) -> float | None:
-        """The relative error to four digits; None for a tensor that is not quantized."""
+    def _relative_error(self) -> RelativeError | None:
+        """None for a tensor that is not quantized."""
         if not self._errors:
             return None
         # Summed in row order, so that the record does not depend on which worker was faster.
         norms = [self._errors[row] for row in sorted(self._errors)]
-        error, exact = (sum(squares) for squares in zip(*norms, strict=True))
-        return float(f"{math.sqrt(error / exact) if exact else 0.0:.4g}")
+        error, without_bound, exact = (sum(squares) for squares in zip(*norms, strict=True))
+        return RelativeError(_ratio(error, exact), _ratio(max(0.0, error - without_bound), exact))
+
+
+def _ratio(squared_error: float, squared_norm: float) -> float:
+    return float(f"{math.sqrt(squared_error / squared_norm) if squared_norm else 0.0:.4g}")

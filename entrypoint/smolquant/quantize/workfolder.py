@@ -43,6 +43,8 @@ class FinishedShard:
     sha256: str
     errors: Mapping[str, float]
     """Source tensor -> relative error, for the quantized tensors in the shard."""
+    bounded: Mapping[str, float] = field(default_factory=dict)
+    """The same of only the rows that a bound holds for, of the tensors that have others too."""
 
     @property
     def file(self) -> FileRecord:

@@ -31,9 +31,21 @@ def write_outputs(result: RunReport, environ: Mapping[str, str], *, redact: Reda
         return
     # A value cannot end its own block early: nobody can guess the delimiter.
     delimiter = f"smolquant_{secrets.token_hex(16)}"
-    with Path(path).open("a", encoding="utf-8") as file:
-        for name, value in step_outputs(result, environ).items():
-            file.write(f"{name}<<{delimiter}\n{redact(value)}\n{delimiter}\n")
+    outputs = step_outputs(result, environ).items()
+    append_lines(
+        Path(path),
+        "".join(f"{name}<<{delimiter}\n{redact(value)}\n{delimiter}\n" for name, value in outputs),
+    )
+
+
+def append_lines(path: Path, lines: str) -> None:
+    """Append lines to a file of the runner's; an earlier step may have left its last line unterminated."""
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(lines.encode())
 
 
 def step_outputs(result: RunReport, environ: Mapping[str, str]) -> dict[str, str]:

@@ -44,6 +44,9 @@ class QuantizedRows:
     """Squared norm of (dequantized - weight)."""
     squared_norm: float
     """Squared norm of the weight; not finite where a value is not, or its square overflows float32."""
+    without_bound: float = 0.0
+    """The part of ``squared_error`` in rows or groups that are so small that the scheme has no scale for
+    them, or none with enough digits: :meth:`Scheme.max_relative_error` says nothing of them."""
 
 
 class Scheme(ABC):
@@ -188,4 +191,28 @@ class Scheme(ABC):
 def squared_norm(values: "torch.Tensor") -> float:
     """The squared Frobenius norm of contiguous float32 values."""
     flat = values.view(-1)
-    return float(flat.dot(flat))
+    norm = float(flat.dot(flat))
+    # Squares of values below 1e-19 have no digits left in float32, or are zero.
+    return norm if not norm < _LEAST_SQUARES else float(flat.double().square().sum())
+
+
+_LEAST_SQUARES = 1e-24
+"""A sum of squares that is as large as this one is right in float32, whatever part of it was too small."""
+
+
+def last_place(dtype: "torch.dtype") -> float:
+    """The distance between the smallest numbers of a dtype: what a scale is a whole multiple of."""
+    import torch
+
+    info = torch.finfo(dtype)
+    return info.smallest_normal * info.eps
+
+
+def error_of(error: "torch.Tensor", lines: "torch.Tensor") -> float:
+    """The squared norm of some of the lines of a matrix of errors.
+
+    Args:
+        error: (n, K) float32.
+        lines: (n,) bool.
+    """
+    return squared_norm(error[lines]) if bool(lines.any()) else 0.0

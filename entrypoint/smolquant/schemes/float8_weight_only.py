@@ -3,7 +3,15 @@
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from smolquant.schemes.base import Decision, Quantize, QuantizedRows, Scheme, squared_norm
+from smolquant.schemes.base import (
+    Decision,
+    Quantize,
+    QuantizedRows,
+    Scheme,
+    error_of,
+    last_place,
+    squared_norm,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -11,6 +19,8 @@ if TYPE_CHECKING:
 _LARGEST = 448.0
 """The largest value of e4m3."""
 _SMALLEST_NORMAL = 2.0**-6
+_PLACES = 8
+"""A scale of fewer places, the smallest numbers of its dtype, is off by more than 2^-4 of itself."""
 _TO_ITS_LAST_PLACE = 1.5 * 2.0**20
 """What a power of two is multiplied by, so that float32 numbers of that size end where e4m3's numbers of
 the power itself do: float32 has 23 bits of mantissa, e4m3 has three."""
@@ -79,14 +89,16 @@ class Float8WeightOnly(Scheme):
         quantized: Any = self.quantize(weight, None)
         error = quantized.dequantize(torch.float32).sub_(weight.float())
         parts = {part: getattr(quantized, part) for part in self.row_axes}
-        return QuantizedRows(parts, squared_norm(error), norm)
+        too_small = parts["scale"].squeeze(1) < _PLACES * last_place(weight.dtype)
+        lost = error_of(error, too_small)
+        return QuantizedRows(parts, squared_norm(error), norm, without_bound=lost)
 
     def max_relative_error(self, columns: int, group_size: int | None) -> float:
         # A value that is normal in e4m3 has four significant bits, so rounding moves it by at most 2^-4 of
         # itself. What is smaller than 2^-6, after scaling, moves by at most half of the least step, 2^-10,
         # where the row's largest value is 448: 2^-10/448 of a row's norm at most, in each column. A scale
         # that is rounded to bfloat16 leaves the largest value within 2^-8 of 448, which is less than 2^-4
-        # too. (Only a float16 row below 2e-4 has a scale that is further off.)
+        # too. (Only a scale of fewer places than _PLACES is further off.)
         return 1.02 * math.hypot(2**-4, math.sqrt(columns) * 2**-10 / _LARGEST)
 
 

@@ -48,6 +48,9 @@ _MEAN_WEIGHT, _MOST_WEIGHT = 3, 16
 range ends. Rounding and the least weight add at most 1 to the mean; 256 columns of 4, at level 15 and
 15 * 64 units, are what 2^24 holds."""
 
+LEAST_SCALE = 2.0**-116
+"""Below it, a group's values are told apart less finely than in :data:`_UNITS`, see LEAST_STEP in C."""
+
 _LEAST_MEAN_SQUARE = 2.0**-117
 """The least share of a group's largest mean square; below it all columns count alike."""
 
@@ -78,12 +81,30 @@ def search_grids(
     if steps_away.count_nonzero():
         steps_away.clamp_(-_STEPS, _STEPS)
         levels.add_(steps_away.to(torch.int8).unsqueeze(1)).clamp_(LOWEST, HIGHEST)
+    _suit_stored_scales(levels, groups, wanted, stored, zero_point.float())
     rows, device = len(weight), weight.device
     return (
         levels.view(weight.shape).to(device),
         scale.view(rows, -1).to(device),
         zero_point.view(rows, -1).to(device),
     )
+
+
+def _suit_stored_scales(
+    levels: torch.Tensor,
+    groups: torch.Tensor,
+    wanted: torch.Tensor,
+    stored: torch.Tensor,
+    zero_point: torch.Tensor,
+) -> None:
+    """Round again, in place, what was rounded for a scale that the dtype is far from having.
+
+    That is so of weights near the smallest numbers of float16. Groups of equal values want no scale.
+    """
+    off = ((stored - wanted).abs() > wanted / _UNITS) & (wanted > LEAST_SCALE)
+    if off.count_nonzero():
+        steps = (groups[off] - zero_point[off].unsqueeze(1)).div_(stored[off].unsqueeze(1))
+        levels[off] = steps.round_().clamp_(LOWEST, HIGHEST).to(torch.int8)
 
 
 def _column_weights(

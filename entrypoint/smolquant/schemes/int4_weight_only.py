@@ -15,6 +15,8 @@ from smolquant.schemes.base import (
     Quantize,
     QuantizedRows,
     Scheme,
+    error_of,
+    last_place,
     squared_norm,
 )
 
@@ -29,6 +31,9 @@ _MIDPOINT = 8
 _HIGHEST = 15
 _LEAST_SCALE = 1e-6
 """torchao's, so that a group of equal values does not divide by zero."""
+
+_PLACES = 64
+"""A scale of fewer places, the smallest numbers of its dtype, is further off than a rounded one ever is."""
 
 Int4Method = Literal["search", "calibrated", "rtn"]
 INT4_METHODS: tuple[Int4Method, ...] = get_args(Int4Method)
@@ -108,7 +113,8 @@ class Int4WeightOnly(Scheme):
     ) -> QuantizedRows:
         """Without torchao's slower arithmetic, and by search with columns weighted."""
         assert group_size is not None
-        return stored_rows(weight, *self.find_grid(weight, group_size, input_mean_squares))
+        grid = self.find_grid(weight, group_size, input_mean_squares)
+        return stored_rows(weight, *grid, least_scale=self._least_scale)
 
     def find_grid(
         self,
@@ -129,6 +135,13 @@ class Int4WeightOnly(Scheme):
         # Calibration moves weights by more than half a step to make good for others, and no bound of how
         # far follows from the weights alone. Zeros in their place would be an error of 1.
         return min(1.0, 2 * by_rounding) if self.method == "calibrated" else by_rounding
+
+    @property
+    def _least_scale(self) -> float:
+        """What a method has no smaller scales than."""
+        from smolquant.schemes.int4_search import LEAST_SCALE
+
+        return _LEAST_SCALE if self.method == "rtn" else LEAST_SCALE
 
     def feedback(self, moments: "torch.Tensor") -> "ErrorFeedback":
         from smolquant.schemes.int4_gptq import ErrorFeedback
@@ -152,7 +165,8 @@ class Int4WeightOnly(Scheme):
         from smolquant.schemes.int4_packing import unpack_int4
 
         levels = unpack_int4(parts["qdata"])
-        return stored_rows(weight, levels, parts["scale"], parts["zero_point"])
+        grid = (levels, parts["scale"], parts["zero_point"])
+        return stored_rows(weight, *grid, least_scale=self._least_scale)
 
     def calibration_bytes(self, rows: int, columns: int) -> int:
         from smolquant.schemes.int4_gptq import working_bytes
@@ -169,12 +183,28 @@ def stored_rows(
     levels: "torch.Tensor",
     scale: "torch.Tensor",
     zero_point: "torch.Tensor",
+    *,
+    least_scale: float = 0.0,
 ) -> QuantizedRows:
     """A grid that was found for ``weight`` as it is stored, and its error."""
     parts = _parts(levels, scale, zero_point)
     exact = weight.float()
     error = values_of(levels, scale, zero_point).sub_(exact)
-    return QuantizedRows(parts, squared_norm(error), squared_norm(exact))
+    lost = _error_of_tiny_groups(error, exact, scale, least_scale)
+    return QuantizedRows(parts, squared_norm(error), squared_norm(exact), without_bound=lost)
+
+
+def _error_of_tiny_groups(
+    error: "torch.Tensor", exact: "torch.Tensor", scale: "torch.Tensor", least_scale: float
+) -> float:
+    """The squared error of groups in which no value is as large as the grid of the least scale."""
+    least = max(1.01 * least_scale, _PLACES * last_place(scale.dtype))
+    tiny = (scale <= least).view(-1)
+    if not bool(tiny.any()):
+        return 0.0
+    groups = exact.view(len(tiny), -1)
+    tiny[tiny.clone()] = groups[tiny].abs().amax(1) < (_HIGHEST + 1) * least
+    return error_of(error.view(groups.shape), tiny)
 
 
 def values_of(

@@ -3,13 +3,29 @@
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from smolquant.schemes.base import Decision, Quantize, QuantizedRows, Scheme, squared_norm
+from smolquant.schemes.base import (
+    Decision,
+    Quantize,
+    QuantizedRows,
+    Scheme,
+    error_of,
+    last_place,
+    squared_norm,
+)
 
 if TYPE_CHECKING:
     import torch
 
 _LOWEST, _STEPS = -128, 255
 """The levels of int8."""
+
+_LEAST_SCALE = 2.0**-23
+"""torchao's, the eps of float32. A row whose largest value is below 1.5e-5 loses levels to it, and below
+6e-8 all of them."""
+
+_PLACES = 64
+"""A scale of fewer places is further off than rounding it to a dtype's mantissa ever is; only float16,
+whose numbers below 6e-5 have fewer and fewer digits, comes to that."""
 
 
 class Int8WeightOnly(Scheme):
@@ -60,7 +76,8 @@ class Int8WeightOnly(Scheme):
         largest = torch.maximum(scaled.amax(1, keepdim=True), -scaled.amin(1, keepdim=True))
         # Divided in the weight's own dtype, as theirs: a bfloat16 scale is a rounded one.
         scale = largest.to(weight.dtype).div_(_STEPS / 2)
-        scale = scale.clamp_(min=torch.finfo(torch.float32).eps).float()
+        too_small = scale < max(_LEAST_SCALE, _PLACES * last_place(weight.dtype))
+        scale = scale.clamp_(min=_LEAST_SCALE).float()
         scaled.mul_(1.0 / scale)
         levels = scaled.round().clamp_(_LOWEST, _LOWEST + _STEPS)
         error = scaled.sub_(levels).mul_(scale)
@@ -69,7 +86,8 @@ class Int8WeightOnly(Scheme):
             "scale": scale,
             "zero_point": torch.zeros_like(scale, dtype=torch.int8),
         }
-        return QuantizedRows(parts, squared_norm(error), norm)
+        lost = error_of(error, too_small.squeeze(1))
+        return QuantizedRows(parts, squared_norm(error), norm, without_bound=lost)
 
     def max_relative_error(self, columns: int, group_size: int | None) -> float:
         # At most half a step of max/127 in each column, of a row whose norm is at least its maximum.

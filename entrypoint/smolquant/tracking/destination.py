@@ -6,6 +6,7 @@ from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit, url
 
 from smolquant.errors import InputError
 from smolquant.names import is_repo_id
+from smolquant.tokens import WRITE_TOKEN, clean_token
 
 _HUB_HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co"}
 _APP_DOMAIN = ".hf.space"
@@ -60,7 +61,7 @@ def make_destination(
     Args:
         address: ``user/space``, a Space's page or app address, or a server's address. A write token
             in its query is taken out.
-        write_token: from the environment; the token in a server's address has precedence.
+        write_token: from the environment, as it is there; the token in a server's address has precedence.
         bucket: Hub bucket for a Space's data.
 
     Raises:
@@ -73,7 +74,7 @@ def make_destination(
                 hint="Add --trackio-url, or leave --dataset-repo out.",
             )
         return None
-    text = address.strip()
+    text, write_token = address.strip(), clean_token(write_token, WRITE_TOKEN)
     if is_repo_id(text):
         return _space(text, write_token, (), bucket)
     parts = _split(text)

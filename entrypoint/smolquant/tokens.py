@@ -1,0 +1,33 @@
+"""Access tokens as users give them: what may travel in the header of a request, and what is refused."""
+
+import re
+
+from smolquant.errors import InputError
+
+HUB_TOKEN = "The Hugging Face token (HF_TOKEN, hf-token or --token)"  # noqa: S105 - its name
+WRITE_TOKEN = "TRACKIO_WRITE_TOKEN"  # noqa: S105 - its name
+
+_TOKEN = re.compile(r"[!#-&(-_a-~]*")
+"""What ASCII has between the space and DEL, without the three quotation marks."""
+
+
+def clean_token(token: str | None, name: str) -> str | None:
+    """A token without the white space around it, which files and stores of secrets often end it with.
+
+    Args:
+        name: how a user gives it; the message holds this and never the token.
+
+    Returns:
+        None for an empty one.
+
+    Raises:
+        InputError: it holds what no token has and no header carries.
+    """
+    text = (token or "").strip()
+    if not _TOKEN.fullmatch(text):
+        raise InputError(
+            f"{name} holds white space, a quotation mark or a character that is not ASCII, which no "
+            "token has.",
+            hint="Copy the token again, by itself: without quotes, and without its name before it.",
+        )
+    return text or None
