@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 
@@ -147,6 +148,8 @@ def make_plan(
     max_shard_size: int,
     skip: Iterable[str],
     embeddings: str = "source",
+    keep: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    however_little: bool = False,
 ) -> dict[str, VariantPlan]:
     """Plan every variant of a checkpoint.
 
@@ -157,6 +160,8 @@ def make_plan(
         skip: regular expressions searched for in module names.
         embeddings: ``source`` keeps them and the output head; ``int8`` stores their rows as int8
             weights in every variant.
+        keep: variant -> regular expressions of whole module names that stay unquantized in it -> why.
+        however_little: also plan what would stay nearly as large as it is.
 
     Returns:
         Variant name -> plan.
@@ -167,6 +172,7 @@ def make_plan(
     """
     planner = _Planner(layout, architecture, group_size, dtype, tuple(skip))
     planner.embedding_scheme = Int8WeightOnly() if embeddings == "int8" else None
+    planner.keep, planner.however_little = keep, however_little
     return {scheme.variant: planner.plan(scheme, max_shard_size) for scheme in schemes}
 
 
@@ -195,6 +201,9 @@ class _Planner:
         _refuse_mismatch(layout, architecture, self.parameters)
         self.embedding_scheme: Scheme | None = None
         """Of the tables with a row a token; None keeps them."""
+        self.keep: Mapping[str, Mapping[str, str]] = {}
+        """Variant -> patterns of modules that stay unquantized in it -> why."""
+        self.however_little = False
         self._quantized: dict[object, torch.Tensor] = {}
         self.tied = {
             name: first
@@ -204,8 +213,10 @@ class _Planner:
 
     def plan(self, scheme: Scheme, max_shard_size: int) -> VariantPlan:
         schemes = {name: self._scheme(name, scheme) for name in self.layout.tensors}
-        decisions = {name: self._decide(name, schemes[name]) for name in self.layout.tensors}
-        self._refuse_unquantizable(decisions, scheme.quant_type)
+        keep = self.keep.get(scheme.variant, {})
+        decisions = {name: self._decide(name, schemes[name], keep) for name in self.layout.tensors}
+        if not self.however_little:
+            self._refuse_unquantizable(decisions, scheme.quant_type)
         tensors = tuple(
             self._plan_tensor(name, decision, schemes[name]) for name, decision in decisions.items()
         )
@@ -235,7 +246,7 @@ class _Planner:
             return self.embedding_scheme
         return scheme
 
-    def _decide(self, name: str, scheme: Scheme) -> Decision:
+    def _decide(self, name: str, scheme: Scheme, keep: Mapping[str, str]) -> Decision:
         parameter = self.parameters[name]
         if name in self.tied:
             return Keep(f"tied to {self.tied[name]}, stored once")
@@ -249,6 +260,9 @@ class _Planner:
         for pattern in self.skip:
             if re.search(pattern, parameter.module):
                 return Keep(f"--skip {pattern}")
+        for pattern, reason in keep.items():
+            if re.fullmatch(pattern, parameter.module):
+                return Keep(reason)
         if by_option:
             return Quantize(note=f"{parameter.keep_reason}, by --embeddings int8")
         rows, columns = parameter.shape

@@ -7,6 +7,8 @@ from smolquant.errors import InputError
 from smolquant.schemes import BY_VARIANT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -29,7 +31,7 @@ def load(
         InputError: no such variant is known, or the folder has none.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     if variant not in BY_VARIANT:
         raise InputError(
@@ -43,10 +45,32 @@ def load(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     where: dict[str, Any] = {"subfolder": variant, "revision": revision}
-    model = AutoModelForCausalLM.from_pretrained(repo_or_folder, device_map=device, **where)
+    model = load_model(repo_or_folder, variant, device_map=device, **where)
     tokenizer = AutoTokenizer.from_pretrained(repo_or_folder, **where)
+    return model, tokenizer
+
+
+def load_model(
+    repo_or_folder: str | Path,
+    variant: str,
+    *,
+    prepare: "Callable[[PreTrainedModel], None]" = lambda model: None,
+    **options: Any,
+) -> "PreTrainedModel":
+    """Load a variant as stock transformers does, with this machine's kernel for it.
+
+    Args:
+        repo_or_folder: what ``from_pretrained`` takes.
+        variant: what it holds, which decides the kernel.
+        prepare: given the model when its weights are as they are stored, before they are packed.
+        options: what ``from_pretrained`` takes.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(repo_or_folder, **options)
+    prepare(model)
     if variant == "int4":
         from smolquant.runtime.kernels import pack_model
 
         pack_model(model)
-    return model, tokenizer
+    return model
