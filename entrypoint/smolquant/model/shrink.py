@@ -17,37 +17,39 @@ VOCABULARY = 256
 """Rows of the small model's tables."""
 
 _LEAST_LAYERS = 2
-_GROUP = 256
-"""The largest group of columns that a scheme shares a scale over; what divides it matters to the plan."""
-
+_LEAST_GROUP = 32
 _WIDTH = re.compile(r"size|dim|rank|inner|width|d_model|d_ff|n_embd|lru")
 _NO_WIDTH = re.compile(
     r"vocab|window|chunk|image|patch|head|kernel|conv|state|block|batch|context|merge|position"
 )
-_HEADS = re.compile(r"heads?$")
+_HEADS = re.compile(r"heads$|n_head$|n_?groups$")
+_LAYER_NUMBER = re.compile(r"layers?(_idx|_id|_interval)?$")
 _TOKEN = re.compile(r"token_(id|ids|index)$")
 
 
-def smaller_configs(model: PreTrainedModel) -> Iterator[PretrainedConfig]:
-    """``model``'s config shrunk, further first; at last the config itself.
+def smaller_configs(model: PreTrainedModel, group_size: int) -> Iterator[PretrainedConfig]:
+    """``model``'s config shrunk, the smallest first; at last the config itself.
 
-    Every width keeps its greatest common divisor with the largest group size, so that a scheme decides
-    about the small weight as about the large one.
+    Layers are cut from the end, so the names of those that stay mean the same in both models. Every width
+    keeps its greatest common divisor with ``group_size``, so that a scheme decides about the small weight
+    as about the large one.
 
     Args:
         model: the skeleton; only its modules and its config are looked at.
+        group_size: columns that share a scale.
     """
     layers = _layers_that_show_all(model)
-    for fewer_layers, narrower, fewer_tokens in (
-        (True, True, True),
-        (False, True, True),
-        (True, False, True),
-        (True, False, False),
+    for narrower, fewer_heads, fewer_tokens, fewer_layers in (
+        (True, True, True, True),
+        (True, False, True, True),
+        (True, True, True, False),
+        (False, False, True, True),
+        (False, False, False, True),
     ):
         entries = copy.deepcopy(model.config.to_dict())
         try:
             if narrower:
-                _narrow(model.config, entries)
+                _narrow(model.config, entries, group_size, fewer_heads=fewer_heads)
             if fewer_tokens:
                 _cut_vocabulary(model.config, entries)
             if fewer_layers:
@@ -71,7 +73,7 @@ def _layers_that_show_all(model: PreTrainedModel) -> int:
         for entry in text.to_dict().values()
         if isinstance(entry, list)
         and len(entry) == len(layers)
-        and all(isinstance(item, str | bool) for item in entry)
+        and all(isinstance(item, str) or item in (0, 1) for item in entry)
     ]
     seen, enough = set(), _LEAST_LAYERS
     for place, layer in enumerate(layers):
@@ -110,14 +112,14 @@ def _cut_layers(config: PretrainedConfig, entries: dict[str, Any], layers: int) 
                 own[name] = value[:layers]
             elif isinstance(value, list) and value and all(_is_int(v) and 0 <= v < depth for v in value):
                 own[name] = [v for v in value if v < layers]  # numbers of layers
-            elif _is_int(value) and "layer" in name and name != key:
+            elif _is_int(value) and _LAYER_NUMBER.search(name) and name != key:
                 own[name] = min(value, layers)
 
 
 def _cut_vocabulary(config: PretrainedConfig, entries: dict[str, Any]) -> None:
     for part, own in _parts(config, entries):
         for name, value in own.items():
-            if name.endswith("vocab_size") and _is_int(value):
+            if "vocab_size" in name and _is_int(value):
                 own[name] = min(value, VOCABULARY)
             elif _TOKEN.search(name):
                 own[name] = _small_ids(name, value)
@@ -131,57 +133,57 @@ def _small_ids(name: str, value: Any) -> Any:
     return VOCABULARY - 1 - sum(map(ord, name)) % 64  # far from one another, for most names
 
 
-def _narrow(config: PretrainedConfig, entries: dict[str, Any]) -> None:
+def _narrow(
+    config: PretrainedConfig, entries: dict[str, Any], group_size: int, *, fewer_heads: bool
+) -> None:
     text = config.get_text_config(decoder=True)
-    hidden, small = text.hidden_size, _small_hidden(text)
+    hidden, small = text.hidden_size, _small_hidden(text, group_size)
     for part, own in _parts(config, entries):
         is_text = part is text
         for name, value in own.items():
             if name == _key(part, "hidden_size"):
                 own[name] = small if is_text else value
             elif is_text and _HEADS.search(name) and _is_int(value):
-                own[name] = _small_heads(text, value)
+                own[name] = _small_heads(text, value, small) if fewer_heads else value
             elif _WIDTH.search(name) and not _NO_WIDTH.search(name):
-                own[name] = _small_width(value, hidden, small, multiples_only=not is_text)
+                if is_text or value == hidden:
+                    own[name] = _small_width(value, hidden, small, group_size)
 
 
-def _small_hidden(text: PretrainedConfig) -> int:
+def _small_hidden(text: PretrainedConfig, group_size: int) -> int:
     hidden: int = text.hidden_size
-    small = _divisor(hidden)
-    if not _has_own_head_dim(text):
-        heads = getattr(text, "num_attention_heads", 1) or 1
+    small = _divisor(hidden, group_size)
+    heads = getattr(text, "num_attention_heads", None)
+    if heads and not _has_own_head_dim(text):
         small = math.lcm(small, hidden // heads * min(heads, 2))
     return min(hidden, small)
 
 
-def _small_heads(text: PretrainedConfig, heads: int) -> int:
-    all_heads: int = getattr(text, "num_attention_heads", heads) or heads
-    if _has_own_head_dim(text) or text.hidden_size % all_heads:
-        small = min(all_heads, 2)
-    else:
-        small = _small_hidden(text) * all_heads // text.hidden_size
-    return max(1, heads * small // all_heads)
+def _small_heads(text: PretrainedConfig, heads: int, small_hidden: int) -> int:
+    """``heads``, of whatever kind, in the proportion that leaves the width of one as it is."""
+    all_heads: int = getattr(text, "num_attention_heads", None) or 0
+    if all_heads and _has_own_head_dim(text):
+        return max(1, heads * min(all_heads, 2) // all_heads)
+    return max(1, heads * small_hidden // text.hidden_size)
 
 
 def _has_own_head_dim(text: PretrainedConfig) -> bool:
-    own = text.to_dict()
-    return own.get("head_dim") is not None and own.get("hidden_size") is not None
+    return text.to_dict().get("head_dim") is not None
 
 
-def _small_width(value: Any, hidden: int, small: int, *, multiples_only: bool) -> Any:
+def _small_width(value: Any, hidden: int, small: int, group_size: int) -> Any:
     if isinstance(value, list):
-        return [_small_width(v, hidden, small, multiples_only=multiples_only) for v in value]
+        return [_small_width(v, hidden, small, group_size) for v in value]
     if not _is_int(value) or value <= 0:
         return value
-    if value % hidden == 0:
+    if value in (hidden, 2 * hidden):  # may have to stay so
         return value // hidden * small
-    if multiples_only or value < 2 * _divisor(value):
-        return value
-    return _divisor(value)
+    return _divisor(value, group_size)
 
 
-def _divisor(width: int) -> int:
-    return max(math.gcd(width, _GROUP), 1) if width % 32 == 0 else width
+def _divisor(width: int, group_size: int) -> int:
+    """A width that as many columns of a group go into; an odd one stays, as something may hang on it."""
+    return math.gcd(width, group_size) if width % _LEAST_GROUP == 0 else width
 
 
 def _key(config: PretrainedConfig, attribute: str) -> str:

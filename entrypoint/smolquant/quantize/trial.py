@@ -5,6 +5,7 @@ in place. That shows on a model of two layers in a second or two as well as on t
 Nothing here knows a family by name: what fails is found by running it, and kept where that helps.
 """
 
+import copy
 import re
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from smolquant.checkpoint.files import is_code
@@ -74,13 +75,13 @@ def try_variants(
     Returns:
         Variant -> what was found. A plan is to be made again with what has to be kept.
     """
-    with tempfile.TemporaryDirectory(prefix="smolquant-trial-") as name, _quiet(), _fixed_seed():
+    with tempfile.TemporaryDirectory(prefix="smolquant-trial-") as name, _undisturbed():
         root = Path(name)
-        dtype = next(iter(plans.values())).dtype
-        small = _small_model(architecture.model, dtype)
+        plan = next(iter(plans.values()))  # dtype and group size are those of all
+        configs = list(smaller_configs(architecture.model, plan.group_size))
+        small = _small_model(type(architecture.model), configs, plan.dtype)
         if small is None:
-            why = f"no small {architecture.class_name} could be built and run"
-            return {variant: Trial(untried=why) for variant in plans}
+            return dict.fromkeys(plans, _without_small_model(architecture, configs, plan.dtype))
         source = _save(small, root / "source", folder, architecture.config_dict)
         laboratory = _Laboratory(
             small, source, root, tuple(skip), embeddings, trust_remote_code
@@ -274,7 +275,7 @@ def _failure(model: PreTrainedModel, *, generate: bool = True) -> _Failure | Non
     prompt = _prompt(model)
     try:
         with torch.no_grad():
-            logits = model(input_ids=prompt).logits
+            logits = model(input_ids=prompt, use_cache=False).logits
             if not bool(torch.isfinite(logits).all()):
                 return _Failure("", type(model).__name__, "What it predicts is not finite.", ("not finite",))
             if generate:
@@ -291,15 +292,31 @@ def _failure(model: PreTrainedModel, *, generate: bool = True) -> _Failure | Non
     return None
 
 
-def _small_model(template: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel | None:
-    """A fresh model that runs unquantized; None where none of the smaller configs gives one."""
-    for config in smaller_configs(template):
+def _without_small_model(
+    architecture: Architecture, configs: Sequence[PretrainedConfig], dtype: torch.dtype
+) -> Trial:
+    """What can be said where no small model runs in ``dtype``, which every variant computes in."""
+    name = architecture.class_name
+    if _small_model(type(architecture.model), configs, torch.float32) is not None:
+        return Trial(
+            refusal=f"{name} runs in float32 only: transformers' own code for it fails in "
+            f"{str(dtype).removeprefix('torch.')}, quantized or not."
+        )
+    return Trial(untried=f"no small {name} could be built and run")
+
+
+def _small_model(
+    model_class: type[PreTrainedModel], configs: Iterable[PretrainedConfig], dtype: torch.dtype
+) -> PreTrainedModel | None:
+    """A fresh model that runs unquantized, of the first config that gives one; None where none does."""
+    for config in configs:
+        config = copy.deepcopy(config)  # building notes things in it
         try:
             with torch.device("meta"):
-                size = sum(p.numel() for p in type(template)._from_config(config).parameters())
+                size = sum(p.numel() for p in model_class._from_config(config).parameters())
             if size > _LARGEST:
                 continue
-            model: PreTrainedModel = type(template)._from_config(config, dtype=dtype).eval()
+            model: PreTrainedModel = model_class._from_config(config, dtype=dtype).eval()
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.add_(torch.randn(parameter.shape) * _NOISE)
@@ -347,19 +364,22 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _fixed_seed() -> Iterator[None]:
-    """Random numbers that are the same in every run, and disturb no one else's."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        yield
+def _undisturbed() -> Iterator[None]:
+    """With a fixed seed, one thread, and without transformers' words about a model that is not the user's.
 
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' words about a model that is not the user's."""
-    before = transformers_logging.get_verbosity()
+    Threads wait for one another longer than a small model computes.
+    """
+    verbosity, threads = transformers_logging.get_verbosity(), torch.get_num_threads()
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)
     try:
-        yield
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            yield
     finally:
-        transformers_logging.set_verbosity(before)
+        torch.set_num_threads(threads)
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
