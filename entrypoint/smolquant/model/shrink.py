@@ -101,7 +101,9 @@ def _parts(
 
 def _cut_layers(config: PretrainedConfig, entries: dict[str, Any], layers: int) -> None:
     for part, own in _parts(config, entries):
-        key = next((k for k in (_key(part, "num_hidden_layers"), "depth") if _is_int(own.get(k))), None)
+        key = next(
+            (k for k in (_key(part, "num_hidden_layers"), "depth") if _is_int(own.get(k))), None
+        )
         depth = own[key] if key else getattr(part, "num_hidden_layers", None)
         if depth is None or depth <= layers:
             continue
@@ -110,14 +112,18 @@ def _cut_layers(config: PretrainedConfig, entries: dict[str, Any], layers: int) 
         for name, value in list(own.items()):
             if isinstance(value, list) and len(value) == depth:
                 own[name] = value[:layers]
-            elif isinstance(value, list) and value and all(_is_int(v) and 0 <= v < depth for v in value):
+            elif (
+                isinstance(value, list)
+                and value
+                and all(_is_int(v) and 0 <= v < depth for v in value)
+            ):
                 own[name] = [v for v in value if v < layers]  # numbers of layers
             elif _is_int(value) and _LAYER_NUMBER.search(name) and name != key:
                 own[name] = min(value, layers)
 
 
 def _cut_vocabulary(config: PretrainedConfig, entries: dict[str, Any]) -> None:
-    for part, own in _parts(config, entries):
+    for _, own in _parts(config, entries):
         for name, value in own.items():
             if "vocab_size" in name and _is_int(value):
                 own[name] = min(value, VOCABULARY)
@@ -145,9 +151,12 @@ def _narrow(
                 own[name] = small if is_text else value
             elif is_text and _HEADS.search(name) and _is_int(value):
                 own[name] = _small_heads(text, value, small) if fewer_heads else value
-            elif _WIDTH.search(name) and not _NO_WIDTH.search(name):
-                if is_text or value == hidden:
-                    own[name] = _small_width(value, hidden, small, group_size)
+            elif _is_width(name) and (is_text or value == hidden):
+                own[name] = _small_width(value, hidden, small, group_size)
+
+
+def _is_width(name: str) -> bool:
+    return bool(_WIDTH.search(name)) and not _NO_WIDTH.search(name)
 
 
 def _small_hidden(text: PretrainedConfig, group_size: int) -> int:

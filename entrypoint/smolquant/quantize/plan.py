@@ -257,16 +257,22 @@ class _Planner:
             asked = self.embedding_scheme is not None and parameter.outside_layers
             why_not = ", of a kind that --embeddings int8 leaves as it is" if asked else ""
             return Keep(parameter.keep_reason + why_not)
-        for pattern in self.skip:
-            if re.search(pattern, parameter.module):
-                return Keep(f"--skip {pattern}")
-        for pattern, reason in keep.items():
-            if re.fullmatch(pattern, parameter.module):
-                return Keep(reason)
+        by_pattern = self._kept_by_pattern(parameter.module, keep)
+        if by_pattern is not None:
+            return by_pattern
         if by_option:
             return Quantize(note=f"{parameter.keep_reason}, by --embeddings int8")
         rows, columns = parameter.shape
         return scheme.decide(rows, columns, self.group_size)
+
+    def _kept_by_pattern(self, module: str, keep: Mapping[str, str]) -> Keep | None:
+        for pattern in self.skip:
+            if re.search(pattern, module):
+                return Keep(f"--skip {pattern}")
+        for pattern, reason in keep.items():
+            if re.fullmatch(pattern, module):
+                return Keep(reason)
+        return None
 
     def _plan_tensor(self, source_name: str, decision: Decision, scheme: Scheme) -> PlannedTensor:
         """Ask torchao, on the meta device, what the tensor becomes."""

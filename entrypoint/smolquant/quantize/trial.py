@@ -84,7 +84,12 @@ def try_variants(
             return dict.fromkeys(plans, _without_small_model(architecture, configs, plan.dtype))
         source = _save(small, root / "source", folder, architecture.config_dict)
         laboratory = _Laboratory(
-            small, source, root, tuple(skip), embeddings, trust_remote_code
+            small,
+            source,
+            root,
+            skip=tuple(skip),
+            embeddings=embeddings,
+            trust_remote_code=trust_remote_code,
         )
         return {variant: laboratory.try_variant(plan) for variant, plan in plans.items()}
 
@@ -97,6 +102,7 @@ class _Laboratory:
         small: PreTrainedModel,
         source: Path,
         root: Path,
+        *,
         skip: tuple[str, ...],
         embeddings: str,
         trust_remote_code: bool,
@@ -130,7 +136,9 @@ class _Laboratory:
             except CheckpointError as error:
                 return Trial(keep, refusal=str(error))
             if failure is None:
-                untried = f"{len(otherwise)} weights, {otherwise[0]!r} among them" if otherwise else None
+                untried = (
+                    f"{len(otherwise)} weights, {otherwise[0]!r} among them" if otherwise else None
+                )
                 return Trial(keep, untried=untried)
             if not failing:
                 return Trial(keep, refusal=failure.text)
@@ -207,7 +215,7 @@ class _Laboratory:
     def _to_keep(
         self, model: PreTrainedModel, plan: VariantPlan, failure: "_Failure"
     ) -> dict[str, str]:
-        """Fewest kinds of modules, one kind in all layers, without which the model runs; none if nothing helps."""
+        """Patterns of modules that have to stay unquantized, in all layers; none where nothing helps."""
         quantized = [
             tensor.name.rpartition(".")[0]
             for tensor in plan.tensors
@@ -216,16 +224,20 @@ class _Laboratory:
         keep: dict[str, str] = {}
         found: _Failure | None = failure
         while found is not None:
-            below = [name for name in quantized if name == found.module or name.startswith(f"{found.module}.")]
+            below = [
+                name
+                for name in quantized
+                if name == found.module or name.startswith(f"{found.module}.")
+            ]
             kinds = list(dict.fromkeys(_kind(name) for name in below or quantized))
             kinds = [kind for kind in kinds if kind not in keep]
             for tried in [*([kind] for kind in kinds), kinds]:
                 with self._unquantized(model, quantized, {*keep, *tried}):
                     again = _failure(model, generate=self.generates)
                 if again is None or again.place != found.place:
-                    keep |= {
-                        kind: f"{found.class_name} does not run with it quantized" for kind in tried
-                    }
+                    keep |= dict.fromkeys(
+                        tried, f"{found.class_name} does not run with it quantized"
+                    )
                     found = again
                     break
             else:
@@ -277,7 +289,9 @@ def _failure(model: PreTrainedModel, *, generate: bool = True) -> _Failure | Non
         with torch.no_grad():
             logits = model(input_ids=prompt, use_cache=False).logits
             if not bool(torch.isfinite(logits).all()):
-                return _Failure("", type(model).__name__, "What it predicts is not finite.", ("not finite",))
+                return _Failure(
+                    "", type(model).__name__, "What it predicts is not finite.", ("not finite",)
+                )
             if generate:
                 model.generate(prompt, max_new_tokens=_GENERATED, do_sample=False)
     except Exception as error:  # a model's own code may raise anything
@@ -309,8 +323,8 @@ def _small_model(
     model_class: type[PreTrainedModel], configs: Iterable[PretrainedConfig], dtype: torch.dtype
 ) -> PreTrainedModel | None:
     """A fresh model that runs unquantized, of the first config that gives one; None where none does."""
-    for config in configs:
-        config = copy.deepcopy(config)  # building notes things in it
+    for given in configs:
+        config = copy.deepcopy(given)  # building notes things in it
         try:
             with torch.device("meta"):
                 size = sum(p.numel() for p in model_class._from_config(config).parameters())
@@ -328,9 +342,7 @@ def _small_model(
     return None
 
 
-def _save(
-    small: PreTrainedModel, folder: Path, source: Path, config: Mapping[str, Any]
-) -> Path:
+def _save(small: PreTrainedModel, folder: Path, source: Path, config: Mapping[str, Any]) -> Path:
     """``small`` as transformers saves it, beside the model's own code."""
     small.save_pretrained(folder)
     for path in source.glob("*.py"):
@@ -351,7 +363,9 @@ def _prompt(model: PreTrainedModel) -> torch.Tensor:
 
 def _kind(module: str) -> str:
     """A pattern for ``module`` in every layer."""
-    return re.sub(r"(?<=\.)\d+(?=\\?\.|$)", r"\\d+", re.escape(module).replace(r"\.", "."), count=1).replace(".", r"\.")
+    return re.sub(
+        r"(?<=\.)\d+(?=\\?\.|$)", r"\\d+", re.escape(module).replace(r"\.", "."), count=1
+    ).replace(".", r"\.")
 
 
 def _kept(keep: Mapping[str, str], parameter: str) -> bool:
