@@ -161,7 +161,7 @@ def _is_width(name: str) -> bool:
 
 def _small_hidden(text: PretrainedConfig, group_size: int) -> int:
     hidden: int = text.hidden_size
-    small = _divisor(hidden, group_size)
+    small: int = _divisor(hidden, group_size)
     heads = getattr(text, "num_attention_heads", None)
     if heads and not _has_own_head_dim(text):
         small = math.lcm(small, hidden // heads * min(heads, 2))
@@ -173,7 +173,8 @@ def _small_heads(text: PretrainedConfig, heads: int, small_hidden: int) -> int:
     all_heads: int = getattr(text, "num_attention_heads", None) or 0
     if all_heads and _has_own_head_dim(text):
         return max(1, heads * min(all_heads, 2) // all_heads)
-    return max(1, heads * small_hidden // text.hidden_size)
+    hidden: int = text.hidden_size
+    return max(1, heads * small_hidden // hidden)
 
 
 def _has_own_head_dim(text: PretrainedConfig) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -135,6 +136,8 @@ class _Laboratory:
                 failing, failure = self._make_and_run(plan)
             except CheckpointError as error:
                 return Trial(keep, refusal=str(error))
+            except Exception as error:  # loading can raise anything
+                return Trial(keep, refusal=self._cannot_load(error))
             if failure is None:
                 untried = (
                     f"{len(otherwise)} weights, {otherwise[0]!r} among them" if otherwise else None
@@ -192,6 +195,12 @@ class _Laboratory:
         if failure is None:
             return {}, None
         return self._to_keep(model, plan, failure), failure
+
+    def _cannot_load(self, error: Exception) -> str:
+        return (
+            f"{self.architecture.class_name} cannot be loaded quantized by transformers "
+            f"{transformers.__version__}: {_first_line(error)}"
+        )
 
     def _require_stored_values(self, loaded: PreTrainedModel, plan: VariantPlan) -> None:
         """Every unquantized weight is the source's, once loaded.
@@ -357,7 +366,9 @@ def _save(small: PreTrainedModel, folder: Path, source: Path, config: Mapping[st
 
 
 def _prompt(model: PreTrainedModel) -> torch.Tensor:
-    rows = model.get_input_embeddings().weight.shape[0]
+    table = model.get_input_embeddings().weight
+    assert isinstance(table, torch.Tensor)
+    rows = table.shape[0]
     return (torch.arange(3, 3 + _PROMPT) % rows).unsqueeze(0)
 
 
