@@ -58,7 +58,7 @@ def quantize(settings: Settings, console: Console, report: RunReport, tracker: T
     if settings.dry_run:
         from smolquant.quantize.making import preview_variants
 
-        report.planned = preview_variants(source, settings, reuse.to_make)
+        report.planned = preview_variants(source, settings, reuse.to_make, console)
         return
     results = _reused(reuse, source, settings, report, tracker)
     _judge(report, settings)  # what is there already, too: limits may have become tighter
@@ -135,7 +135,7 @@ def _make(
     from smolquant.quantize import making
 
     report.versions = stack_versions()
-    plans = making.plan_variants(source, settings, quant_types)
+    plans = making.plan_variants(source, settings, quant_types, console)
     windows = None
     if settings.evaluate != "never":
         with _where_possible(plans.variants, settings, console, report):

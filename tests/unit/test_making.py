@@ -42,7 +42,7 @@ def make(
     source: FolderSource, asked: Settings, log: io.StringIO, **options: Any
 ) -> dict[str, VariantResult]:
     console = Console({}, log)
-    plans = making.plan_variants(source, asked, asked.quant_types)
+    plans = making.plan_variants(source, asked, asked.quant_types, console)
     with making.open_work(plans, source, asked, console, send=options.get("send")) as work:
         results = making.quantize_variants(
             work, console, watch=options.get("watch", lambda n_bytes: None)
@@ -124,7 +124,7 @@ def test_measuring_adds_the_numbers_to_what_was_made(
     text.write_text(" ".join(f"<{number % 300}>" for number in range(80)))
     asked = settings(source, evaluate="auto", eval_text=str(text), eval_tokens=64)
     console = Console({}, log)
-    plans = making.plan_variants(source, asked, asked.quant_types)
+    plans = making.plan_variants(source, asked, asked.quant_types, console)
     windows = asked.measurement.windows(plans.architecture, source.folder)
     with making.open_work(plans, source, asked, console, send=None) as work:
         made = making.quantize_variants(work, console, watch=lambda n_bytes: None)
@@ -141,9 +141,9 @@ def test_a_preview_tells_sizes_to_the_byte_and_writes_nothing(
     source: FolderSource, log: io.StringIO
 ) -> None:
     asked = settings(source)
-    planned = making.preview_variants(source, asked, asked.quant_types)["int8"]
+    planned = making.preview_variants(source, asked, asked.quant_types, Console({}, log))["int8"]
     assert not asked.output_dir.exists()
     made = make(source, asked, log)["int8"].record
     assert (planned.quant_type, planned.predicted_bytes) == (made.quant_type, made.size_bytes)
     assert planned.tensors.keys() == made.tensors.keys()
-    assert making.preview_variants(source, asked, ()) == {}
+    assert making.preview_variants(source, asked, (), Console({}, log)) == {}

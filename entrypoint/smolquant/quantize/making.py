@@ -5,16 +5,18 @@ What it returns says what was made, where it lies, and what that took; the run's
 
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.source import Source
-from smolquant.errors import InputError
+from smolquant.errors import CheckpointError, InputError
 from smolquant.evaluate.text import load_tokenizer
 from smolquant.machine import (
     DiskUse,
@@ -34,6 +36,7 @@ from smolquant.quantize.calibrate import (
 )
 from smolquant.quantize.engine import quantize_checkpoint
 from smolquant.quantize.plan import VariantPlan, make_plan
+from smolquant.quantize.trial import try_variants
 from smolquant.quantize.variant import finish_variant, work_key, write_record
 from smolquant.quantize.workfolder import WorkFolder, work_folder
 from smolquant.record import FILE_NAME, SourceRecord
@@ -77,17 +80,21 @@ class Work:
         return SourceRecord(source.identity, self.source_bytes, source.repo, source.revision)
 
 
-def plan_variants(source: Source, settings: Settings, quant_types: Sequence[str]) -> Plans:
-    """Plan every variant, before a weight is read.
+def plan_variants(
+    source: Source, settings: Settings, quant_types: Sequence[str], console: Console
+) -> Plans:
+    """Plan every variant, before a weight is read, and try the plans on a small model.
 
     Raises:
-        CheckpointError: weights are missing or do not fit, or the scheme would leave most as they are.
+        CheckpointError: weights are missing or do not fit, the scheme would leave most as they are, or the
+            model's own code does not run with quantized weights.
         MachineError: a pickle has to be fetched to be planned, and does not fit on the disk.
     """
     architecture = Architecture(source.folder, trust_remote_code=settings.trust_remote_code)
     if not source.can_stream:  # a pickle has to be here before it tells what it holds
         require_room_for(source.to_fetch())
-    variants = make_plan(
+    plan = partial(
+        make_plan,
         source.layout(),
         architecture,
         [settings.scheme(quant_type) for quant_type in quant_types],
@@ -97,11 +104,45 @@ def plan_variants(source: Source, settings: Settings, quant_types: Sequence[str]
         skip=settings.skip,
         embeddings=settings.embeddings,
     )
-    return Plans(architecture, variants)
+    variants = plan()
+    keep = _to_keep(Plans(architecture, variants), source, settings, console)
+    return Plans(architecture, plan(keep=keep) if keep else variants)
+
+
+def _to_keep(
+    plans: Plans, source: Source, settings: Settings, console: Console
+) -> dict[str, Mapping[str, str]]:
+    """What a small model cannot run quantized: variant -> patterns of modules -> why.
+
+    Raises:
+        CheckpointError: a variant would be of no use.
+    """
+    trials = try_variants(
+        plans.architecture,
+        plans.variants,
+        source.folder,
+        skip=settings.skip,
+        embeddings=settings.embeddings,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    untried, kept = defaultdict[str, list[str]](list), defaultdict[tuple[str, str], list[str]](list)
+    for variant, trial in trials.items():
+        if trial.refusal:
+            raise CheckpointError(f"{variant}: {trial.refusal}", hint=trial.hint)
+        if trial.untried:
+            untried[trial.untried].append(variant)
+        for pattern, reason in trial.keep.items():
+            kept[pattern, reason].append(variant)
+    for (pattern, reason), variants in kept.items():
+        name = pattern.replace(r"\d+", "*").replace("\\", "")
+        console.notice(f"Kept as it is in {', '.join(variants)}: {name}", f"{reason}.")
+    for why, variants in untried.items():
+        console.notice(f"Not tried on a small model first: {', '.join(variants)}", f"{why}.")
+    return {variant: trial.keep for variant, trial in trials.items() if trial.keep}
 
 
 def preview_variants(
-    source: Source, settings: Settings, quant_types: Sequence[str]
+    source: Source, settings: Settings, quant_types: Sequence[str], console: Console
 ) -> dict[str, PlannedVariant]:
     """What a dry run tells of each variant; nothing for no types.
 
@@ -116,7 +157,7 @@ def preview_variants(
             {tensor.source.name: tensor.record() for tensor in plan.tensors},
             plan.size_bytes,
         )
-        for variant, plan in plan_variants(source, settings, quant_types).variants.items()
+        for variant, plan in plan_variants(source, settings, quant_types, console).variants.items()
     }
 
 
