@@ -260,9 +260,19 @@ def quantize(context: click.Context, /, **options: Any) -> int:
 @click.argument("repo_or_folder")
 @click.option("--revision", help="Branch, tag or sha on the Hub.")
 @click.option("--token", envvar="HF_TOKEN", help="Hugging Face token, for a private repository.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run the code that the repository brings along for its model; read it first.",
+)
 @click.pass_context
 def check(
-    context: click.Context, /, repo_or_folder: str, revision: str | None, token: str | None
+    context: click.Context,
+    /,
+    repo_or_folder: str,
+    revision: str | None,
+    token: str | None,
+    trust_remote_code: bool,
 ) -> int:
     """Load the published variants with the installed libraries and say whether they still work."""
     from smolquant import check as checking
@@ -272,7 +282,10 @@ def check(
     if token:
         console.mask(token)
     broken = []
-    for found in checking.check(repo_or_folder, Hub(token), revision):
+    results = checking.check(
+        repo_or_folder, Hub(token), revision, trust_remote_code=trust_remote_code
+    )
+    for found in results:
         made_with = ", ".join(f"{name} {made}" for name, made in sorted(found.made_with.items()))
         console.info(f"{found.variant}: {found.problem or 'works'} (made with {made_with})")
         broken += [found.variant] if found.problem else []

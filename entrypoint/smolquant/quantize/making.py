@@ -36,7 +36,7 @@ from smolquant.quantize.calibrate import (
 )
 from smolquant.quantize.engine import quantize_checkpoint
 from smolquant.quantize.plan import VariantPlan, make_plan
-from smolquant.quantize.trial import try_variants
+from smolquant.quantize.trial import Trial, try_variants
 from smolquant.quantize.variant import finish_variant, work_key, write_record
 from smolquant.quantize.workfolder import WorkFolder, work_folder
 from smolquant.record import FILE_NAME, SourceRecord
@@ -105,30 +105,27 @@ def plan_variants(
         embeddings=settings.embeddings,
     )
     variants = plan()
-    keep = _to_keep(Plans(architecture, variants), source, settings, console)
-    return Plans(architecture, plan(keep=keep) if keep else variants)
-
-
-def _to_keep(
-    plans: Plans, source: Source, settings: Settings, console: Console
-) -> dict[str, Mapping[str, str]]:
-    """What a small model cannot run quantized: variant -> patterns of modules -> why.
-
-    Raises:
-        CheckpointError: a variant would be of no use.
-    """
     trials = try_variants(
-        plans.architecture,
-        plans.variants,
+        architecture,
+        variants,
         source.folder,
         skip=settings.skip,
         embeddings=settings.embeddings,
         trust_remote_code=settings.trust_remote_code,
     )
-    untried, kept = defaultdict[str, list[str]](list), defaultdict[tuple[str, str], list[str]](list)
     for variant, trial in trials.items():
         if trial.refusal:
             raise CheckpointError(f"{variant}: {trial.refusal}", hint=trial.hint)
+    if keep := {variant: trial.keep for variant, trial in trials.items() if trial.keep}:
+        variants = plan(keep=keep)
+    _tell_of(trials, console)
+    return Plans(architecture, variants)
+
+
+def _tell_of(trials: Mapping[str, Trial], console: Console) -> None:
+    """Each kind of module that has to be kept, once, and what could not be tried."""
+    untried, kept = defaultdict[str, list[str]](list), defaultdict[tuple[str, str], list[str]](list)
+    for variant, trial in trials.items():
         if trial.untried:
             untried[trial.untried].append(variant)
         for pattern, reason in trial.keep.items():
@@ -138,7 +135,6 @@ def _to_keep(
         console.notice(f"Kept as it is in {', '.join(variants)}: {name}", f"{reason}.")
     for why, variants in untried.items():
         console.notice(f"Not tried on a small model first: {', '.join(variants)}", f"{why}.")
-    return {variant: trial.keep for variant, trial in trials.items() if trial.keep}
 
 
 def preview_variants(

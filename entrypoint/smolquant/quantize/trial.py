@@ -125,9 +125,7 @@ def _unless_it_breaks(laboratory: "_Laboratory", plan: VariantPlan) -> Trial:
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(
-        prefix="smolquant-trial-", ignore_cleanup_errors=True
-    ) as name:
+    with tempfile.TemporaryDirectory(prefix="smolquant-trial-", ignore_cleanup_errors=True) as name:
         yield Path(name)
 
 

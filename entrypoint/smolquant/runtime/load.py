@@ -170,7 +170,7 @@ def _device_map(device: Any, device_map: Any) -> Any:
 
 
 def _device_of(device_map: Any) -> str:
-    """What decides about kernels: ``cpu`` where any part of the model is there, else the device as given."""
+    """What decides about kernels: ``cpu`` where any part of the model is there, else the device."""
     if isinstance(device_map, dict):
         places = {str(place) for place in device_map.values()}
         return "cpu" if places & {"cpu", "disk"} else next(iter(sorted(places)), default_device())
