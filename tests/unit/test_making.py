@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import FalconConfig, MambaConfig
 
-from models import llama, save_with_tokenizer
+import smolquant
+from models import llama, logits, save_with_tokenizer
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.errors import CheckpointError, InputError
 from smolquant.publish.local import is_whole, local_records
@@ -15,6 +18,10 @@ from smolquant.quantize import making
 from smolquant.report.console import Console
 from smolquant.report.run_report import VariantResult
 from smolquant.settings import Settings, make_settings
+
+SMALL: dict[str, Any] = {"vocab_size": 320, "hidden_size": 128, "num_hidden_layers": 2}
+MAMBA = MambaConfig(**SMALL, state_size=8, time_step_rank=32)
+FALCON = FalconConfig(**SMALL, num_attention_heads=4)
 
 
 @pytest.fixture
@@ -147,3 +154,33 @@ def test_a_preview_tells_sizes_to_the_byte_and_writes_nothing(
     assert (planned.quant_type, planned.predicted_bytes) == (made.quant_type, made.size_bytes)
     assert planned.tensors.keys() == made.tensors.keys()
     assert making.preview_variants(source, asked, (), Console({}, log)) == {}
+
+
+def test_what_the_model_cannot_run_quantized_is_kept_and_told_once(
+    tmp_path: Path, log: io.StringIO
+) -> None:
+    mamba = FolderSource(save_with_tokenizer(tmp_path / "mamba", MAMBA))
+    asked = settings(mamba, quant_type="int8_weight_only,int8_dynamic")
+    planned = making.preview_variants(mamba, asked, asked.quant_types, Console({}, log))
+    reason = "MambaMixer does not run with it quantized"
+    for plan in planned.values():
+        assert plan.tensors["backbone.layers.1.mixer.dt_proj.weight"].reason == reason
+        assert plan.tensors["backbone.layers.1.mixer.x_proj.weight"].quantized
+    assert log.getvalue() == (
+        f"Kept as it is in int8, int8_dynamic: backbone.layers.*.mixer.dt_proj: {reason}.\n"
+    )
+    again = io.StringIO()
+    made = make(mamba, asked, again)["int8"].record
+    assert made.tensors["backbone.layers.0.mixer.dt_proj.weight"].reason == reason
+    model, _ = smolquant.load(asked.output_dir, "int8", device="cpu")
+    assert torch.isfinite(logits(model)).all()
+
+
+def test_a_model_that_runs_with_nothing_quantized_is_refused(
+    tmp_path: Path, log: io.StringIO
+) -> None:
+    falcon = FolderSource(save_with_tokenizer(tmp_path / "falcon", FALCON))
+    asked = settings(falcon)
+    with pytest.raises(CheckpointError, match="FalconLinear does not run with it quantized"):
+        making.plan_variants(falcon, asked, asked.quant_types, Console({}, log))
+    assert not log.getvalue(), "one message is enough"

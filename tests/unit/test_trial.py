@@ -1,5 +1,7 @@
 """What a model's own code cannot run quantized shows on a small model of it, before the work."""
 
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,23 @@ from transformers import (
     PretrainedConfig,
     ReformerConfig,
     RwkvConfig,
+    XLNetConfig,
 )
 
 import models
 from smolquant.checkpoint.folder import FolderSource
-from smolquant.errors import CheckpointError
+from smolquant.errors import Cancelled, CheckpointError
 from smolquant.model.architecture import Architecture
 from smolquant.model.shrink import smaller_configs
+from smolquant.quantize import trial
 from smolquant.quantize.plan import VariantPlan, make_plan
 from smolquant.quantize.trial import Trial, try_variants
 from smolquant.schemes import BY_VARIANT, SCHEMES, Quantize
 
 SMALL: dict[str, Any] = {"vocab_size": 320, "hidden_size": 128, "num_hidden_layers": 2}
+
+LONG = 600.0
+"""Seconds; more than any machine takes, however busy."""
 
 FALCON = FalconConfig(**SMALL, num_attention_heads=4)
 MAMBA = MambaConfig(**SMALL, state_size=8, time_step_rank=32)
@@ -49,7 +56,7 @@ def plans_of(folder: Path, *quant_types: str, **options: Any) -> dict[str, Varia
 
 def trials_of(folder: Path, *quant_types: str) -> dict[str, Trial]:
     architecture = Architecture(folder, trust_remote_code=False)
-    return try_variants(architecture, plans_of(folder, *quant_types), folder)
+    return try_variants(architecture, plans_of(folder, *quant_types), folder, seconds=LONG)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +78,9 @@ def test_what_runs_is_left_as_it_is_planned(tmp_path: Path, config: PretrainedCo
 
 def test_falcon_runs_with_none_of_its_weights_quantized_and_is_refused(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", FALCON)
-    (trial,) = trials_of(folder, "int8_weight_only").values()
-    assert not trial.refusal
-    assert sorted(trial.keep) == [
+    (found,) = trials_of(folder, "int8_weight_only").values()
+    assert not found.refusal
+    assert sorted(found.keep) == [
         rf"transformer\.h\.\d+\.{name}"
         for name in (
             r"mlp\.dense_4h_to_h",
@@ -85,16 +92,16 @@ def test_falcon_runs_with_none_of_its_weights_quantized_and_is_refused(tmp_path:
     with pytest.raises(
         CheckpointError, match="100% .* FalconLinear does not run with it quantized"
     ):
-        plans_of(folder, "int8_weight_only", keep={"int8": trial.keep})
+        plans_of(folder, "int8_weight_only", keep={"int8": found.keep})
 
 
 def test_mamba_keeps_the_one_weight_that_it_multiplies_by_itself(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", MAMBA)
-    (trial,) = trials_of(folder, "int8_weight_only").values()
+    (found,) = trials_of(folder, "int8_weight_only").values()
     reason = "MambaMixer does not run with it quantized"
-    assert trial == Trial({r"backbone\.layers\.\d+\.mixer\.dt_proj": reason})
+    assert found == Trial({r"backbone\.layers\.\d+\.mixer\.dt_proj": reason})
 
-    (plan,) = plans_of(folder, "int8_weight_only", keep={"int8": trial.keep}).values()
+    (plan,) = plans_of(folder, "int8_weight_only", keep={"int8": found.keep}).values()
     records = {tensor.name: tensor.record() for tensor in plan.tensors}
     for layer in range(2):
         assert records[f"backbone.layers.{layer}.mixer.dt_proj.weight"].reason == reason
@@ -102,36 +109,51 @@ def test_mamba_keeps_the_one_weight_that_it_multiplies_by_itself(tmp_path: Path)
         assert f"backbone.layers.{layer}.mixer.dt_proj" in plan.kept_modules
 
 
+def test_a_variant_without_kernels_here_is_tried_as_one_that_has_them(tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", MAMBA)
+    (found,) = trials_of(folder, "float8_dynamic").values()
+    assert list(found.keep) == [r"backbone\.layers\.\d+\.mixer\.dt_proj"]
+
+
 def test_rwkv_keeps_the_weights_that_it_rescales_in_place(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", RWKV)
-    (trial,) = trials_of(folder, "int8_weight_only").values()
-    assert not trial.refusal
-    assert sorted(trial.keep) == [
+    (found,) = trials_of(folder, "int8_weight_only").values()
+    assert not found.refusal
+    assert sorted(found.keep) == [
         r"rwkv\.blocks\.\d+\.attention\.output",
         r"rwkv\.blocks\.\d+\.feed_forward\.value",
     ]
-    plans_of(folder, "int8_weight_only", keep={"int8": trial.keep})  # enough is left to quantize
+    plans_of(folder, "int8_weight_only", keep={"int8": found.keep})  # enough is left to quantize
 
 
-def test_a_model_that_computes_in_float32_only_is_refused(tmp_path: Path) -> None:
-    config = ReformerConfig(
-        vocab_size=320,
-        hidden_size=128,
-        attention_head_size=32,
-        num_attention_heads=4,
-        feed_forward_size=256,
-        is_decoder=True,
-        axial_pos_shape=(16, 32),
-        axial_pos_embds_dim=(64, 64),
-        attn_layers=["local", "lsh"],
-        max_position_embeddings=512,
-        local_attn_chunk_length=16,
-        lsh_attn_chunk_length=16,
-        num_buckets=4,
-    )
+REFORMER = ReformerConfig(
+    vocab_size=320,
+    hidden_size=128,
+    attention_head_size=32,
+    num_attention_heads=4,
+    feed_forward_size=256,
+    is_decoder=True,
+    axial_pos_shape=(16, 32),
+    axial_pos_embds_dim=(64, 64),
+    attn_layers=["local", "lsh"],
+    max_position_embeddings=512,
+    local_attn_chunk_length=16,
+    lsh_attn_chunk_length=16,
+    num_buckets=4,
+)
+XLNET = XLNetConfig(vocab_size=320, d_model=128, n_layer=2, n_head=4, d_inner=1024)
+
+
+@pytest.mark.parametrize("config", [REFORMER, XLNET], ids=["reformer", "xlnet"])
+def test_a_model_that_computes_in_float32_only_is_refused(
+    tmp_path: Path, config: PretrainedConfig
+) -> None:
     folder = models.save(tmp_path / "m", config)
-    (trial,) = trials_of(folder, "int8_weight_only").values()
-    assert trial.refusal.startswith("ReformerModelWithLMHead runs in float32 only")
+    (found,) = trials_of(folder, "int8_weight_only").values()
+    (named,) = config.architectures or [""]
+    assert found.refusal.startswith(
+        f"{named} runs in float32 only: its code fails in bfloat16, quantized or not"
+    )
 
 
 @pytest.mark.parametrize(
@@ -162,10 +184,86 @@ def test_the_small_model_has_every_kind_of_layer_and_the_real_ones_decisions(
     assert sum(of_small.values()) >= 7 * 2
 
 
-def test_trying_leaves_no_trace(tmp_path: Path) -> None:
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def test_trying_leaves_no_trace(tmp_path: Path, temporary: Path) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
     before = torch.random.get_rng_state()
     threads = torch.get_num_threads()
     trials_of(folder, "int8_weight_only")
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.get_num_threads() == threads
+    assert not list(temporary.iterdir())
+
+
+def test_out_of_time_nothing_is_kept_and_that_is_told(tmp_path: Path, temporary: Path) -> None:
+    folder = models.save(tmp_path / "m", MAMBA)
+    plans = plans_of(folder, "int8_weight_only", "int8_dynamic")
+    architecture = Architecture(folder, trust_remote_code=False)
+    trials = try_variants(architecture, plans, folder, seconds=0.0)
+    told = Trial(untried="that took more than 0 seconds")
+    assert trials == {"int8": told, "int8_dynamic": told}
+    assert not list(temporary.iterdir())
+
+
+def test_a_run_that_is_cancelled_while_trying_leaves_no_trace(
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cancelled(*_: object, **__: object) -> None:
+        assert list(temporary.iterdir())
+        raise Cancelled(2)
+
+    monkeypatch.setattr(trial, "finish_variant", cancelled)
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    with pytest.raises(Cancelled):
+        trials_of(folder, "int8_weight_only")
+    assert not list(temporary.iterdir())
+
+
+def test_a_fault_of_the_trials_own_is_told_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk for temporary files, say; or a loader that fails on small models, quantized or not."""
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as change:
+        change.setattr(trial, "finish_variant", full)
+        (found,) = trials_of(folder, "int8_weight_only").values()
+    assert found == Trial(untried="OSError: [Errno 28] No space left on device")
+
+    def confused(*_: object, **__: object) -> None:
+        raise KeyError("layer_types")
+
+    with monkeypatch.context() as change:
+        change.setattr(trial, "load_model", confused)
+        (found,) = trials_of(folder, "int8_weight_only").values()
+    assert found == Trial(untried="KeyError: 'layer_types'")
+
+
+def test_what_cannot_be_loaded_quantized_but_can_be_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    own = trial.load_model
+
+    def only_unquantized(folder: Path, *given: Any, **options: Any) -> Any:
+        if "quantization_config" in (folder / "config.json").read_text():
+            raise NotImplementedError("aten.equal is not there")
+        return own(folder, *given, **options)
+
+    monkeypatch.setattr(trial, "load_model", only_unquantized)
+    (found,) = trials_of(folder, "int8_weight_only").values()
+    assert re.fullmatch(
+        r"LlamaForCausalLM cannot be loaded quantized by transformers [\d.]+: aten.equal is not there\.",
+        found.refusal,
+    )

@@ -117,14 +117,16 @@ def _config_text(config: dict[str, Any], plan: VariantPlan, repo: str | None) ->
 
 def _copy(path: Path, target: Path, repo: str | None) -> None:
     """Copy a file of the source; configs that name code, such as a tokenizer's, name its repository too."""
-    if repo is not None and path.name.endswith("config.json"):
-        entries = json.loads(path.read_bytes())
-        if isinstance(entries, dict) and "auto_map" in entries:
-            entries["auto_map"] = _in_repo(repo, entries["auto_map"])
-            text = json.dumps(entries, indent=2, ensure_ascii=False)
-            target.write_text(text + "\n", encoding="utf-8")
-            return
-    shutil.copyfile(path, target)
+    if (
+        repo is None
+        or not path.name.endswith("config.json")
+        or b'"auto_map"' not in path.read_bytes()
+    ):
+        shutil.copyfile(path, target)
+        return
+    entries = json.loads(path.read_bytes())
+    entries["auto_map"] = _in_repo(repo, entries["auto_map"])
+    target.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _in_repo(repo: str, code: Any) -> Any:
