@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,7 +59,7 @@ def test_a_device_map_places_the_model_and_its_kernels(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     by_device, _ = smolquant.load(variants, variant, device="cpu")
-    options = {"max_memory": {"cpu": "4GB"}} if device_map == "auto" else {}
+    options: dict[str, Any] = {"max_memory": {"cpu": "4GB"}} if device_map == "auto" else {}
     by_map, _ = smolquant.load(variants, variant, device_map=device_map, **options)
     assert torch.equal(logits(by_map), logits(by_device))
 
@@ -88,7 +89,11 @@ def test_the_model_gets_what_is_its_own_and_both_get_what_is_about_files(
         return own(where, **options)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", watched)
-    about_files = {"cache_dir": str(tmp_path), "token": "hf_x", "local_files_only": True}
+    about_files: dict[str, Any] = {
+        "cache_dir": str(tmp_path),
+        "token": "hf_x",
+        "local_files_only": True,
+    }
     model, _ = smolquant.load(
         variants, "int8", device="cpu", attn_implementation="eager", **about_files
     )
@@ -141,12 +146,10 @@ def test_the_class_that_the_config_names_is_loaded(
 
 
 def test_a_processor_reads_for_a_model_that_takes_images(tmp_path: Path) -> None:
-    class Model:
-        config = Gemma3Config()
-
+    model: Any = SimpleNamespace(config=Gemma3Config())
     (tmp_path / "int8").mkdir()
     options = {"subfolder": "int8", "trust_remote_code": False, "attn_implementation": "eager"}
     of = loading._text_class
-    assert of(tmp_path, Model(), options).__name__ == "AutoTokenizer"  # type: ignore[arg-type]
+    assert of(tmp_path, model, options).__name__ == "AutoTokenizer"
     (tmp_path / "int8/preprocessor_config.json").write_text("{}")
-    assert of(tmp_path, Model(), options) is AutoProcessor  # type: ignore[arg-type]
+    assert of(tmp_path, model, options) is AutoProcessor

@@ -29,6 +29,7 @@ from smolquant.model.shrink import smaller_configs
 from smolquant.quantize import trial
 from smolquant.quantize.plan import VariantPlan, make_plan
 from smolquant.quantize.trial import Trial, try_variants
+from smolquant.runtime.load import load_model
 from smolquant.schemes import BY_VARIANT, SCHEMES, Quantize
 
 SMALL: dict[str, Any] = {"vocab_size": 320, "hidden_size": 128, "num_hidden_layers": 2}
@@ -254,7 +255,7 @@ def test_what_cannot_be_loaded_quantized_but_can_be_otherwise_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
-    own = trial.load_model
+    own = load_model
 
     def only_unquantized(folder: Path, *given: Any, **options: Any) -> Any:
         if "quantization_config" in (folder / "config.json").read_text():
