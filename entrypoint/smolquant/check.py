@@ -26,17 +26,28 @@ class Checked:
     """The versions that the record names."""
 
 
-def check(repo_or_folder: str, hub: Hub, revision: str | None = None) -> Iterator[Checked]:
+def check(
+    repo_or_folder: str,
+    hub: Hub,
+    revision: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> Iterator[Checked]:
     """Check every variant of a Hub repository or a folder with the same layout, one after the other.
 
+    Args:
+        trust_remote_code: run the code that the repository brings along for its model.
+
     Raises:
-        InputError: there is no variant.
+        InputError: there is no variant, or one needs code of its own that is not trusted.
         HubError: the repository cannot be read.
     """
     folder = Path(repo_or_folder)
     if not folder.is_dir():
         with hub_errors(repo_or_folder, "downloading the variants"):
             patterns = [f"{variant}/*" for variant in BY_VARIANT]
+            if trust_remote_code:
+                patterns.append("*.py")  # at the root, where a model's own code is
             folder = Path(
                 hub.api.snapshot_download(
                     repo_or_folder, revision=revision, allow_patterns=patterns
@@ -54,7 +65,7 @@ def check(repo_or_folder: str, hub: Hub, revision: str | None = None) -> Iterato
             record = VariantRecord.from_json((folder / variant / FILE_NAME).read_text("utf-8"))
             made_with = record.versions
             _check_files(folder / variant, record)
-            _check_loads(folder, variant)
+            _check_loads(folder, variant, trust_remote_code)
         except (InvalidRecord, CheckpointError) as problem:
             yield Checked(variant, str(problem), made_with)
         else:
@@ -70,20 +81,27 @@ def _check_files(folder: Path, record: VariantRecord) -> None:
             raise CheckpointError(f"{name} is not the file that was made: its sha256 differs.")
 
 
-def _check_loads(folder: Path, variant: str) -> None:
+def _check_loads(folder: Path, variant: str, trust_remote_code: bool) -> None:
     """Load the variant and look at the logits of one prompt.
 
     A machine without its kernels says nothing of the variant: there it is computed with plain weights.
+    Nor does code that may not run.
     """
     import torch
 
-    from smolquant.runtime.load import load_for_checking
+    from smolquant.runtime.load import NeedsOwnCode, load_for_checking
 
     try:
-        model, tokenizer = load_for_checking(folder, variant)
-        prompt = tokenizer("The", return_tensors="pt").to(model.device)
+        model, tokenizer = load_for_checking(folder, variant, trust_remote_code=trust_remote_code)
+        prompt = tokenizer(text="The", return_tensors="pt").to(model.device)
         with torch.no_grad():
             logits = model(**prompt).logits
+    except NeedsOwnCode as error:
+        raise InputError(
+            f"{variant} is not checked: it needs code of its own, which its repository brings along, and "
+            "running that is off.",
+            hint="Read the code; if you trust it, add --trust-remote-code.",
+        ) from error
     except Exception as error:  # whatever the installed libraries raise is the answer
         raise CheckpointError(f"It does not run: {type(error).__name__}: {error}") from error
     if not bool(torch.isfinite(logits).all()):

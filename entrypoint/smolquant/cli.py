@@ -1,16 +1,13 @@
 """The command line, and the only reader of argv and the environment.
 
-An action's inputs arrive as ``INPUT_<NAME>`` with the hyphens kept; an empty one means unset. Torch is
-imported when work starts, so that help and refusals answer at once.
+Torch is imported when work starts, so that help and refusals answer at once.
 """
 
 import gc
 import logging
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +23,17 @@ from smolquant.errors import (
     MachineError,
     SmolquantError,
 )
+from smolquant.parameters import (
+    InputArgument,
+    Patterns,
+    hub_token,
+    input_variable,
+    never_written,
+    option,
+    reproduce,
+    switch,
+    without_query,
+)
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
 from smolquant.report.run_report import RunReport
@@ -36,85 +44,6 @@ from smolquant.supervise import run_in_child
 from smolquant.tokens import HUB_TOKEN, clean_token
 
 
-def input_variable(name: str) -> str:
-    """The environment variable in which a Docker action finds its input ``name``."""
-    return f"INPUT_{name.replace(' ', '_').upper()}"
-
-
-class _FromEnvironment(click.Parameter):
-    """A parameter whose variables count without the white space around them; blank means unset."""
-
-    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
-        names = [self.envvar] if isinstance(self.envvar, str) else self.envvar or ()
-        texts = (os.environ.get(name, "").strip() for name in names)
-        return next(filter(None, texts), None)
-
-
-class _Argument(_FromEnvironment, click.Argument):
-    """An argument that an action's input sets too."""
-
-
-class _Option(_FromEnvironment, click.Option):
-    """An option that has its default from the settings, and can be written into a command again."""
-
-    def __init__(
-        self, *arguments: Any, written: Callable[[Any], str | None] = str, **attributes: Any
-    ) -> None:
-        """``written`` gives a value's text in the command that reproduces the run; None leaves it out."""
-        super().__init__(*arguments, **attributes)
-        self._written = written
-
-    def words(self, value: Any) -> list[str]:
-        """The words that give ``value`` on a command line; none for the default."""
-        if value in (self.default, ()):
-            return []
-        values = value if self.multiple else (value,)
-        shown = [text for one in values if (text := self._written(one)) is not None]
-        if self.is_flag:
-            return [self.opts[0]] * len(shown)
-        return [word for text in shown for word in (self.opts[0], text)]
-
-
-def _option(name: str, *, env: tuple[str, ...] = (), **attributes: Any) -> Callable[..., Any]:
-    """An option that an action's input of the same name sets too, unless ``env`` names others."""
-    return click.option(
-        f"--{name}",
-        cls=_Option,
-        envvar=env or input_variable(name),
-        default=default_of(name.replace("-", "_")),
-        show_default=True,
-        **attributes,
-    )
-
-
-def _switch(name: str, help_text: str, **attributes: Any) -> Callable[..., Any]:
-    """An option that is off unless it is named; as an input, ``true`` or ``false``."""
-    return _option(name, is_flag=True, help=help_text, **attributes)
-
-
-def _hub_token(help_text: str) -> Callable[..., Any]:
-    """The token of a command that takes no inputs of an action."""
-    return click.option("--token", cls=_Option, envvar="HF_TOKEN", help=help_text)
-
-
-def _never_written(_: object) -> None:
-    """Leave out a secret, or what is no part of the run itself."""
-
-
-def _without_query(address: str) -> str:
-    """An address without its query, which may hold a token."""
-    return address.partition("?")[0]
-
-
-class _Patterns(click.ParamType[str]):
-    """A repeatable option; as an input, one pattern a line (a pattern may hold spaces)."""
-
-    name = "pattern"
-
-    def split_envvar_value(self, rv: str) -> list[str]:
-        return [line.strip() for line in rv.splitlines() if line.strip()]
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="smolquant")
 def cli() -> None:
@@ -122,115 +51,117 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("model_path", cls=_Argument, required=False, envvar=input_variable("model-path"))
-@click.argument("repo_name", cls=_Argument, required=False, envvar=input_variable("repo"))
-@_option(
+@click.argument(
+    "model_path", cls=InputArgument, required=False, envvar=input_variable("model-path")
+)
+@click.argument("repo_name", cls=InputArgument, required=False, envvar=input_variable("repo"))
+@option(
     "quant-type",
     metavar="TYPES",
     help=f"Quantization types: {', '.join(SCHEMES)}, both ({' and '.join(BOTH)}), or several with "
     "commas between them.",
 )
-@_option(
+@option(
     "device",
     type=click.Choice(["auto", "cpu", "cuda"]),
     help="Device that computes while weights are calibrated and variants are measured.",
 )
-@_option(
+@option(
     "group-size",
     type=int,
     help="Number of columns that share a scale in int4: "
     f"{', '.join(map(str, GROUP_SIZES[:-1]))} or {GROUP_SIZES[-1]}.",
 )
-@_option(
+@option(
     "int4-method",
     type=click.Choice(INT4_METHODS),
     help="Method that finds int4 weights: search looks for each group's grid with the least error; "
     "calibrated, which is better and slow, finds levels that suit a text; rtn rounds to nearest.",
 )
-@_option(
+@option(
     "calibration-text",
     metavar="FILE",
     help="Text file that --int4-method calibrated uses instead of the bundled text.",
 )
-@_option(
+@option(
     "embeddings",
     type=click.Choice(["source", *TABLE_SCHEMES]),
     help="Precision of the embeddings and the output head: source keeps them; int8 halves their size, "
     "and stock transformers then dequantizes the whole table for every token.",
 )
-@_option(
+@option(
     "token",
     env=(input_variable("hf-token"), "HF_TOKEN"),
-    written=_never_written,
+    written=never_written,
     help="Hugging Face token. Prefer the environment variable HF_TOKEN.",
 )
-@_switch("private", "Create the repository as a private one.")
-@_option("revision", help="Revision of the source on the Hub: a branch, tag or commit sha.")
-@_option("tag", metavar="NAME", help="Tag that the published commit gets on the Hub.")
-@_switch("replace-main", "Let a local checkpoint replace different main weights in the repository.")
-@_option(
+@switch("private", "Create the repository as a private one.")
+@option("revision", help="Revision of the source on the Hub: a branch, tag or commit sha.")
+@option("tag", metavar="NAME", help="Tag that the published commit gets on the Hub.")
+@switch("replace-main", "Let a local checkpoint replace different main weights in the repository.")
+@option(
     "dtype",
     type=click.Choice(["auto", "bfloat16", "float16"]),
     help="Data type of the weights that stay unquantized; auto stores float32 as bfloat16.",
 )
-@_option("max-shard-size", metavar="SIZE", help="Maximum size of an output shard.")
-@_switch("create-pr", "Publish to a pull request on the Hub instead of the main branch.")
-@_switch("save-only", "Write the variants locally and do not publish them.")
-@_option(
+@option("max-shard-size", metavar="SIZE", help="Maximum size of an output shard.")
+@switch("create-pr", "Publish to a pull request on the Hub instead of the main branch.")
+@switch("save-only", "Write the variants locally and do not publish them.")
+@option(
     "output-dir", metavar="DIR", help="Folder that the variants and report.json are written to."
 )
-@_option(
+@option(
     "low-disk",
     type=click.Choice(["auto", "always", "never"]),
     help="Save disk space: stream the source from the Hub and, without evaluation, upload and delete "
     "each shard when it is finished; auto does so when the disk would not hold everything.",
 )
-@_option(
+@option(
     "evaluate",
     type=click.Choice(["auto", "always", "never"]),
     help="Measure quality and speed; auto does so where the machine's memory allows it.",
 )
-@_option("eval-text", metavar="FILE", help="Text file to measure on instead of the bundled text.")
-@_option(
+@option("eval-text", metavar="FILE", help="Text file to measure on instead of the bundled text.")
+@option(
     "eval-tokens",
     type=int,
     metavar="N",
     help="Number of evaluation tokens. The default depends on the model's size.",
 )
-@_option(
+@option(
     "max-perplexity-increase",
     metavar="LIMIT",
     help="Highest allowed increase of the perplexity in percent, such as `5` or `int8=1,int4=12`; "
     "above it the run fails and publishes nothing.",
 )
-@_option(
+@option(
     "max-kl",
     metavar="LIMIT",
     help="Highest allowed mean KL divergence from the source in nats, such as `0.05` or "
     "`int8=0.01,int4=0.1`; above it the run fails and publishes nothing.",
 )
-@_option(
+@option(
     "skip",
     multiple=True,
-    type=_Patterns(),
+    type=Patterns(),
     help="Regular expression; modules whose name matches it stay unquantized. May be repeated.",
 )
-@_option("cuda-image", metavar="IMAGE", help="Image that runs in the container that has the GPU.")
-@_option(
+@option("cuda-image", metavar="IMAGE", help="Image that runs in the container that has the GPU.")
+@option(
     "trackio-url",
     metavar="URL",
-    written=_without_query,
+    written=without_query,
     help="Trackio Space or server that records the run.",
 )
-@_option("experiment-name", metavar="NAME", help="Name of the Trackio run.")
-@_option(
+@option("experiment-name", metavar="NAME", help="Name of the Trackio run.")
+@option(
     "dataset-repo",
     metavar="REPO",
     help="Bucket on the Hub in which a Trackio Space keeps its data.",
 )
-@_switch("trust-remote-code", "Run model code that the repository contains.")
-@_switch("force", "Make every variant again, even one that is up to date.")
-@_switch("dry-run", "Print the plan and the sizes, and write nothing.", written=_never_written)
+@switch("trust-remote-code", "Run model code that the repository contains.")
+@switch("force", "Make every variant again, even one that is up to date.")
+@switch("dry-run", "Print the plan and the sizes, and write nothing.", written=never_written)
 @click.pass_context
 def quantize(context: click.Context, /, **options: Any) -> int:
     """Quantize MODEL_PATH (a checkpoint folder or a Hub id) and publish into REPO_NAME.
@@ -278,10 +209,20 @@ def quantize(context: click.Context, /, **options: Any) -> int:
 @cli.command()
 @click.argument("repo_or_folder")
 @click.option("--revision", help="Branch, tag or sha on the Hub.")
-@_hub_token("Hugging Face token, for a private repository.")
+@hub_token("Hugging Face token, for a private repository.")
+@click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run the model code that the repository contains; read it first.",
+)
 @click.pass_context
 def check(
-    context: click.Context, /, repo_or_folder: str, revision: str | None, token: str | None
+    context: click.Context,
+    /,
+    repo_or_folder: str,
+    revision: str | None,
+    token: str | None,
+    trust_remote_code: bool,
 ) -> int:
     """Load the published variants with the installed libraries and say whether they still work."""
     from smolquant import check as checking
@@ -290,7 +231,10 @@ def check(
     console: Console = context.obj
     token = _masked(token, console)
     broken = []
-    for found in checking.check(repo_or_folder, Hub(token), revision):
+    results = checking.check(
+        repo_or_folder, Hub(token), revision, trust_remote_code=trust_remote_code
+    )
+    for found in results:
         made_with = ", ".join(f"{name} {made}" for name, made in sorted(found.made_with.items()))
         console.info(f"{found.variant}: {found.problem or 'works'} (made with {made_with})")
         broken += [found.variant] if found.problem else []
@@ -310,7 +254,7 @@ def check(
     metavar="URL",
     help="Trackio Space or server. The default is the one that the run was to be recorded in.",
 )
-@_hub_token("Hugging Face token, for a Space.")
+@hub_token("Hugging Face token, for a Space.")
 @click.pass_context
 def sync_trackio(
     context: click.Context, /, report_dir: Path, trackio_url: str | None, token: str | None
@@ -346,17 +290,6 @@ def _refuse_token_in_argv(context: click.Context) -> None:
             "--token stands on the command line, where a workflow's log shows it.",
             hint="Pass it as the input hf-token, or in the environment as HF_TOKEN.",
         )
-
-
-def reproduce(context: click.Context) -> str:
-    """The shell command that makes this run again; a token stays in the environment."""
-    words = ["smolquant", "quantize"]
-    named = (context.params["model_path"], context.params["repo_name"])
-    words += dict.fromkeys(name for name in named if name)  # one name is enough for both
-    for parameter in context.command.params:
-        if isinstance(parameter, _Option):
-            words += parameter.words(context.params[str(parameter.name)])
-    return shlex.join(words)
 
 
 def run(arguments: list[str], console: Console) -> int:

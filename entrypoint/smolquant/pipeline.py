@@ -57,9 +57,9 @@ def quantize(settings: Settings, console: Console, report: RunReport, tracker: T
             release.check(hub, target, source, settings, reuse.to_publish)
         release.announce(source, target, settings, reuse.to_publish, console)
     if settings.dry_run:
-        from smolquant.quantize.making import preview_variants
+        from smolquant.quantize.planning import preview_variants
 
-        report.planned = preview_variants(source, settings, reuse.to_make, console.notice)
+        report.planned = preview_variants(source, settings, reuse.to_make, console)
         return
     results = _reused(reuse, source, settings, report, tracker)
     _judge(report, settings)  # what is there already, too: limits may have become tighter
@@ -134,9 +134,10 @@ def _make(
 ) -> dict[str, VariantResult]:
     """Quantize, measure and judge; each variant is complete in its place, or not there."""
     from smolquant.quantize import making
+    from smolquant.quantize.planning import plan_variants
 
     report.versions = stack_versions()
-    plans = making.plan_variants(source, settings, quant_types, console.notice)
+    plans = plan_variants(source, settings, quant_types, console)
     windows = None
     if settings.evaluate != "never":
         with _where_possible(plans.variants, settings, console, report):

@@ -105,5 +105,7 @@ def _is_reusable(
         and record.versions == stack_versions()
         and record.is_made_by(quant_type=quant_type, options=settings.options_of(quant_type))
         and record.source.identity == source.identity
+        # A config that names code of the model's own names the repository with it.
+        and (record.source.repo == source.repo or not settings.trust_remote_code)
         and is_whole(settings.output_dir / record.variant, record)
     )

@@ -7,7 +7,8 @@ import click
 import pytest
 import yaml
 
-from smolquant.cli import input_variable, quantize
+from smolquant.cli import quantize
+from smolquant.parameters import input_variable
 from smolquant.report.files import step_outputs
 from unit.report_samples import run_result
 

@@ -7,15 +7,21 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import FalconConfig, MambaConfig
 
-from models import llama, save_with_tokenizer
+import smolquant
+from models import llama, logits, save_with_tokenizer
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.errors import CheckpointError, InputError
 from smolquant.publish.local import is_whole, local_records
-from smolquant.quantize import making
+from smolquant.quantize import making, planning
 from smolquant.report.console import Console
 from smolquant.report.run_report import VariantResult
 from smolquant.settings import Settings, make_settings
+
+SMALL: dict[str, Any] = {"vocab_size": 320, "hidden_size": 128, "num_hidden_layers": 2}
+MAMBA = MambaConfig(**SMALL, state_size=8, time_step_rank=32)
+FALCON = FalconConfig(**SMALL, num_attention_heads=4)
 
 
 @pytest.fixture
@@ -43,7 +49,7 @@ def make(
     source: FolderSource, asked: Settings, log: io.StringIO, **options: Any
 ) -> dict[str, VariantResult]:
     console = Console({}, log)
-    plans = making.plan_variants(source, asked, asked.quant_types)
+    plans = planning.plan_variants(source, asked, asked.quant_types, console)
     with making.open_work(plans, source, asked, console, send=options.get("send")) as work:
         results = making.quantize_variants(
             work, console, watch=options.get("watch", lambda n_bytes: None)
@@ -125,7 +131,7 @@ def test_measuring_adds_the_numbers_to_what_was_made(
     text.write_text(" ".join(f"<{number % 300}>" for number in range(80)))
     asked = settings(source, evaluate="auto", eval_text=str(text), eval_tokens=64)
     console = Console({}, log)
-    plans = making.plan_variants(source, asked, asked.quant_types)
+    plans = planning.plan_variants(source, asked, asked.quant_types, console)
     windows = asked.measurement.windows(plans.architecture, source.folder)
     with making.open_work(plans, source, asked, console, send=None) as work:
         made = making.quantize_variants(work, console, watch=lambda n_bytes: None)
@@ -142,12 +148,12 @@ def test_a_preview_tells_sizes_to_the_byte_and_writes_nothing(
     source: FolderSource, log: io.StringIO
 ) -> None:
     asked = settings(source)
-    planned = making.preview_variants(source, asked, asked.quant_types)["int8"]
+    planned = planning.preview_variants(source, asked, asked.quant_types, Console({}, log))["int8"]
     assert not asked.output_dir.exists()
     made = make(source, asked, log)["int8"].record
     assert (planned.quant_type, planned.predicted_bytes) == (made.quant_type, made.size_bytes)
     assert planned.tensors.keys() == made.tensors.keys()
-    assert making.preview_variants(source, asked, ()) == {}
+    assert planning.preview_variants(source, asked, (), Console({}, io.StringIO())) == {}
 
 
 def test_the_device_that_is_told_is_the_one_that_computes(
@@ -157,7 +163,9 @@ def test_the_device_that_is_told_is_the_one_that_computes(
 
     def device(measured: bool, **options: Any) -> str:
         asked = settings(source, **options)
-        (plan,) = making.plan_variants(source, asked, asked.quant_types).variants.values()
+        (plan,) = planning.plan_variants(
+            source, asked, asked.quant_types, Console({}, io.StringIO())
+        ).variants.values()
         return making.device_of(plan, asked, measured=measured)
 
     assert device(measured=True) == "cuda"
@@ -165,3 +173,33 @@ def test_the_device_that_is_told_is_the_one_that_computes(
     assert device(measured=False) == "cpu", "quantizing itself runs on the CPU"
     calibrated = {"quant_type": "int4_weight_only", "int4_method": "calibrated"}
     assert device(measured=False, **calibrated) == "cuda"
+
+
+def test_what_the_model_cannot_run_quantized_is_kept_and_told_once(
+    tmp_path: Path, log: io.StringIO
+) -> None:
+    mamba = FolderSource(save_with_tokenizer(tmp_path / "mamba", MAMBA))
+    asked = settings(mamba, quant_type="int8_weight_only,int8_dynamic")
+    planned = planning.preview_variants(mamba, asked, asked.quant_types, Console({}, log))
+    reason = "MambaMixer does not run with it quantized"
+    for plan in planned.values():
+        assert plan.tensors["backbone.layers.1.mixer.dt_proj.weight"].reason == reason
+        assert plan.tensors["backbone.layers.1.mixer.x_proj.weight"].quantized
+    assert log.getvalue() == (
+        f"Kept as it is in int8, int8_dynamic: backbone.layers.*.mixer.dt_proj: {reason}.\n"
+    )
+    again = io.StringIO()
+    made = make(mamba, asked, again)["int8"].record
+    assert made.tensors["backbone.layers.0.mixer.dt_proj.weight"].reason == reason
+    model, _ = smolquant.load(asked.output_dir, "int8", device="cpu")
+    assert torch.isfinite(logits(model)).all()
+
+
+def test_a_model_that_runs_with_nothing_quantized_is_refused(
+    tmp_path: Path, log: io.StringIO
+) -> None:
+    falcon = FolderSource(save_with_tokenizer(tmp_path / "falcon", FALCON))
+    asked = settings(falcon)
+    with pytest.raises(CheckpointError, match="FalconLinear does not run with it quantized"):
+        planning.plan_variants(falcon, asked, asked.quant_types, Console({}, log))
+    assert not log.getvalue(), "one message is enough"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from smolquant.errors import CannotMeasure, CheckpointError
+from smolquant.errors import CannotMeasure, CheckpointError, GateError, SmolquantError
 from smolquant.evaluate.text import (
     EvalText,
     default_tokens,
@@ -19,7 +19,6 @@ from smolquant.evaluate.text import (
 )
 from smolquant.model.context import known_tokens, longest_context
 from smolquant.record import Metrics
-from smolquant.schemes import BY_VARIANT, Scheme
 
 if TYPE_CHECKING:
     import torch
@@ -112,16 +111,23 @@ class Measurement:
         Raises:
             CannotMeasure: the model does not run layer by layer, or a variant not on this device.
             CheckpointError: the source's own predictions are not finite.
-            GateError: a variant's predictions are not finite, or it does not load back.
+            GateError: a variant's predictions are not finite, it does not load back, or it does not run
+                when it is loaded as users load it.
             MachineError: it does not fit in memory; the message has the numbers if they are known before.
         """
         from smolquant.evaluate.measure import Evaluation
 
-        with Evaluation(architecture, checkpoint, variants, windows, device=device) as evaluation:
-            evaluation.require_memory()
-            with progress(evaluation.work_bytes) as advance:
-                quality = evaluation.run(advance)
-            tokens = evaluation.tokens
+        try:
+            with Evaluation(
+                architecture, checkpoint, variants, windows, device=device
+            ) as evaluation:
+                evaluation.require_memory()
+                with progress(evaluation.work_bytes) as advance:
+                    quality = evaluation.run(advance)
+                tokens = evaluation.tokens
+        except CannotMeasure:
+            self._speeds(source_folder, variants, device)  # what cannot be measured has to run, too
+            raise
         measured_on: dict[str, Any] = {
             "text": self.text.name,
             "text_sha256": self.text.digest,
@@ -139,13 +145,15 @@ class Measurement:
     def _speeds(
         self, source_folder: Path, variants: Mapping[str, Path], device: str
     ) -> list[dict[str, Any]]:
-        """The fields of :class:`Metrics` about speed, per variant; None where a model does not run here."""
-        from smolquant.evaluate.speed import Speed, measure_speed
-        from smolquant.runtime.kernels import has_kernels
+        """The fields of :class:`Metrics` about speed, per variant; None where it cannot be had here.
 
-        def measured(folder: Path, scheme: Scheme | None = None) -> Speed | None:
-            if scheme is not None and not has_kernels(scheme, device):
-                return None
+        Raises:
+            CannotMeasure: a variant does not run on this GPU.
+            GateError: a variant does not run, though its source does.
+        """
+        from smolquant.evaluate.speed import DoesNotRun, Speed, measure_speed
+
+        def measured(folder: Path, variant: str | None = None) -> Speed | None:
             weight_bytes = sum(
                 path.stat().st_size
                 for path in folder.iterdir()
@@ -156,11 +164,25 @@ class Measurement:
             return measure_speed(
                 folder,
                 weight_bytes=weight_bytes,
+                variant=variant,
                 device=device,
-                trust_remote_code=self.trust_remote_code,
+                code=source_folder if self.trust_remote_code else None,
             )
 
-        source = measured(source_folder)
+        source, source_runs = None, True
+        try:
+            source = measured(source_folder)
+        except DoesNotRun:
+            source_runs = False
+
+        def of_variant(variant: str, folder: Path) -> Speed | None:
+            try:
+                return measured(folder, variant)
+            except DoesNotRun as fault:
+                if not source_runs:
+                    return None  # so it says nothing of the variant
+                raise _not_running(variant, fault, device) from fault
+
         return [
             {
                 "tokens_per_second": speed and speed.decode_tokens_per_second,
@@ -171,8 +193,21 @@ class Measurement:
                 "source_peak_memory_bytes": source and source.peak_memory_bytes,
             }
             for variant, folder in variants.items()
-            for speed in [measured(folder, BY_VARIANT[variant])]
+            for speed in [of_variant(variant, folder)]
         ]
+
+
+def _not_running(variant: str, fault: Exception, device: str) -> SmolquantError:
+    """What it means that a variant cannot be loaded or run as users do it."""
+    if device != "cpu":
+        return CannotMeasure(
+            f"On {device}, {variant} does not run: {fault}.",
+            hint="Leave --evaluate always and limits out, and measure it elsewhere.",
+        )
+    return GateError(
+        f"{variant} does not run when it is loaded as users load it: {fault}.",
+        hint="Leave this scheme out, and please report it with the model's name.",
+    )
 
 
 def compute_capability(device: str) -> float | None:

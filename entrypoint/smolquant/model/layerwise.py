@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from smolquant.errors import CannotMeasure
 from smolquant.model.architecture import Architecture
 from smolquant.model.weights import Weights
 
@@ -113,8 +114,15 @@ class StreamedModel:
             by itself, so the result does not depend on the others.
         """
         self._windows = ids.shape[0]
+        before = self._changes()
         with torch.inference_mode():
             output = self._trunk(input_ids=ids.to(self._device), use_cache=False)
+        if self._changes() != before:
+            raise CannotMeasure(
+                f"The model does not run layer by layer: {type(self._trunk).__name__} changes weights "
+                "while it runs, which does not reach those on the disk.",
+                hint="Leave --evaluate always and limits out, and measure it elsewhere.",
+            )
         states: torch.Tensor = output.last_hidden_state
         return states
 
@@ -152,6 +160,10 @@ class StreamedModel:
         finally:
             self._trunk.forward = own_forward
             self._head._parameters.update(own_weights)
+
+    def _changes(self) -> int:
+        """How often the empty parameters, which stand for those on the disk, have been written to."""
+        return sum(parameter._version for parameter in self._model.parameters())
 
     def _load_buffers(self) -> None:
         for name, buffer in self._model.named_buffers():

@@ -22,10 +22,8 @@ from smolquant.machine import (
     choose_disk_use,
     computing_device,
     require_memory,
-    require_room_for,
 )
 from smolquant.memory import peak_bytes
-from smolquant.model.architecture import Architecture
 from smolquant.quantize.calibrate import (
     CalibratedWeights,
     Calibration,
@@ -33,23 +31,15 @@ from smolquant.quantize.calibrate import (
     calibration_windows,
 )
 from smolquant.quantize.engine import quantize_checkpoint
-from smolquant.quantize.plan import VariantPlan, make_plan
-from smolquant.quantize.sound_layout import Notice, no_notice, sound_layout
+from smolquant.quantize.plan import VariantPlan
+from smolquant.quantize.planning import Plans
 from smolquant.quantize.variant import finish_variant, work_key, write_record
 from smolquant.quantize.workfolder import WorkFolder, work_folder
 from smolquant.record import FILE_NAME, SourceRecord
 from smolquant.report.console import Console
-from smolquant.report.run_report import PlannedVariant, VariantResult
+from smolquant.report.run_report import VariantResult
 from smolquant.settings import Settings
 from smolquant.text import human_size
-
-
-@dataclass(frozen=True)
-class Plans:
-    """What will become of a source, before a weight of it is read."""
-
-    architecture: Architecture
-    variants: Mapping[str, VariantPlan]
 
 
 @dataclass(frozen=True)
@@ -76,58 +66,6 @@ class Work:
         if source.revision is None:
             return None
         return SourceRecord(source.identity, self.source_bytes, source.repo, source.revision)
-
-
-def plan_variants(
-    source: Source, settings: Settings, quant_types: Sequence[str], notice: Notice = no_notice
-) -> Plans:
-    """Plan every variant, before a weight is read.
-
-    Args:
-        notice: is told the title and the text of what is odd about the source.
-
-    Raises:
-        CheckpointError: weights are missing or do not fit, or the scheme would leave most as they are.
-        MachineError: a pickle has to be fetched to be planned, and does not fit on the disk.
-    """
-    architecture = Architecture(source.folder, trust_remote_code=settings.trust_remote_code)
-    if not source.can_stream:  # a pickle has to be here before it tells what it holds
-        require_room_for(source.to_fetch())
-    variants = make_plan(
-        sound_layout(source, architecture, notice),
-        architecture,
-        [settings.scheme(quant_type) for quant_type in quant_types],
-        group_size=settings.group_size,
-        dtype=settings.dtype,
-        max_shard_size=settings.max_shard_size,
-        skip=settings.skip,
-        embeddings=settings.embeddings,
-    )
-    return Plans(architecture, variants)
-
-
-def preview_variants(
-    source: Source, settings: Settings, quant_types: Sequence[str], notice: Notice = no_notice
-) -> dict[str, PlannedVariant]:
-    """What a dry run tells of each variant; nothing for no types.
-
-    Args:
-        notice: as for :func:`plan_variants`.
-
-    Raises:
-        CheckpointError, MachineError: as :func:`plan_variants`.
-    """
-    if not quant_types:
-        return {}
-    plans = plan_variants(source, settings, quant_types, notice)
-    return {
-        variant: PlannedVariant(
-            plan.scheme.quant_type,
-            {tensor.source.name: tensor.record() for tensor in plan.tensors},
-            plan.size_bytes,
-        )
-        for variant, plan in plans.variants.items()
-    }
 
 
 def device_of(plan: VariantPlan, settings: Settings, *, measured: bool) -> str:

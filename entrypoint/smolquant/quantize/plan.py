@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 
@@ -151,6 +152,8 @@ def make_plan(
     max_shard_size: int,
     skip: Iterable[str],
     embeddings: str = "source",
+    keep: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    however_little: bool = False,
 ) -> dict[str, VariantPlan]:
     """Plan every variant of a checkpoint.
 
@@ -161,6 +164,8 @@ def make_plan(
         skip: regular expressions searched for in module names.
         embeddings: a key of :data:`TABLE_SCHEMES`, by which they and the output head are stored in every
             variant; ``source`` keeps them.
+        keep: variant -> regular expressions of whole module names that stay unquantized in it -> why.
+        however_little: also plan what would stay nearly as large as it is.
 
     Returns:
         Variant name -> plan.
@@ -172,6 +177,7 @@ def make_plan(
     planner = _Planner(
         layout, architecture, group_size, dtype, skip=tuple(skip), embeddings=embeddings
     )
+    planner.keep, planner.however_little = keep, however_little
     return {scheme.variant: planner.plan(scheme, max_shard_size) for scheme in schemes}
 
 
@@ -203,6 +209,9 @@ class _Planner:
         self.embeddings = embeddings
         self.table_scheme = TABLE_SCHEMES.get(embeddings)
         """What stores the tables with a row a token; None keeps them."""
+        self.keep: Mapping[str, Mapping[str, str]] = {}
+        """Variant -> patterns of modules that stay unquantized in it -> why."""
+        self.however_little = False
         self._quantized: dict[object, torch.Tensor] = {}
         self.tied = {
             name: first
@@ -212,8 +221,10 @@ class _Planner:
 
     def plan(self, scheme: Scheme, max_shard_size: int) -> VariantPlan:
         schemes = {name: self._scheme(name, scheme) for name in self.layout.tensors}
-        decisions = {name: self._decide(name, schemes[name]) for name in self.layout.tensors}
-        self._refuse_unquantizable(decisions, scheme.quant_type)
+        keep = self.keep.get(scheme.variant, {})
+        decisions = {name: self._decide(name, schemes[name], keep) for name in self.layout.tensors}
+        if not self.however_little:
+            self._refuse_unquantizable(decisions, scheme.quant_type)
         tensors = tuple(
             self._plan_tensor(name, decision, schemes[name]) for name, decision in decisions.items()
         )
@@ -243,7 +254,7 @@ class _Planner:
             return self.table_scheme
         return scheme
 
-    def _decide(self, name: str, scheme: Scheme) -> Decision:
+    def _decide(self, name: str, scheme: Scheme, keep: Mapping[str, str]) -> Decision:
         parameter = self.parameters[name]
         if name in self.tied:
             return Keep(f"tied to {self.tied[name]}, stored once")
@@ -254,9 +265,9 @@ class _Planner:
             asked = self.table_scheme is not None and parameter.outside_layers
             why_not = f", of a kind that --embeddings {self.embeddings} leaves as it is"
             return Keep(parameter.keep_reason + (why_not if asked else ""))
-        for pattern in self.skip:
-            if re.search(pattern, parameter.module):
-                return Keep(f"--skip {pattern}")
+        by_pattern = self._kept_by_pattern(parameter.module, keep)
+        if by_pattern is not None:
+            return by_pattern
         if by_option:
             return Quantize(note=f"{parameter.keep_reason}, by --embeddings {self.embeddings}")
         return self._decide_linear(name, parameter, scheme)
@@ -275,6 +286,15 @@ class _Planner:
         if not dtype.is_floating_point:
             return dtype
         return self.architecture.stored_dtype(parameter.name, self.dtype)
+
+    def _kept_by_pattern(self, module: str, keep: Mapping[str, str]) -> Keep | None:
+        for pattern in self.skip:
+            if re.search(pattern, module):
+                return Keep(f"--skip {pattern}")
+        for pattern, reason in keep.items():
+            if re.fullmatch(pattern, module):
+                return Keep(reason)
+        return None
 
     def _plan_tensor(self, source_name: str, decision: Decision, scheme: Scheme) -> PlannedTensor:
         """Ask torchao, on the meta device, what the tensor becomes."""

@@ -71,7 +71,7 @@ def finish_variant(
         if name != CONFIG and not is_code(name):
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source.folder / name, target)
+            _copy(source.folder / name, target, source.repo)
     (folder / CONFIG).write_text(_config_text(config, plan, source.repo), encoding="utf-8")
     if plan.index_text is not None:
         (folder / INDEX).write_text(plan.index_text, encoding="utf-8")
@@ -108,9 +108,7 @@ def _config_text(config: dict[str, Any], plan: VariantPlan, repo: str | None) ->
 
     changed = _with_dtype(copy.deepcopy(config), plan.dtype_name)
     if repo is not None and "auto_map" in changed:
-        changed["auto_map"] = {
-            auto: _in_repo(repo, code) for auto, code in changed["auto_map"].items()
-        }
+        changed["auto_map"] = _in_repo(repo, changed["auto_map"])
     changed["dtype"] = plan.dtype_name
     changed["quantization_config"] = TorchAoConfig(
         plan.scheme.torchao_config(plan.group_size),
@@ -119,8 +117,24 @@ def _config_text(config: dict[str, Any], plan: VariantPlan, repo: str | None) ->
     return json.dumps(changed, indent=2, sort_keys=True) + "\n"
 
 
+def _copy(path: Path, target: Path, repo: str | None) -> None:
+    """Copy a file of the source; configs that name code, such as a tokenizer's, name its repository too."""
+    if (
+        repo is None
+        or not path.name.endswith("config.json")
+        or b'"auto_map"' not in path.read_bytes()
+    ):
+        shutil.copyfile(path, target)
+        return
+    entries = json.loads(path.read_bytes())
+    entries["auto_map"] = _in_repo(repo, entries["auto_map"])
+    target.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _in_repo(repo: str, code: Any) -> Any:
-    """``module.Class`` as a reference that holds from another repository too."""
+    """References to code, ``module.Class`` each, in a form that holds from another repository too."""
+    if isinstance(code, dict):
+        return {auto: _in_repo(repo, item) for auto, item in code.items()}
     if isinstance(code, list):
         return [_in_repo(repo, item) for item in code]
     return code if not isinstance(code, str) or "--" in code else f"{repo}--{code}"

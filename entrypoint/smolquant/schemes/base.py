@@ -77,6 +77,9 @@ class Scheme(ABC):
     """Whether ``--embeddings`` may name its variant, to have tables with a row a token stored by it."""
     weight_dtypes: ClassVar[frozenset[str] | None] = None
     """The dtypes of weights that its kernels compute with; None: any."""
+    computes_as_stored: ClassVar[bool] = False
+    """Whether its kernels take activations only in the dtype that the weights had before; no other dtype
+    can then be chosen when a variant is loaded."""
     layer_memory: ClassVar[float] = 1.5
     """Memory that running a layer takes, in bytes of the layer: itself, and one of its weights packed."""
     row_axes: ClassVar[Mapping[str, int]]

@@ -62,6 +62,7 @@ class Int4WeightOnly(Scheme):
     stock_loads: ClassVar = False
     caution: ClassVar = "Stock transformers alone cannot run int4 on a CPU: load it with smolquant."
     in_both: ClassVar = True
+    computes_as_stored: ClassVar = True
     row_axes: ClassVar = {"qdata": 0, "scale": 1, "zero_point": 1}
 
     def __init__(

@@ -1,0 +1,105 @@
+"""Planning the variants of a source: what its files hold, a plan for each, and the trial of it.
+
+Everything that can be known before a weight is read is decided here, for a run and a dry run alike.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from smolquant.checkpoint.source import Source
+from smolquant.errors import CheckpointError
+from smolquant.machine import require_room_for
+from smolquant.model.architecture import Architecture
+from smolquant.quantize.plan import VariantPlan, make_plan
+from smolquant.quantize.sound_layout import sound_layout
+from smolquant.quantize.trial import Trial, try_variants
+from smolquant.report.console import Console
+from smolquant.report.run_report import PlannedVariant
+from smolquant.settings import Settings
+
+
+@dataclass(frozen=True)
+class Plans:
+    """What will become of a source, before a weight of it is read."""
+
+    architecture: Architecture
+    variants: Mapping[str, VariantPlan]
+
+
+def plan_variants(
+    source: Source, settings: Settings, quant_types: Sequence[str], console: Console
+) -> Plans:
+    """Plan every variant, before a weight is read, and try the plans on a small model.
+
+    Raises:
+        CheckpointError: weights are missing or do not fit, the scheme would leave most as they are, or the
+            model's own code does not run with quantized weights.
+        MachineError: a pickle has to be fetched to be planned, and does not fit on the disk.
+    """
+    architecture = Architecture(source.folder, trust_remote_code=settings.trust_remote_code)
+    if not source.can_stream:  # a pickle has to be here before it tells what it holds
+        require_room_for(source.to_fetch())
+    plan = partial(
+        make_plan,
+        sound_layout(source, architecture, console.notice),
+        architecture,
+        [settings.scheme(quant_type) for quant_type in quant_types],
+        group_size=settings.group_size,
+        dtype=settings.dtype,
+        max_shard_size=settings.max_shard_size,
+        skip=settings.skip,
+        embeddings=settings.embeddings,
+    )
+    variants = plan()
+    trials = try_variants(
+        architecture,
+        variants,
+        source.folder,
+        skip=settings.skip,
+        embeddings=settings.embeddings,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    for variant, trial in trials.items():
+        if trial.refusal:
+            raise CheckpointError(f"{variant}: {trial.refusal}", hint=trial.hint)
+    if keep := {variant: trial.keep for variant, trial in trials.items() if trial.keep}:
+        variants = plan(keep=keep)
+    _tell_of(trials, console)
+    return Plans(architecture, variants)
+
+
+def _tell_of(trials: Mapping[str, Trial], console: Console) -> None:
+    """Each kind of module that has to be kept, once, and what could not be tried."""
+    untried, kept = defaultdict[str, list[str]](list), defaultdict[tuple[str, str], list[str]](list)
+    for variant, trial in trials.items():
+        if trial.untried:
+            untried[trial.untried].append(variant)
+        for pattern, reason in trial.keep.items():
+            kept[pattern, reason].append(variant)
+    for (pattern, reason), variants in kept.items():
+        name = pattern.replace(r"\d+", "*").replace("\\", "")
+        console.notice(f"Kept as it is in {', '.join(variants)}: {name}", f"{reason}.")
+    for why, variants in untried.items():
+        console.notice(f"Not tried on a small model first: {', '.join(variants)}", f"{why}.")
+
+
+def preview_variants(
+    source: Source, settings: Settings, quant_types: Sequence[str], console: Console
+) -> dict[str, PlannedVariant]:
+    """What a dry run tells of each variant; nothing for no types.
+
+    Raises:
+        CheckpointError, MachineError: as :func:`plan_variants`.
+    """
+    if not quant_types:
+        return {}
+    return {
+        variant: PlannedVariant(
+            plan.scheme.quant_type,
+            {tensor.source.name: tensor.record() for tensor in plan.tensors},
+            plan.size_bytes,
+        )
+        for variant, plan in plan_variants(source, settings, quant_types, console).variants.items()
+    }

@@ -1,0 +1,155 @@
+"""``smolquant.load`` takes what ``from_pretrained`` takes, and says why where it cannot."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoProcessor, Gemma3Config, LlamaConfig, Qwen3_5Config
+
+import smolquant
+from command import run_smolquant
+from models import FAMILIES, logits, save_with_tokenizer
+from smolquant.errors import InputError, MachineError
+from smolquant.runtime import load as loading
+from smolquant.schemes import BY_VARIANT, SCHEMES
+
+ON_A_CPU = [name for name, scheme in BY_VARIANT.items() if scheme.cuda_capability is None]
+DTYPES = ["auto", torch.bfloat16, torch.float16, torch.float32, "float16"]
+
+
+@pytest.fixture(scope="module")
+def variants(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("variants")
+    source = save_with_tokenizer(folder / "source", FAMILIES["llama"]())
+    types = ",".join(SCHEMES)
+    run = run_smolquant("quantize", source, "--save-only", "--quant-type", types, folder=folder)
+    assert run.exit_code == 0, run.log
+    yield folder / "quantized"
+
+
+@pytest.mark.parametrize("variant", ON_A_CPU)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_computes_or_is_refused_with_the_reason(
+    variants: Path, variant: str, dtype: Any
+) -> None:
+    as_stored = dtype in ("auto", torch.bfloat16)
+    if BY_VARIANT[variant].computes_as_stored and not as_stored:
+        with pytest.raises(
+            InputError, match=rf"{variant} cannot compute in float\d\d: .* bfloat16"
+        ):
+            smolquant.load(variants, variant, device="cpu", dtype=dtype)
+        return
+    model, _ = smolquant.load(variants, variant, device="cpu", dtype=dtype)
+    expected = {"auto": torch.bfloat16, "float16": torch.float16}.get(dtype, dtype)
+    assert model.dtype == expected
+    with torch.no_grad():
+        raw = model(torch.arange(3, 43).unsqueeze(0)).logits
+    assert raw.dtype == expected
+    assert torch.isfinite(raw).all()
+
+
+@pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}, torch.device("cpu")], ids=str)
+@pytest.mark.parametrize("variant", ON_A_CPU)
+def test_a_device_map_places_the_model_and_its_kernels(
+    variants: Path, variant: str, device_map: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    by_device, _ = smolquant.load(variants, variant, device="cpu")
+    options: dict[str, Any] = {"max_memory": {"cpu": "4GB"}} if device_map == "auto" else {}
+    by_map, _ = smolquant.load(variants, variant, device_map=device_map, **options)
+    assert torch.equal(logits(by_map), logits(by_device))
+
+
+def test_two_places_for_one_model_are_refused(variants: Path) -> None:
+    with pytest.raises(InputError, match="device='cpu' and device_map='auto' both say"):
+        smolquant.load(variants, "int8", device="cpu", device_map="auto")
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, {"a": 0, "b": "cpu"}], ids=str)
+def test_what_needs_a_gpu_is_not_placed_on_a_cpu(variants: Path, device_map: Any) -> None:
+    (variant,) = set(BY_VARIANT) - set(ON_A_CPU)
+    with pytest.raises(MachineError, match="needs a GPU .* and cpu is not one"):
+        smolquant.load(variants, variant, device_map=device_map)
+
+
+def test_the_model_gets_what_is_its_own_and_both_get_what_is_about_files(
+    variants: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    told: dict[str, Any] = {}
+    own = AutoTokenizer.from_pretrained
+
+    def watched(where: Any, **options: Any) -> Any:
+        told.update(options)
+        return own(where, **options)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", watched)
+    about_files: dict[str, Any] = {
+        "cache_dir": str(tmp_path),
+        "token": "hf_x",
+        "local_files_only": True,
+    }
+    model, _ = smolquant.load(
+        variants, "int8", device="cpu", attn_implementation="eager", **about_files
+    )
+    assert model.config._attn_implementation == "eager"
+    assert told == {
+        **about_files,
+        "subfolder": "int8",
+        "revision": None,
+        "trust_remote_code": False,
+    }
+
+
+def test_an_unknown_option_is_an_error_and_not_ignored(variants: Path) -> None:
+    with pytest.raises(TypeError, match="no_such_option"):
+        smolquant.load(variants, "int8", device="cpu", no_such_option=1)
+
+
+def test_code_that_may_not_run_is_named_and_nobody_is_asked(
+    variants: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "int8").symlink_to(variants / "int8")
+    config = json.loads((variants / "int8/config.json").read_text())
+    own = tmp_path / "own/int4"
+    own.mkdir()
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own_code.OwnConfig"}}
+    (own / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody sits there"))
+    with pytest.raises(loading.NeedsOwnCode, match="code of its own") as refusal:
+        smolquant.load(folder, "int4", device="cpu")
+    assert "trust_remote_code=True" in refusal.value.hint
+    smolquant.load(folder, "int8", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("config", "named", "expected"),
+    [
+        (LlamaConfig(), "LlamaForCausalLM", "AutoModelForCausalLM"),
+        (Gemma3Config(), "Gemma3ForConditionalGeneration", "AutoModelForCausalLM"),
+        (Qwen3_5Config(), "Qwen3_5ForConditionalGeneration", "AutoModelForImageTextToText"),
+        (LlamaConfig(), None, "AutoModelForCausalLM"),
+    ],
+)
+def test_the_class_that_the_config_names_is_loaded(
+    config: Any, named: str | None, expected: str
+) -> None:
+    config.architectures = [named] if named else None
+    assert loading._auto_class(config).__name__ == expected
+
+
+def test_a_processor_reads_for_a_model_that_takes_images(tmp_path: Path) -> None:
+    model: Any = SimpleNamespace(config=Gemma3Config())
+    (tmp_path / "int8").mkdir()
+    options = {"subfolder": "int8", "trust_remote_code": False, "attn_implementation": "eager"}
+    of = loading._text_class
+    assert of(tmp_path, model, options).__name__ == "AutoTokenizer"
+    (tmp_path / "int8/preprocessor_config.json").write_text("{}")
+    assert of(tmp_path, model, options) is AutoProcessor
