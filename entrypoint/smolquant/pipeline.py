@@ -136,6 +136,8 @@ def _make(
 
     report.versions = stack_versions()
     plans = making.plan_variants(source, settings, quant_types)
+    for remark in plans.remarks:
+        console.notice("How the checkpoint is understood", remark)
     windows = None
     if settings.evaluate != "never":
         with _where_possible(plans.variants, settings, console, report):

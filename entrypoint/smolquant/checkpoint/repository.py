@@ -48,6 +48,7 @@ class HubSource(Source):
         self.revision = info.sha
         self.license = _license_entries(info.card_data)
         files = {file.rfilename: file for file in info.siblings or []}
+        self.all_files = frozenset(files)
         self._layout = weight_layout(files)
         self._auxiliary_files = [
             name for name in files if is_auxiliary(name) or (with_code and is_code(name))

@@ -5,7 +5,7 @@ and hands out local paths when there is work.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +36,8 @@ class Source(ABC):
     """The name of the single weight file, or of the index of shards."""
     _shards: list[str]
     """The files that hold tensors."""
+    all_files: Collection[str] = ()
+    """The names of all files of the folder or repository, whether they are the model's or not."""
     repo: str | None = None
     """Hub id; None for a folder."""
     revision: str | None = None

@@ -89,17 +89,18 @@ def _environment() -> dict[str, str]:
 
 def _run(folder: Path, device: str, trust_remote_code: bool) -> Speed:
     import torch
-    from transformers import AutoModelForCausalLM
-
+    from smolquant.model.task import auto_class
     from smolquant.runtime.kernels import pack_model
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = auto_class(config).from_pretrained(
         folder, device_map=device, trust_remote_code=trust_remote_code
     ).eval()
     pack_model(model)
     prompt_tokens = min(PROMPT_TOKENS, longest_context(model.config) - NEW_TOKENS)
-    prompt = torch.randint(model.config.vocab_size, (1, prompt_tokens), device=device)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    prompt = torch.randint(vocabulary, (1, prompt_tokens), device=device)
     synchronize = torch.cuda.synchronize if device == "cuda" else _nothing
     with torch.inference_mode():
         runs = [_generate(model, prompt, synchronize) for _ in range(1 + REPEATS)]

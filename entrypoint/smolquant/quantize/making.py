@@ -26,6 +26,7 @@ from smolquant.machine import (
 )
 from smolquant.memory import peak_bytes
 from smolquant.model.architecture import Architecture
+from smolquant.model.task import refuse_embedder
 from smolquant.quantize.calibrate import (
     CalibratedWeights,
     Calibration,
@@ -33,7 +34,8 @@ from smolquant.quantize.calibrate import (
     calibration_windows,
 )
 from smolquant.quantize.engine import quantize_checkpoint
-from smolquant.quantize.plan import VariantPlan, make_plan
+from smolquant.quantize.plan import VariantPlan, make_plan, remarks_of
+from smolquant.quantize.tables import stored_tables
 from smolquant.quantize.variant import finish_variant, work_key, write_record
 from smolquant.quantize.workfolder import WorkFolder, work_folder
 from smolquant.record import FILE_NAME, SourceRecord
@@ -49,6 +51,12 @@ class Plans:
 
     architecture: Architecture
     variants: Mapping[str, VariantPlan]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What users should know of how the checkpoint was understood, in sentences."""
+        plans = list(self.variants.values())
+        return [*self.architecture.remarks, *(remarks_of(plans[0]) if plans else ())]
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,7 @@ def plan_variants(source: Source, settings: Settings, quant_types: Sequence[str]
         CheckpointError: weights are missing or do not fit, or the scheme would leave most as they are.
         MachineError: a pickle has to be fetched to be planned, and does not fit on the disk.
     """
+    refuse_embedder(source.all_files)
     architecture = Architecture(source.folder, trust_remote_code=settings.trust_remote_code)
     if not source.can_stream:  # a pickle has to be here before it tells what it holds
         require_room_for(source.to_fetch())
@@ -96,6 +105,7 @@ def plan_variants(source: Source, settings: Settings, quant_types: Sequence[str]
         max_shard_size=settings.max_shard_size,
         skip=settings.skip,
         embeddings=settings.embeddings,
+        tables=stored_tables(source, architecture),
     )
     return Plans(architecture, variants)
 
@@ -217,6 +227,7 @@ def quantize_variants(
             options=work.settings.options_of(plan.scheme.quant_type),
             source_bytes=work.source_bytes,
             device=_deciding_device(plan, work.settings),
+            task=work.plans.architecture.task,
         )
         results[variant] = VariantResult(
             record, folder, seconds=seconds, peak_memory_bytes=peak_bytes()
