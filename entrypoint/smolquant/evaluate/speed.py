@@ -89,14 +89,17 @@ def _environment() -> dict[str, str]:
 
 def _run(folder: Path, device: str, trust_remote_code: bool) -> Speed:
     import torch
+
     from smolquant.model.task import auto_class
     from smolquant.runtime.kernels import pack_model
 
     torch.manual_seed(0)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = auto_class(config).from_pretrained(
-        folder, device_map=device, trust_remote_code=trust_remote_code
-    ).eval()
+    model = (
+        auto_class(config)
+        .from_pretrained(folder, device_map=device, trust_remote_code=trust_remote_code)
+        .eval()
+    )
     pack_model(model)
     prompt_tokens = min(PROMPT_TOKENS, longest_context(model.config) - NEW_TOKENS)
     vocabulary = model.get_input_embeddings().weight.shape[0]
