@@ -26,6 +26,13 @@ Options = Mapping[str, str | int | float | bool | list[str] | None]
 TensorKind = Literal["embedding", "output head", "norm", "linear", "expert", "other"]
 """What the module that holds a tensor is, as this version tells it."""
 
+Task = Literal["text-generation", "image-text-to-text"]
+"""What a model is for, as the Hub calls it."""
+
+TEXT_GENERATION: Task = "text-generation"
+IMAGE_TEXT_TO_TEXT: Task = "image-text-to-text"
+"""The model answers about pictures, too."""
+
 
 def stack_versions() -> dict[str, str]:
     """Versions of what decides the stored bytes, by distribution."""
@@ -69,6 +76,8 @@ class TensorRecord:
     """The norm that its columns were weighted by, where the method weighs them and one is in front."""
     kind: TensorKind | str | None = None
     """What holds it: a :data:`TensorKind`, or one that a later version added; None in older records."""
+    dropped: bool = False
+    """Whether the variant has nothing of it, as the model has no use for it; ``reason`` says why."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,9 @@ class VariantRecord:
     files: Mapping[str, FileRecord]
     metrics: Metrics | None = None
     device: str | None = None
-    """The device that found the stored bytes; None where they do not depend on it."""
+    """Only where the stored bytes depend on it."""
+    task: str = TEXT_GENERATION
+    """A :data:`Task`; older records are all of models that generate text from text."""
     format_version: int = field(default=FORMAT_VERSION)
 
     @property
@@ -146,8 +157,13 @@ class VariantRecord:
 
     @property
     def kept_tensors(self) -> int:
-        """The number of source tensors that were kept in ``dtype``."""
-        return len(self.tensors) - self.quantized_tensors
+        """How many source tensors were kept in ``dtype``."""
+        return len(self.tensors) - self.quantized_tensors - self.dropped_tensors
+
+    @property
+    def dropped_tensors(self) -> int:
+        """How many source tensors the variant has not."""
+        return sum(tensor.dropped for tensor in self.tensors.values())
 
     def is_made_by(self, *, quant_type: str, options: Options) -> bool:
         """Whether making this variant again, from the same source with those options, is needless."""
@@ -184,6 +200,7 @@ class VariantRecord:
                 files=_each(FileRecord, _typed(raw, "files", dict)),
                 metrics=None if metrics is None else _build(Metrics, metrics),
                 device=_typed(raw, "device", str, optional=True),
+                task=_typed(raw, "task", str, optional=True) or TEXT_GENERATION,
                 format_version=_typed(raw, "format_version", int),
             )
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -196,6 +213,7 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "repo": (str, type(None)),
     "revision": (str, type(None)),
     "quantized": (bool,),
+    "dropped": (bool,),
     "source_bytes": (int,),
     "group_size": (int, type(None)),
     "relative_error": (int, float, type(None)),

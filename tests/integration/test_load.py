@@ -14,6 +14,7 @@ import smolquant
 from command import run_smolquant
 from models import FAMILIES, logits, save_with_tokenizer
 from smolquant.errors import InputError, MachineError
+from smolquant.model.task import auto_class
 from smolquant.runtime import load as loading
 from smolquant.schemes import BY_VARIANT, SCHEMES
 
@@ -133,7 +134,7 @@ def test_code_that_may_not_run_is_named_and_nobody_is_asked(
     ("config", "named", "expected"),
     [
         (LlamaConfig(), "LlamaForCausalLM", "AutoModelForCausalLM"),
-        (Gemma3Config(), "Gemma3ForConditionalGeneration", "AutoModelForCausalLM"),
+        (Gemma3Config(), "Gemma3ForConditionalGeneration", "AutoModelForImageTextToText"),
         (Qwen3_5Config(), "Qwen3_5ForConditionalGeneration", "AutoModelForImageTextToText"),
         (LlamaConfig(), None, "AutoModelForCausalLM"),
     ],
@@ -142,7 +143,7 @@ def test_the_class_that_the_config_names_is_loaded(
     config: Any, named: str | None, expected: str
 ) -> None:
     config.architectures = [named] if named else None
-    assert loading._auto_class(config).__name__ == expected
+    assert auto_class(config).__name__ == expected
 
 
 def test_a_processor_reads_for_a_model_that_takes_images(tmp_path: Path) -> None:

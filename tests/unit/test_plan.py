@@ -1,5 +1,6 @@
 """Every source tensor exactly once, with its reason, and sizes known before a weight is read."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CodeGenConfig
 
 import models
 from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.tensors import SourceTensor
 from smolquant.errors import CheckpointError, GateError
 from smolquant.model.architecture import Architecture
-from smolquant.quantize.plan import VariantPlan, make_plan
+from smolquant.quantize.plan import VariantPlan, make_plan, remarks_of
 from smolquant.schemes import SCHEMES, Quantize, scheme_of
 from smolquant.schemes.int4_weight_only import DEFAULT_INT4_METHOD, Int4Method
 
@@ -91,14 +94,6 @@ def test_every_tensor_of_a_plan_says_what_it_is(family: str, tmp_path: Path) -> 
     tables = [name for name, kind in kinds.items() if kind in ("embedding", "output head")]
     assert all("embed" in name or "lm_head" in name for name in tables)
     assert tables
-
-
-def test_what_the_model_does_not_use_is_of_no_kind_that_it_has(tmp_path: Path) -> None:
-    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
-    change_weights(folder, lambda state: state.update({"leftover.weight": torch.zeros(4)}))
-    (plan,) = plan_of(folder, "int8_weight_only").values()
-    (leftover,) = (t for t in plan.tensors if t.source.name == "leftover.weight")
-    assert leftover.record().kind == "other"
 
 
 def test_int4_uses_a_smaller_group_and_says_so(tmp_path: Path) -> None:
@@ -192,11 +187,63 @@ def test_a_shape_that_config_does_not_ask_for_is_named(tmp_path: Path) -> None:
         plan_of(folder)
 
 
-def test_a_tensor_that_the_model_does_not_use_is_kept_and_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["v_head.summary.weight", "model.layers.0.adapter.weight", "x"])
+def test_a_tensor_that_nothing_is_known_of_is_refused_however_small(
+    name: str, tmp_path: Path
+) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
-    change_weights(folder, lambda state: state.update({"mtp.weight": torch.ones(8)}))
+    change_weights(folder, lambda state: state.update({name: torch.ones(8)}))
+    with pytest.raises(CheckpointError, match=rf"no place for 1 tensors .*'{re.escape(name)}'"):
+        plan_of(folder, "int8_weight_only")
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "reason"),
+    [
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", (16,), "a rotary buffer"),
+        ("model.embeddings.position_ids", (1, 64), "a buffer of positions"),
+        ("model.layers.1.attention.masked_bias", (), "an attention mask"),
+        ("model.layers.1.attn.bias", (1, 1, 64, 64), "an attention mask"),
+    ],
+)
+def test_buffers_of_older_versions_are_dropped_and_counted_so(
+    name: str, shape: tuple[int, ...], reason: str, tmp_path: Path
+) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    change_weights(folder, lambda state: state.update({name: torch.ones(shape)}))
     (plan,) = plan_of(folder, "int8_weight_only").values()
-    assert reasons(plan)["mtp.weight"] == "not used by the model, not stored"
+    records = {tensor.source.name: tensor.record() for tensor in plan.tensors}
+    dropped = {one: record for one, record in records.items() if record.dropped}
+    assert list(dropped) == [name]
+    assert dropped[name].reason.startswith(reason)
+    assert (dropped[name].quantized, dropped[name].size_bytes) == (False, 0)
+    assert dropped[name].kind == "other"
+    (remark,) = remarks_of(plan)
+    assert remark.startswith(f"1 tensors are left out, such as {name}: {reason}")
+
+
+def test_what_the_models_own_class_ignores_is_dropped(tmp_path: Path) -> None:
+    config = CodeGenConfig(vocab_size=320, n_embd=64, n_layer=1, n_head=4, rotary_dim=16)
+    config.architectures = ["CodeGenForCausalLM"]
+    config.save_pretrained(tmp_path)
+    architecture = Architecture(tmp_path, trust_remote_code=False)
+    tensor = SourceTensor("transformer.h.0.attn.causal_mask", torch.uint8, (1, 1, 64, 64))
+    fate = architecture.unplaced(tensor)
+    assert fate is not None
+    assert not fate.carried
+    assert fate.reason == "ignored by the model's own class when it is loaded"
+
+
+@pytest.mark.parametrize("name", ["mtp.layers.0.mlp.up_proj.weight", "model.layers.2.norm.weight"])
+def test_layers_that_are_not_run_are_carried_along_as_they_are(name: str, tmp_path: Path) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    change_weights(folder, lambda state: state.update({name: torch.ones(64, 64).bfloat16()}))
+    (plan,) = plan_of(folder, "int8_weight_only").values()
+    (carried,) = (tensor for tensor in plan.tensors if tensor.source.name == name)
+    assert carried.record().dropped is carried.record().quantized is False
+    assert carried.size_bytes == carried.source.size_bytes
+    assert carried.name == name
+    assert "carried along unquantized" in remarks_of(plan)[0]
 
 
 @pytest.mark.parametrize(

@@ -90,3 +90,18 @@ def test_however_bad_a_model_is_its_record_can_be_read_back(nats: float) -> None
         metrics = _metrics(source, surprised, surprised)  # type: ignore[arg-type]
         record = replace(RECORD, metrics=metrics)
         assert VariantRecord.from_json(record.to_json()) == record
+
+
+def test_records_of_older_versions_are_of_text_alone_and_have_dropped_nothing() -> None:
+    raw = json.loads(RECORD.to_json())
+    name = next(name for name, tensor in RECORD.tensors.items() if not tensor.quantized)
+    raw["task"], raw["tensors"][name]["dropped"] = "image-text-to-text", True
+    read = VariantRecord.from_json(json.dumps(raw))
+    assert (read.task, read.dropped_tensors) == ("image-text-to-text", 1)
+    assert read.kept_tensors == RECORD.kept_tensors - 1
+    del raw["task"], raw["tensors"][name]["dropped"]
+    older = VariantRecord.from_json(json.dumps(raw))
+    assert (older.task, older.dropped_tensors) == ("text-generation", 0)
+    raw["tensors"][name]["dropped"] = "yes"
+    with pytest.raises(InvalidRecord):
+        VariantRecord.from_json(json.dumps(raw))

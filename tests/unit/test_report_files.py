@@ -203,6 +203,7 @@ def test_the_report_holds_what_the_design_promises(tmp_path: Path) -> None:
         "source_size_bytes": 2_000_000,
         "quantized_tensors": 3,
         "kept_tensors": 4,
+        "dropped_tensors": 0,
         "seconds": 12.34,
         "peak_memory_bytes": 1_000_000,
         "url": f"{REPO_URL}/tree/main/int8",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchao.quantization import Int4Tensor
 
-from smolquant.report.snippets import cautions, loading, loading_code
+from smolquant.report.snippets import cautions, loading, loading_code, main_model_program
 from smolquant.schemes import SCHEMES, Scheme
 from smolquant.schemes.int8_weight_only import Int8WeightOnly
 
@@ -60,3 +60,21 @@ def test_only_what_smolquant_has_a_kernel_for_is_said_to_need_it(scheme: Scheme)
     weight = torch.empty(64, 128, dtype=torch.bfloat16, device="meta")
     needs_it = isinstance(scheme.quantize(weight, 128), Int4Tensor)
     assert scheme.stock_loads != needs_it
+
+
+@pytest.mark.parametrize("scheme", [Stock(), WithKernel()])
+def test_a_model_that_sees_is_loaded_with_its_processor_and_asked_about_a_picture(
+    scheme: Scheme,
+) -> None:
+    shown = loading(scheme, "you/tiny", "image-text-to-text")
+    for way in shown.ways:
+        assert "processor.apply_chat_template(" in code(way.program)
+        assert '"type": "image"' in way.program
+        assert "tokenizer" not in way.program.replace("tokenize=True", "")
+    stock = shown.ways[-1].program
+    assert "AutoModelForImageTextToText, AutoProcessor" in stock
+    assert "pillow torchvision" in shown.install
+    assert code(loading_code(scheme, "you/tiny", "image-text-to-text")) in code(
+        shown.ways[0].program
+    )
+    assert "AutoModelForImageTextToText" in main_model_program("you/tiny", "image-text-to-text")

@@ -97,6 +97,7 @@ class FolderSource(Source):
         """
         self._folder = folder
         states = {name: FileState.of(folder / name) for name in file_names(folder, *_FILE_PATTERNS)}
+        self.all_files = frozenset(states)
         self._auxiliary_files = [
             name for name in states if is_auxiliary(name) or (with_code and is_code(name))
         ]

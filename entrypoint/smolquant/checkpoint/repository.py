@@ -57,6 +57,7 @@ class HubSource(Source):
         self.revision = info.sha
         self.license = _license_entries(info.card_data)
         files = {file.rfilename: file for file in info.siblings or []}
+        self.all_files = frozenset(files)
         self._layout = weight_layout(files)
         self.unread_index = unread_index(files, self._layout)
         self._auxiliary_files = [

@@ -5,7 +5,7 @@ and hands out local paths when there is work.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +40,8 @@ class Source(ABC):
     """The files that hold tensors."""
     unread_index: str | None = None
     """An index of shards beside the single weight file, which transformers prefers to it."""
+    all_files: Collection[str] = ()
+    """The names of all files of the folder or repository, whether they are the model's or not."""
     repo: str | None = None
     """Hub id; None for a folder."""
     revision: str | None = None

@@ -5,7 +5,7 @@ transformers' own loader and quantizer. It knows nothing of schemes or files.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from smolquant.checkpoint.tensors import SourceTensor
 from smolquant.errors import CheckpointError
 from smolquant.model.norms import Norm, is_norm, norms_in_front
-from smolquant.record import TensorKind
+from smolquant.model.task import auto_class, check_built, task_of
+from smolquant.model.trunk import language_model, trunk_of
+from smolquant.model.unplaced import Unplaced, fate_of
+from smolquant.record import IMAGE_TEXT_TO_TEXT, TensorKind
 
 _REMOTE_CODE_HINT = (
     "Read the code that the repository brings along; if you trust it, add --trust-remote-code."
@@ -39,17 +43,21 @@ class Parameter:
     """Embedding or output head: kept by design, not counted as a shortcoming."""
     is_vocabulary: bool
     """A table with a row for every token, which is looked up or is the output head."""
+    beside_language: bool = False
+    """It belongs to what sees or hears, and not to the language model: kept by design."""
+    is_linear: bool = False
+    """The weight of a linear layer, whether it is to be quantized or not."""
 
 
 class Architecture:
-    """A causal language model's skeleton and transformers' rules for loading into it."""
+    """The skeleton of a model that generates text, and transformers' rules for loading into it."""
 
     def __init__(self, folder: Path, *, trust_remote_code: bool) -> None:
         """Build the skeleton from ``folder``'s config.
 
         Raises:
-            CheckpointError: unknown architecture, remote code needed, not a causal language model,
-                quantized already, or one that stock transformers cannot run quantized.
+            CheckpointError: unknown architecture, remote code needed, a model for something other than
+                generating text, quantized already, or one that stock transformers cannot run quantized.
         """
         from transformers import PreTrainedModel
         from transformers.conversion_mapping import get_model_conversion_mapping
@@ -60,9 +68,12 @@ class Architecture:
         self.quantizer = take_quantizer(self.config_dict)
         """The quantizer that the config names, and that is left out of it here; empty for none. Whether the
         weights are its own, only they can tell."""
-        model = _build(folder, trust_remote_code)
+        self.task = task_of(self.config_dict)
+        model = _build(folder, self.config_dict, trust_remote_code)
         assert isinstance(model, PreTrainedModel)
         model.eval()  # not all code of a model's own returns it
+        self.remarks = tuple(check_built(self.config_dict, model))
+        """What users should know of how the model was understood, in sentences."""
         self.model = model
         self.class_name = type(model).__name__
         self._parameters = dict(model.state_dict())
@@ -74,6 +85,9 @@ class Architecture:
         self.default_skips: list[str] = sorted(HfQuantizer.get_modules_to_not_convert(model))
         self._head = model.get_output_embeddings()
         self._refuse_fused_experts()
+        self.language_model = language_model(model, sees=self.task == IMAGE_TEXT_TO_TEXT)
+        """What reads and writes text: all of the model, or the part that is neither eyes nor ears."""
+        self._in_language = {*self.language_model.modules(), self._head}
 
     def parameter(self, checkpoint_name: str) -> Parameter | None:
         """What ``checkpoint_name`` is loaded into; None for a tensor that the model has no place for.
@@ -81,17 +95,7 @@ class Architecture:
         Raises:
             CheckpointError: when transformers computes the parameter from several tensors.
         """
-        from transformers.core_model_loading import rename_source_key
-
-        name, converter = rename_source_key(
-            checkpoint_name,
-            self._renamings,
-            self._converters,
-            self.model.base_model_prefix,
-            self._parameters,
-        )
-        if name not in self._parameters and checkpoint_name in self._parameters:
-            name, converter = checkpoint_name, None
+        name, converter = self._renamed(checkpoint_name)
         if name not in self._parameters:
             return None
         if converter is not None:
@@ -109,12 +113,62 @@ class Architecture:
             module=module_name,
             outside_layers=self._is_outside_layers(module_name),
             is_vocabulary=name.endswith(".weight") and self._is_vocabulary(module_name),
+            beside_language=self._is_beside_language(module_name),
+            is_linear=name.endswith(".weight")
+            and isinstance(self._modules[module_name], nn.Linear)
+            and self._modules[module_name] is not self._head,
         )
+
+    def unplaced(self, tensor: SourceTensor) -> Unplaced | None:
+        """The fate of a tensor that the model has no place for; None where it must not be passed over."""
+        layers, n_layers = self._layers
+        return fate_of(
+            tensor,
+            self._renamed(tensor.name)[0],
+            layers=layers,
+            n_layers=n_layers,
+            ignored=self._ignored_names,
+        )
+
+    @cached_property
+    def _layers(self) -> tuple[str | None, int]:
+        """The name of the list of layers, None where there is none, and how many there are."""
+        try:
+            _, layers = trunk_of(self.language_model)
+        except NotImplementedError:
+            return None, 0
+        return next(name for name, module in self._modules.items() if module is layers), len(layers)
+
+    def _renamed(self, checkpoint_name: str) -> tuple[str, Any]:
+        """The parameter that transformers fills from a tensor, and what converts it, if anything does."""
+        from transformers.core_model_loading import rename_source_key
+
+        name, converter = rename_source_key(
+            checkpoint_name,
+            self._renamings,
+            self._converters,
+            self.model.base_model_prefix,
+            self._parameters,
+        )
+        if name not in self._parameters and checkpoint_name in self._parameters:
+            return checkpoint_name, None
+        return name, converter
+
+    @cached_property
+    def _ignored_names(self) -> Set[str]:
+        """Patterns of names that stock transformers ignores when it loads them into this model."""
+        return frozenset(self.model._keys_to_ignore_on_load_unexpected or ())
 
     def missing(self, loaded: set[str]) -> list[str]:
         """Parameters that no checkpoint tensor fills and that are not tied to one that is."""
         tied = set(self.model.all_tied_weights_keys)
         return sorted(set(self._parameters) - loaded - tied - self._buffers)
+
+    @property
+    def ties_of_names(self) -> Mapping[str, str]:
+        """Parameter -> the one that transformers fills it from, where a checkpoint has only that."""
+        tied: Mapping[str, str] = self.model.all_tied_weights_keys
+        return tied
 
     def ties(self, one: Parameter | None, other: Parameter | None) -> bool:
         """Whether transformers fills one of the two from the other, so that either is enough."""
@@ -145,6 +199,9 @@ class Architecture:
         module = self._modules.get(module_name)
         return isinstance(module, nn.Embedding) or (module is not None and module is self._head)
 
+    def _is_beside_language(self, module_name: str) -> bool:
+        return self._modules[module_name] not in self._in_language
+
     def _is_vocabulary(self, module_name: str) -> bool:
         # What a model makes of its own kind of table (Gemma's scales what it looks up) stock
         # transformers does not load quantized; and a tied head is that table.
@@ -158,6 +215,8 @@ class Architecture:
 
         module_name = name.rpartition(".")[0]
         module = self._modules[module_name]
+        if module not in self._in_language:
+            return "other"
         if module is self._head:
             return "output head"
         if isinstance(module, nn.Embedding):
@@ -174,6 +233,8 @@ class Architecture:
         kind = self._kind(name)
         if name in self._buffers:
             return "buffer"
+        if self._is_beside_language(module_name):
+            return f"not of the language model ({self._part(module_name)})"
         if self._is_outside_layers(module_name):
             return kind
         if attribute == "bias":
@@ -182,6 +243,15 @@ class Architecture:
         if isinstance(module, nn.Linear) and attribute == "weight":
             return "" if kind in ("linear", "expert") else kind
         return "norm" if is_norm(module) else f"not a linear layer ({type(module).__name__})"
+
+    def _part(self, module_name: str) -> str:
+        """The largest part of the model that holds a module and nothing of the language model."""
+        parts = module_name.split(".")
+        for length in range(1, len(parts)):
+            name = ".".join(parts[:length])
+            if self._in_language.isdisjoint(self._modules[name].modules()):
+                return name
+        return module_name
 
     def _refuse_fused_experts(self) -> None:
         """transformers fuses experts into 3-D parameters, which it can load quantized but not run."""
@@ -234,8 +304,8 @@ def _name_of_quantizer(entry: Any) -> str:
     return str(entry.get("quant_method") or ("bitsandbytes" if of_bitsandbytes else "unknown"))
 
 
-def _build(folder: Path, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _build(folder: Path, config_dict: Mapping[str, Any], trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -244,7 +314,7 @@ def _build(folder: Path, trust_remote_code: bool) -> Any:
                 "quantization_config", None
             )  # whether it holds is seen by the weights
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return auto_class(config_dict).from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # a config can make transformers raise anything
         raise _refusal(folder, error) from error
 
@@ -268,7 +338,8 @@ def _refusal(folder: Path, error: Exception) -> CheckpointError:
     if "Unrecognized configuration class" in str(error):
         return CheckpointError(
             f"The model type {model_type!r} is not a causal language model.",
-            hint="smolquant quantizes models that AutoModelForCausalLM loads.",
+            hint="smolquant quantizes models that AutoModelForCausalLM or AutoModelForImageTextToText "
+            "loads.",
         )
     return CheckpointError(
         f"transformers {transformers.__version__} cannot build the model from config.json: {error}",

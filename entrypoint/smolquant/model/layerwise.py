@@ -17,7 +17,9 @@ from torch import nn
 
 from smolquant.errors import CannotMeasure
 from smolquant.model.architecture import Architecture
+from smolquant.model.trunk import language_model, trunk_of
 from smolquant.model.weights import Weights
+from smolquant.record import IMAGE_TEXT_TO_TEXT
 
 Forward = Callable[..., Any]
 
@@ -70,7 +72,9 @@ class StreamedModel:
         self._visit = visit
         self._prepare = prepare
         self._windows = 1
-        self._trunk, layers = _trunk(model)
+        # Not the largest list of all: that may be of what sees, and text never enters it.
+        sees = architecture.task == IMAGE_TEXT_TO_TEXT
+        self._trunk, layers = trunk_of(language_model(model, sees=sees))
         self._head = model.get_output_embeddings()
         self._head_name = next(
             name for name, module in model.named_modules() if module is self._head
@@ -241,19 +245,6 @@ class StreamedModel:
 
 def _fixed(tensor: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(tensor, requires_grad=False)
-
-
-def _trunk(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    """The module that runs the decoder layers one after another, and the list of them."""
-    lists = [
-        (parent, child)
-        for parent in model.modules()
-        for child in parent.children()
-        if isinstance(child, nn.ModuleList)
-    ]
-    if not lists:
-        raise NotImplementedError(f"{type(model).__name__} has no list of layers")
-    return max(lists, key=lambda pair: sum(p.numel() for p in pair[1].parameters()))
 
 
 def _window_by_window(forward: Forward, windows: int, args: Any, kwargs: Any) -> Any:

@@ -7,15 +7,21 @@ reader loads from: the Hub id, or the folder that the variants were saved to.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from smolquant.hub import valid_repo_id
 from smolquant.publish.front_matter import Readme
-from smolquant.record import Metrics, SourceRecord, VariantRecord
+from smolquant.record import (
+    IMAGE_TEXT_TO_TEXT,
+    TEXT_GENERATION,
+    Metrics,
+    SourceRecord,
+    VariantRecord,
+)
 from smolquant.report import plot
-from smolquant.report.exceptions import PlanException, plan_exceptions
+from smolquant.report.exceptions import LEFT_OUT, PlanException, plan_exceptions
 from smolquant.report.measures import MEASURES, Measure, has_quality, has_speed, measured_as
 from smolquant.report.snippets import cautions, loading, main_model_program
 from smolquant.report.templating import environment
@@ -66,7 +72,7 @@ def variant_card(
         base_model=base_model,
         base_model_relation="quantized" if base_model else None,
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=IMAGE_TEXT_TO_TEXT if _sees(record) else TEXT_GENERATION,
         tags=[*_TAGS, record.quant_type],
         metrics=["perplexity"] if metrics.perplexity is not None else None,
         model_name=f"{name}, {record.variant}" if results else None,
@@ -82,8 +88,10 @@ def variant_card(
         scheme=scheme,
         name=name,
         base_model=_repo_link(base_model),
-        loading=loading(scheme, location),
-        kept=[_exception_row(group) for group in exceptions if not group.quantized],
+        loading=loading(scheme, location, record.task),
+        sees=_sees(record),
+        kept=[_exception_row(g) for g in exceptions if not g.quantized and g.fate != LEFT_OUT],
+        left_out=[_exception_row(group) for group in exceptions if group.fate == LEFT_OUT],
         regrouped=[_exception_row(group) for group in exceptions if group.quantized],
         groups=_group_sizes(record),
         measures=_measure_rows(metrics),
@@ -200,7 +208,8 @@ def _section(
         ),
         sources=[_repo_link(repo) for repo in _other_sources(records, location)],
         has_older=bool(older),
-        known=[(scheme, loading(scheme, location)) for scheme in schemes],
+        known=[(one, loading(one, location, records[one.variant].task)) for one in schemes],
+        sees=any(map(_sees, records.values())),
         cautions=[
             (listed([escape_markdown(name) for name in names]), sentence)
             for names, sentence in cautions(schemes)
@@ -211,7 +220,7 @@ def _section(
             if (sentence := measured_as(scheme, metrics.get(scheme.variant)))
         ],
         has_main_model=has_main_model,
-        main_program=main_model_program(location),
+        main_program=main_model_program(location, _task_of_main(records, of_main)),
     )  # fmt: skip
 
 
@@ -263,9 +272,24 @@ def _variant_row(
         escape_markdown(record.quant_type),
         Markdown(human_size(record.size_bytes)),
         Markdown(percent(record.ratio) if math.isfinite(record.ratio) else ""),
-        Markdown(f"{record.quantized_tensors} / {record.kept_tensors}"),
+        Markdown(_counts(record)),
         *map(Markdown, cells),
     ]
+
+
+def _counts(record: VariantRecord) -> str:
+    left_out = f" ({record.dropped_tensors} {LEFT_OUT})" if record.dropped_tensors else ""
+    return f"{record.quantized_tensors} / {record.kept_tensors}{left_out}"
+
+
+def _sees(record: VariantRecord) -> bool:
+    """Whether the model answers about pictures."""
+    return record.task == IMAGE_TEXT_TO_TEXT
+
+
+def _task_of_main(records: Mapping[str, VariantRecord], of_main: Sequence[str]) -> str:
+    """What the main model is for, which those of its variants tell that were made from it."""
+    return records[of_main[0]].task if of_main else TEXT_GENERATION
 
 
 def _measured_on(metrics: Mapping[str, Metrics]) -> Markdown:

@@ -166,6 +166,7 @@ def quantize_variants(
             source_bytes=work.source_bytes,
             license_files=_license_files(work),
             device=_deciding_device(plan, work.settings),
+            task=work.plans.architecture.task,
         )
         results[variant] = VariantResult(
             record, folder, seconds=seconds, peak_memory_bytes=peak_bytes()

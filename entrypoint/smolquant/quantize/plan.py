@@ -20,6 +20,8 @@ from smolquant.checkpoint.writer import Shard, StoredTensor, index_text, lay_out
 from smolquant.errors import CheckpointError, GateError
 from smolquant.model.architecture import Architecture, Parameter
 from smolquant.model.norms import Norm
+from smolquant.quantize.fit import refuse_mismatch, unplaced_tensors
+from smolquant.quantize.tables import ONE_TABLE, StoredTables
 from smolquant.record import TensorKind, TensorRecord
 from smolquant.schemes import TABLE_SCHEMES, Decision, Keep, Quantize, Scheme
 
@@ -56,6 +58,10 @@ class PlannedTensor:
     """What quantizes it; None where it is kept."""
     tied: bool = False
     """A second name of a weight that is stored under its first."""
+    dropped: bool = False
+    """The model has no place for it, and neither has the variant."""
+    unplaced: bool = False
+    """The model has no place for it; it is stored all the same, or :attr:`dropped`."""
     norm: NormInFront | None = None
     """What tells how much each column counts, where there is one and the scheme asks for it."""
     kind: TensorKind = "other"
@@ -79,6 +85,7 @@ class PlannedTensor:
             else self.decision.reason,
             columns_by=self.norm.norm.name if self.norm else None,
             kind=self.kind,
+            dropped=self.dropped,
         )
 
 
@@ -93,6 +100,9 @@ class VariantPlan:
     kept_modules: tuple[str, ...]
     """Linear modules that stay unquantized, for ``modules_to_not_convert``."""
     shards: tuple[Shard, ...]
+    untied: bool = False
+    """Whether two tables that config.json ties hold different values, so that both are stored and the
+    variant's config unties them."""
 
     @property
     def size_bytes(self) -> int:
@@ -154,6 +164,7 @@ def make_plan(
     embeddings: str = "source",
     keep: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     however_little: bool = False,
+    tables: StoredTables = ONE_TABLE,
 ) -> dict[str, VariantPlan]:
     """Plan every variant of a checkpoint.
 
@@ -166,16 +177,23 @@ def make_plan(
             variant; ``source`` keeps them.
         keep: variant -> regular expressions of whole module names that stay unquantized in it -> why.
         however_little: also plan what would stay nearly as large as it is.
+        tables: what is stored twice though config.json ties it, and whether it is the same.
 
     Returns:
         Variant name -> plan.
 
     Raises:
-        CheckpointError: weights missing or of the wrong shape, or a model that would stay nearly
-            as large as it is.
+        CheckpointError: weights missing or of the wrong shape, tensors that the model has no place for,
+            or a model that would stay nearly as large as it is.
     """
     planner = _Planner(
-        layout, architecture, group_size, dtype, skip=tuple(skip), embeddings=embeddings
+        layout,
+        architecture,
+        group_size,
+        dtype,
+        skip=tuple(skip),
+        embeddings=embeddings,
+        tables=tables,
     )
     planner.keep, planner.however_little = keep, however_little
     return {scheme.variant: planner.plan(scheme, max_shard_size) for scheme in schemes}
@@ -193,6 +211,7 @@ class _Planner:
         *,
         skip: Sequence[str],
         embeddings: str,
+        tables: StoredTables,
     ) -> None:
         self.layout = layout
         self.architecture = architecture
@@ -205,7 +224,9 @@ class _Planner:
             for name, parameter in self.parameters.items()
             if parameter
         }
-        _refuse_mismatch(layout, architecture, self.parameters)
+        self.unplaced = unplaced_tensors(layout, architecture, self.parameters)
+        refuse_mismatch(layout, architecture, self.parameters)
+        self.tables = tables
         self.embeddings = embeddings
         self.table_scheme = TABLE_SCHEMES.get(embeddings)
         """What stores the tables with a row a token; None keeps them."""
@@ -217,7 +238,7 @@ class _Planner:
             name: first
             for name, first in layout.aliases.items()
             if architecture.ties(self.parameters[name], self.parameters[first])
-        }
+        } | dict(tables.equal)
 
     def plan(self, scheme: Scheme, max_shard_size: int) -> VariantPlan:
         schemes = {name: self._scheme(name, scheme) for name in self.layout.tensors}
@@ -231,7 +252,9 @@ class _Planner:
         kept_modules = {
             parameter.module
             for name, parameter in self.parameters.items()
-            if parameter and not parameter.keep_reason and isinstance(decisions[name], Keep)
+            if parameter
+            and (not parameter.keep_reason or (parameter.is_linear and parameter.beside_language))
+            and isinstance(decisions[name], Keep)
         }
         stored = [tensor for tensor in tensors if tensor.parts]
         return VariantPlan(
@@ -245,6 +268,7 @@ class _Planner:
                 _metadata(stored),
                 max_shard_size,
             ),
+            untied=self.tables.differ,
         )
 
     def _scheme(self, name: str, scheme: Scheme) -> Scheme:
@@ -257,12 +281,14 @@ class _Planner:
     def _decide(self, name: str, scheme: Scheme, keep: Mapping[str, str]) -> Decision:
         parameter = self.parameters[name]
         if name in self.tied:
-            return Keep(f"tied to {self.tied[name]}, stored once")
+            how = "equal" if name in self.tables.equal else "tied"
+            return Keep(f"{how} to {self.tied[name]}, stored once")
         if parameter is None:
-            return Keep("not used by the model, not stored")
+            return Keep(self.unplaced[name].reason)
         by_option = parameter.is_vocabulary and self.table_scheme is not None
         if parameter.keep_reason and not by_option:
-            asked = self.table_scheme is not None and parameter.outside_layers
+            is_table = parameter.outside_layers and not parameter.beside_language
+            asked = self.table_scheme is not None and is_table
             why_not = f", of a kind that --embeddings {self.embeddings} leaves as it is"
             return Keep(parameter.keep_reason + (why_not if asked else ""))
         by_pattern = self._kept_by_pattern(parameter.module, keep)
@@ -280,12 +306,12 @@ class _Planner:
         rows, columns = parameter.shape
         return scheme.decide(rows, columns, self.group_size)
 
-    def _stored_dtype(self, name: str, parameter: Parameter) -> torch.dtype:
+    def _stored_dtype(self, name: str, parameter: Parameter | None) -> torch.dtype:
         """What a tensor is cast to before it is quantized or stored."""
         dtype = self.layout.tensors[name].dtype
         if not dtype.is_floating_point:
             return dtype
-        return self.architecture.stored_dtype(parameter.name, self.dtype)
+        return self.architecture.stored_dtype(parameter.name if parameter else name, self.dtype)
 
     def _kept_by_pattern(self, module: str, keep: Mapping[str, str]) -> Keep | None:
         for pattern in self.skip:
@@ -302,7 +328,9 @@ class _Planner:
 
         source = self.layout.tensors[source_name]
         parameter = self.parameters[source_name]
-        if source_name in self.tied or parameter is None:
+        dropped = parameter is None and not self.unplaced[source_name].carried
+        kind: TensorKind = parameter.kind if parameter else "other"
+        if source_name in self.tied or dropped:
             return PlannedTensor(
                 source,
                 decision,
@@ -310,10 +338,12 @@ class _Planner:
                 {},
                 "",
                 source_name,
-                tied=source_name in self.tied,
-                kind=parameter.kind if parameter else "other",
+                tied=source_name in self.layout.aliases,
+                dropped=dropped,
+                unplaced=dropped,
+                kind=kind,
             )
-        name = parameter.name
+        name = parameter.name if parameter else source_name
         dtype = self._stored_dtype(source_name, parameter)
         weight = torch.empty(source.shape, dtype=dtype, device="meta")
         prefix = name
@@ -337,7 +367,8 @@ class _Planner:
             name,
             scheme=used,
             norm=norm,
-            kind=parameter.kind,
+            kind=kind,
+            unplaced=parameter is None,
         )
 
     def _norm_in_front(self, weight: str, columns: int) -> NormInFront | None:
@@ -361,7 +392,9 @@ class _Planner:
         kept, total = Counter[str](), 0
         for name, decision in decisions.items():
             parameter = self.parameters[name]
-            if name in self.tied or parameter is None or parameter.outside_layers:
+            if name in self.tied or parameter is None:
+                continue
+            if parameter.outside_layers or parameter.beside_language:
                 continue
             size = self.layout.tensors[name].size_bytes
             total += size
@@ -402,35 +435,3 @@ def _base_dtype(layout: Layout, dtype: str) -> torch.dtype:
         sizes[tensor.dtype] += tensor.size_bytes
     prevalent = max(sizes, key=lambda dtype: sizes[dtype])
     return torch.float16 if prevalent is torch.float16 else torch.bfloat16
-
-
-def _refuse_mismatch(
-    layout: Layout,
-    architecture: Architecture,
-    parameters: Mapping[str, Parameter | None],
-) -> None:
-    for name, parameter in parameters.items():
-        shape = layout.tensors[name].shape
-        if parameter and parameter.shape != shape:
-            raise CheckpointError(
-                f"{name!r} has the shape {list(shape)}, but config.json asks for "
-                f"{list(parameter.shape)}.",
-                hint="Make sure that config.json belongs to these weights.",
-            )
-    names = [parameter.name for parameter in parameters.values() if parameter]
-    twice = next((name for name, count in Counter(names).items() if count > 1), None)
-    if twice is not None:
-        both = [
-            name for name, parameter in parameters.items() if parameter and parameter.name == twice
-        ]
-        raise CheckpointError(
-            f"{' and '.join(map(repr, both))} are both the model's {twice!r}.",
-            hint="Remove the one that a broken conversion left behind.",
-        )
-    missing = architecture.missing(set(names))
-    if missing:
-        raise CheckpointError(
-            f"The checkpoint lacks {len(missing)} of the model's weights, {missing[0]!r} among them; "
-            "transformers would fill them with random numbers.",
-            hint="Save the whole model (merge an adapter into its base first).",
-        )

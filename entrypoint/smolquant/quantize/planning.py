@@ -12,11 +12,14 @@ from smolquant.checkpoint.source import Source
 from smolquant.errors import CheckpointError
 from smolquant.machine import require_room_for
 from smolquant.model.architecture import Architecture
+from smolquant.model.task import refuse_embedder
 from smolquant.quantize.plan import VariantPlan, make_plan
 from smolquant.quantize.sound_layout import sound_layout
+from smolquant.quantize.tables import stored_tables
 from smolquant.quantize.trial import Trial, try_variants
 from smolquant.report.console import Console
 from smolquant.report.run_report import PlannedVariant
+from smolquant.schemes import Keep
 from smolquant.settings import Settings
 
 
@@ -26,6 +29,12 @@ class Plans:
 
     architecture: Architecture
     variants: Mapping[str, VariantPlan]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What users should know of how the checkpoint was understood, in sentences."""
+        plans = list(self.variants.values())
+        return [*self.architecture.remarks, *(_remarks_of(plans[0]) if plans else ())]
 
 
 def plan_variants(
@@ -38,6 +47,7 @@ def plan_variants(
             model's own code does not run with quantized weights.
         MachineError: a pickle has to be fetched to be planned, and does not fit on the disk.
     """
+    refuse_embedder(source.all_files)
     architecture = Architecture(source.folder, trust_remote_code=settings.trust_remote_code)
     if not source.can_stream:  # a pickle has to be here before it tells what it holds
         require_room_for(source.to_fetch())
@@ -51,6 +61,7 @@ def plan_variants(
         max_shard_size=settings.max_shard_size,
         skip=settings.skip,
         embeddings=settings.embeddings,
+        tables=stored_tables(source, architecture),
     )
     variants = plan()
     trials = try_variants(
@@ -67,7 +78,10 @@ def plan_variants(
     if keep := {variant: trial.keep for variant, trial in trials.items() if trial.keep}:
         variants = plan(keep=keep)
     _tell_of(trials, console)
-    return Plans(architecture, variants)
+    plans = Plans(architecture, variants)
+    for remark in plans.remarks:
+        console.notice("How the checkpoint is understood", remark)
+    return plans
 
 
 def _tell_of(trials: Mapping[str, Trial], console: Console) -> None:
@@ -103,3 +117,22 @@ def preview_variants(
         )
         for variant, plan in plan_variants(source, settings, quant_types, console).variants.items()
     }
+
+
+def _remarks_of(plan: VariantPlan) -> list[str]:
+    """What a plan does to tensors that the model has no place for, and to tied tables, in sentences."""
+    unplaced: dict[tuple[bool, str], list[str]] = {}
+    for tensor in plan.tensors:
+        if (tensor.dropped or tensor.unplaced) and isinstance(tensor.decision, Keep):
+            unplaced.setdefault((tensor.dropped, tensor.decision.reason), []).append(tensor.name)
+    remarks = [
+        f"{len(names)} tensors are {'left out' if dropped else 'carried along unquantized'}, such as "
+        f"{names[0]}: {reason}."
+        for (dropped, reason), names in unplaced.items()
+    ]
+    if plan.untied:
+        remarks.append(
+            "config.json ties the embedding and the output head, but their tensors differ. They are "
+            "stored as two, as stock transformers loads them, and the variants' config unties them."
+        )
+    return remarks

@@ -18,9 +18,11 @@ from smolquant.quantize.output import Written
 from smolquant.quantize.plan import VariantPlan
 from smolquant.record import (
     FILE_NAME,
+    TEXT_GENERATION,
     FileRecord,
     Options,
     SourceRecord,
+    Task,
     VariantRecord,
     stack_versions,
 )
@@ -56,6 +58,7 @@ def finish_variant(
     source_bytes: int,
     license_files: Sequence[str] = (),
     device: str | None = None,
+    task: Task = TEXT_GENERATION,
 ) -> VariantRecord:
     """Complete ``folder``, which holds the weight files, and return its record, not yet written.
 
@@ -66,6 +69,7 @@ def finish_variant(
         source_bytes: the size of the source's tensors, where shared memory counts once.
         license_files: names of the source's files that are copied too.
         device: the device that computed the stored bytes, if they depend on it.
+        task: what the model is for.
     """
     for name in (*source.auxiliary_files, *license_files):
         if name != CONFIG and not is_code(name):
@@ -94,6 +98,7 @@ def finish_variant(
         tensors=written.tensors,
         files={**written.files, **_file_records(folder, others)},
         device=device,
+        task=task,
     )
 
 
@@ -110,6 +115,8 @@ def _config_text(config: dict[str, Any], plan: VariantPlan, repo: str | None) ->
     if repo is not None and "auto_map" in changed:
         changed["auto_map"] = _in_repo(repo, changed["auto_map"])
     changed["dtype"] = plan.dtype_name
+    if plan.untied:
+        changed = _untied(changed) | {"tie_word_embeddings": False}
     changed["quantization_config"] = TorchAoConfig(
         plan.scheme.torchao_config(plan.group_size),
         modules_to_not_convert=list(plan.kept_modules),
@@ -151,6 +158,18 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
         elif isinstance(value, dict):
             _with_dtype(value, dtype)
     return config
+
+
+def _untied(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` without the tie of embedding and output head, where it or one in it states that."""
+    return {
+        key: False
+        if key == "tie_word_embeddings"
+        else _untied(value)
+        if isinstance(value, dict)
+        else value
+        for key, value in config.items()
+    }
 
 
 def _file_records(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:

@@ -12,14 +12,34 @@ class PlanException:
     """Source tensors that share a fate and its reason."""
 
     quantized: bool
-    """False where they were kept."""
+    """False where they were kept or left out."""
     fate: str
-    """What readers are told: ``kept``, or how they were quantized instead, as ``group 64``."""
+    """What readers are told: ``kept``, ``left out``, or how they were quantized, as ``group 64``."""
     reason: str
     size_bytes: int
     """What they take in the variant."""
     names: list[tuple[str, int]]
     """Folded names, each with how many tensors it stands for."""
+
+
+LEFT_OUT = "left out"
+"""The fate of what the model has no place for."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many source tensors met which fate."""
+
+    quantized: int
+    kept: int
+    dropped: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, TensorRecord]) -> "Counts":
+        """Count them."""
+        quantized = sum(tensor.quantized for tensor in tensors.values())
+        dropped = sum(tensor.dropped for tensor in tensors.values())
+        return cls(quantized, len(tensors) - quantized - dropped, dropped)
 
 
 def plan_exceptions(tensors: Mapping[str, TensorRecord]) -> list[PlanException]:
@@ -39,5 +59,5 @@ def plan_exceptions(tensors: Mapping[str, TensorRecord]) -> list[PlanException]:
 
 def _fate(tensor: TensorRecord) -> str:
     if not tensor.quantized:
-        return "kept"
+        return LEFT_OUT if tensor.dropped else "kept"
     return f"group {tensor.group_size}" if tensor.group_size else "a scale per row"

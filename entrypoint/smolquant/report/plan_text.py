@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from smolquant.report.embeddings import embedding_bytes
-from smolquant.report.exceptions import plan_exceptions
+from smolquant.report.exceptions import LEFT_OUT, Counts, plan_exceptions
 from smolquant.report.run_report import PlannedVariant
 from smolquant.text import human_size, one_line, percent
 
@@ -16,7 +16,7 @@ def render_dry_run(planned: Mapping[str, PlannedVariant]) -> str:
 def _lines(name: str, plan: PlannedVariant) -> Iterator[str]:
     tensors = plan.tensors
     source_bytes = sum(tensor.source_bytes for tensor in tensors.values())
-    quantized = sum(tensor.quantized for tensor in tensors.values())
+    counts = Counts.of(tensors)
     share = (
         f", {percent(plan.predicted_bytes / source_bytes)} of the source" if source_bytes else ""
     )
@@ -25,7 +25,8 @@ def _lines(name: str, plan: PlannedVariant) -> Iterator[str]:
     if (kept := embedding_bytes(tensors)) and plan.predicted_bytes:
         of_it = percent(kept / plan.predicted_bytes)
         yield f"  of that  {human_size(kept)} ({of_it}) embeddings"
-    yield f"  tensors  {quantized} quantized, {len(tensors) - quantized} kept"
+    left_out = f", {counts.dropped} {LEFT_OUT}" if counts.dropped else ""
+    yield f"  tensors  {counts.quantized} quantized, {counts.kept} kept{left_out}"
     if weighted := sum(tensor.columns_by is not None for tensor in tensors.values()):
         yield f"  columns  of {weighted} tensors weighted by the norm in front"
     for group in plan_exceptions(tensors):

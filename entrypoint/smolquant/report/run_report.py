@@ -119,6 +119,7 @@ def _variant_report(variant: VariantResult) -> dict[str, Any]:
         "source_size_bytes": record.source.size_bytes,
         "quantized_tensors": record.quantized_tensors,
         "kept_tensors": record.kept_tensors,
+        "dropped_tensors": record.dropped_tensors,
         "seconds": variant.seconds,
         "peak_memory_bytes": variant.peak_memory_bytes,
         "metrics": None if record.metrics is None else asdict(record.metrics),

@@ -4,8 +4,63 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from smolquant.record import IMAGE_TEXT_TO_TEXT, TEXT_GENERATION
 from smolquant.schemes import Scheme
 from smolquant.text import Markdown, code_block
+
+_PICTURE = (
+    "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/"
+    "pipeline-cat-chonk.jpeg"
+)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What code for a model depends on beside its scheme: transformers' classes, and how it is asked."""
+
+    auto_class: str
+    reader_class: str
+    reader: str
+    """The variable that holds what turns a question into the model's input."""
+    packages: str
+    """What the reader needs beside transformers, each with a space in front."""
+    asking: tuple[str, ...]
+
+
+_TEXT = _Kind(
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "tokenizer",
+    "",
+    (
+        'prompt = tokenizer("The capital of France is", return_tensors="pt").to(model.device)',
+        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))",
+    ),
+)
+_IMAGES = _Kind(
+    "AutoModelForImageTextToText",
+    "AutoProcessor",
+    "processor",
+    " pillow torchvision",
+    (
+        "content = [",
+        f'    {{"type": "image", "url": "{_PICTURE}"}},',
+        '    {"type": "text", "text": "What is in this picture?"},',
+        "]",
+        "prompt = processor.apply_chat_template(",
+        '    [{"role": "user", "content": content}],',
+        "    add_generation_prompt=True,",
+        "    tokenize=True,",
+        "    return_dict=True,",
+        '    return_tensors="pt",',
+        ").to(model.device, model.dtype)",
+        "print(processor.decode(model.generate(**prompt, max_new_tokens=20)[0]))",
+    ),
+)
+
+
+def _kind(task: str) -> _Kind:
+    return _IMAGES if task == IMAGE_TEXT_TO_TEXT else _TEXT
 
 
 @dataclass(frozen=True)
@@ -27,41 +82,46 @@ class Loading:
     ways: tuple[Way, ...]
 
 
-def loading(scheme: Scheme, location: str) -> Loading:
-    """Instructions for loading the variant of ``scheme`` from a Hub id or a folder of variants."""
-    stock = _stock(location, scheme.variant)
+def loading(scheme: Scheme, location: str, task: str = TEXT_GENERATION) -> Loading:
+    """How to load the variant of ``scheme`` from ``location``, a Hub id or a folder of variants.
+
+    Args:
+        task: what the model is for, see :data:`smolquant.record.Task`.
+    """
+    kind = _kind(task)
+    stock = _stock(kind, location, scheme.variant)
     if scheme.stock_loads:
         packages = "torch torchao transformers accelerate"
-        return Loading(_install(packages), (Way("", _program(stock)),))
+        return Loading(_install(packages + kind.packages), (Way("", _program(kind, stock)),))
     registered = [
         "import smolquant.torchao",
-        *_stock(location, scheme.variant, device="cpu"),
+        *_stock(kind, location, scheme.variant, device="cpu"),
     ]
     return Loading(
-        _install("smolquant"),
+        _install("smolquant" + kind.packages),
         (
             Way(
                 "Load it with smolquant, which packs the weights for this machine:",
-                _program(_smolquant(location, scheme.variant)),
+                _program(kind, _smolquant(kind, location, scheme.variant)),
             ),
             Way(
                 "Or load it with transformers, once smolquant has given torchao's "
                 f"{scheme.variant} weights a CPU kernel:",
-                _program(registered),
+                _program(kind, registered),
             ),
         ),
     )
 
 
-def loading_code(scheme: Scheme, location: str) -> Markdown:
+def loading_code(scheme: Scheme, location: str, task: str = TEXT_GENERATION) -> Markdown:
     """The lines that load the variant of ``scheme``, without a prompt."""
     lines = _stock if scheme.stock_loads else _smolquant
-    return _python(lines(location, scheme.variant))
+    return _python(lines(_kind(task), location, scheme.variant))
 
 
-def main_model_program(location: str) -> Markdown:
+def main_model_program(location: str, task: str = TEXT_GENERATION) -> Markdown:
     """Python that loads the unquantized model and answers a prompt."""
-    return _program(_stock(location, None))
+    return _program(_kind(task), _stock(_kind(task), location, None))
 
 
 def cautions(schemes: Iterable[Scheme]) -> list[tuple[list[str], str]]:
@@ -77,28 +137,23 @@ def _install(packages: str) -> Markdown:
     return code_block(f"pip install {packages}", "sh")
 
 
-def _smolquant(location: str, variant: str) -> list[str]:
+def _smolquant(kind: _Kind, location: str, variant: str) -> list[str]:
     where = f"{_literal(location)}, variant={_literal(variant)}"
-    return ["import smolquant", "", f"model, tokenizer = smolquant.load({where})"]
+    return ["import smolquant", "", f"model, {kind.reader} = smolquant.load({where})"]
 
 
-def _stock(location: str, subfolder: str | None, device: str = "auto") -> list[str]:
+def _stock(kind: _Kind, location: str, subfolder: str | None, device: str = "auto") -> list[str]:
     where = _literal(location) + (f", subfolder={_literal(subfolder)}" if subfolder else "")
     return [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        f"from transformers import {kind.auto_class}, {kind.reader_class}",
         "",
-        f"tokenizer = AutoTokenizer.from_pretrained({where})",
-        f"model = AutoModelForCausalLM.from_pretrained({where}, device_map={_literal(device)})",
+        f"{kind.reader} = {kind.reader_class}.from_pretrained({where})",
+        f"model = {kind.auto_class}.from_pretrained({where}, device_map={_literal(device)})",
     ]
 
 
-def _program(loading: list[str]) -> Markdown:
-    asking = [
-        "",
-        'prompt = tokenizer("The capital of France is", return_tensors="pt").to(model.device)',
-        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))",
-    ]
-    return _python(loading + asking)
+def _program(kind: _Kind, loading: list[str]) -> Markdown:
+    return _python([*loading, "", *kind.asking])
 
 
 def _python(lines: list[str]) -> Markdown:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from smolquant.record import Metrics, TensorRecord
 from smolquant.report.chart import bar_chart
 from smolquant.report.embeddings import embedding_bytes
-from smolquant.report.exceptions import PlanException, plan_exceptions
+from smolquant.report.exceptions import LEFT_OUT, Counts, PlanException, plan_exceptions
 from smolquant.report.measures import (
     DECODING,
     MEAN_KL,
@@ -50,8 +50,10 @@ class _Row:
     metrics: Metrics | None = None
 
     @property
-    def quantized(self) -> int:
-        return sum(tensor.quantized for tensor in self.tensors.values())
+    def counts(self) -> str:
+        counts = Counts.of(self.tensors)
+        left_out = f" ({counts.dropped} {LEFT_OUT})" if counts.dropped else ""
+        return f"{counts.quantized} / {counts.kept}{left_out}"
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def render_summary(result: RunReport) -> str:
         measured_as=_measured_as(rows),
         loading=_loading(result),
         exceptions=_exceptions(rows),
+        has_left_out=any(Counts.of(row.tensors).dropped for row in rows.values()),
         versions=Markdown(" · ".join(code_span(f"{k} {v}") for k, v in result.versions.items())),
         command=code_block(result.command, "sh") if result.command else None,
         trackio=code_block(result.trackio_command, "sh") if result.trackio_command else None,
@@ -129,7 +132,7 @@ def _columns(rows: Mapping[str, _Row]) -> list[_Column]:
         _Column("Before", lambda row: human_size(row.source_bytes)),
         _Column("After", lambda row: human_size(row.size_bytes)),
         _Column("Ratio", _ratio),
-        _Column("Quantized / kept", lambda r: f"{r.quantized} / {len(r.tensors) - r.quantized}"),
+        _Column("Quantized / kept", lambda row: row.counts),
     ]
     if any(row.seconds is not None or row.up_to_date for row in rows.values()):
         columns.append(_Column("Time", _time))
@@ -223,9 +226,9 @@ def _loading(result: RunReport) -> list[tuple[Markdown, Markdown]]:
     return [
         (
             Markdown(f"{code_span(name)} needs {escape_markdown(BY_VARIANT[name].loading)}:"),
-            loading_code(BY_VARIANT[name], where),
+            loading_code(BY_VARIANT[name], where, made.record.task),
         )
-        for name in result.variants
+        for name, made in result.variants.items()
     ]
 
 

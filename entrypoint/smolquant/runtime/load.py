@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolquant.errors import InputError, MachineError
+from smolquant.model.task import auto_class
 from smolquant.schemes import BY_VARIANT, Scheme
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def load_model(
     with _naming_own_code(repo_or_folder):
         config = _config(repo_or_folder, options)
         _require_dtype(scheme, config, options)
-        model: PreTrainedModel = _auto_class(config).from_pretrained(
+        model: PreTrainedModel = auto_class(config).from_pretrained(
             repo_or_folder, device_map=device_map, **options
         )
     (prepare or preparation(scheme, _device_of(device_map)))(model)
@@ -215,27 +216,6 @@ def _require_dtype(
             f"activations in the dtype of their scales only, which are {stored}.",
             hint="Leave dtype out, or load a variant that computes in any dtype.",
         )
-
-
-def _auto_class(config: "PreTrainedConfig") -> Any:
-    """The auto class that loads the class that the config names."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto import modeling_auto as auto
-
-    named = (config.architectures or [None])[0]
-    is_visual = named in _names(auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-    if is_visual and named not in _names(auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES):
-        return AutoModelForImageTextToText
-    return AutoModelForCausalLM
-
-
-def _names(classes: "Mapping[str, str | tuple[str, ...]]") -> set[str]:
-    """The names of classes in one of transformers' tables."""
-    return {
-        name
-        for value in classes.values()
-        for name in ([value] if isinstance(value, str) else value)
-    }
 
 
 def _text_class(

@@ -1,0 +1,73 @@
+"""Whether a checkpoint's tensors and the model that its config asks for belong together."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from smolquant.checkpoint.tensors import Layout
+from smolquant.errors import CheckpointError
+from smolquant.model.architecture import Architecture, Parameter
+from smolquant.model.unplaced import Unplaced
+from smolquant.names import fold_names
+
+_SHOWN_NAMES = 5
+
+
+def unplaced_tensors(
+    layout: Layout, architecture: Architecture, parameters: Mapping[str, Parameter | None]
+) -> dict[str, Unplaced]:
+    """The fate of every tensor that the model has no place for.
+
+    Raises:
+        CheckpointError: nothing is known of one, so that leaving it out may make another model.
+    """
+    nowhere = [layout.tensors[name] for name, parameter in parameters.items() if parameter is None]
+    fates = {tensor.name: architecture.unplaced(tensor) for tensor in nowhere}
+    unknown = [name for name, fate in fates.items() if fate is None]
+    # A model of which nothing fits is told as one that lacks everything.
+    if unknown and len(nowhere) < len(parameters):
+        shown = ", ".join(repr(name) for name, _ in fold_names(unknown)[:_SHOWN_NAMES])
+        raise CheckpointError(
+            f"{architecture.class_name} has no place for {len(unknown)} tensors of the checkpoint: "
+            f"{shown}{' and others' if len(fold_names(unknown)) > _SHOWN_NAMES else ''}. Without them a "
+            "variant would be another model.",
+            hint="Make sure that config.json names the class of these weights, or remove the tensors if "
+            "the model does not need them.",
+        )
+    return {name: fate for name, fate in fates.items() if fate is not None}
+
+
+def refuse_mismatch(
+    layout: Layout,
+    architecture: Architecture,
+    parameters: Mapping[str, Parameter | None],
+) -> None:
+    """Make sure that every weight of the model is there once and has its shape.
+
+    Raises:
+        CheckpointError: naming the first that is not so.
+    """
+    for name, parameter in parameters.items():
+        shape = layout.tensors[name].shape
+        if parameter and parameter.shape != shape:
+            raise CheckpointError(
+                f"{name!r} has the shape {list(shape)}, but config.json asks for "
+                f"{list(parameter.shape)}.",
+                hint="Make sure that config.json belongs to these weights.",
+            )
+    names = [parameter.name for parameter in parameters.values() if parameter]
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        both = [
+            name for name, parameter in parameters.items() if parameter and parameter.name == twice
+        ]
+        raise CheckpointError(
+            f"{' and '.join(map(repr, both))} are both the model's {twice!r}.",
+            hint="Remove the one that a broken conversion left behind.",
+        )
+    missing = architecture.missing(set(names))
+    if missing:
+        raise CheckpointError(
+            f"The checkpoint lacks {len(missing)} of the model's weights, {missing[0]!r} among them; "
+            "transformers would fill them with random numbers.",
+            hint="Save the whole model (merge an adapter into its base first).",
+        )
