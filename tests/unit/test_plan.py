@@ -15,7 +15,8 @@ from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.tensors import SourceTensor
 from smolquant.errors import CheckpointError, GateError
 from smolquant.model.architecture import Architecture
-from smolquant.quantize.plan import VariantPlan, make_plan, remarks_of
+from smolquant.quantize.plan import VariantPlan, make_plan
+from smolquant.quantize.planning import remarks_of
 from smolquant.schemes import SCHEMES, Quantize, scheme_of
 from smolquant.schemes.int4_weight_only import DEFAULT_INT4_METHOD, Int4Method
 

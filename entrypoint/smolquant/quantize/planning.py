@@ -34,7 +34,7 @@ class Plans:
     def remarks(self) -> list[str]:
         """What users should know of how the checkpoint was understood, in sentences."""
         plans = list(self.variants.values())
-        return [*self.architecture.remarks, *(_remarks_of(plans[0]) if plans else ())]
+        return [*self.architecture.remarks, *(remarks_of(plans[0]) if plans else ())]
 
 
 def plan_variants(
@@ -119,7 +119,7 @@ def preview_variants(
     }
 
 
-def _remarks_of(plan: VariantPlan) -> list[str]:
+def remarks_of(plan: VariantPlan) -> list[str]:
     """What a plan does to tensors that the model has no place for, and to tied tables, in sentences."""
     unplaced: dict[tuple[bool, str], list[str]] = {}
     for tensor in plan.tensors:
