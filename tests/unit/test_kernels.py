@@ -6,9 +6,15 @@ import sys
 
 import pytest
 import torch
+from torch import nn
+
+from smolquant.runtime.kernels import pack_model
+from smolquant.schemes import SCHEMES
+from stored_values import stored_values
 
 PROGRAM = """
 import torch
+from torch import nn
 from torch.nn import functional
 from smolquant.runtime.kernels import pack_for_this_cpu
 from smolquant.schemes import SCHEMES
@@ -38,3 +44,30 @@ def test_blocks_of_packed_rows_join_to_the_packed_whole(capability: str) -> None
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in {capability, strongest}
+
+
+def test_every_class_on_a_cpu_computes_what_is_stored() -> None:
+    """Packed for the CPU or left as it is, a layer multiplies with the weights that its file stands for."""
+    torch.manual_seed(0)
+    for scheme in SCHEMES.values():
+        if scheme.cuda_capability is not None:
+            continue
+        layer = nn.Linear(64, 48, bias=False, dtype=torch.bfloat16)
+        group_size = 32 if "group_size" in scheme.options(32) else None
+        stored = scheme.quantize(layer.weight.detach(), group_size)
+        layer.weight = nn.Parameter(stored, requires_grad=False)
+        exact = stored_values(stored)
+        pack_model(layer)
+        inputs = torch.randn(5, 64, dtype=torch.bfloat16)
+        wanted = inputs.float() @ exact.t()
+        error = (layer(inputs).float() - wanted).norm() / wanted.norm()
+        assert error < 0.02, (scheme.variant, float(error))
+
+
+def test_float8_on_a_cpu_is_made_plain_once() -> None:
+    layer = nn.Linear(64, 48, bias=False, dtype=torch.bfloat16)
+    stored = SCHEMES["float8_weight_only"].quantize(layer.weight.detach(), None)
+    layer.weight = nn.Parameter(stored, requires_grad=False)
+    pack_model(layer)
+    assert type(layer.weight.data) is torch.Tensor
+    assert layer.weight.dtype == torch.bfloat16

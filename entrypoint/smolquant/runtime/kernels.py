@@ -6,6 +6,7 @@ is loaded, and never stored.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,9 +101,16 @@ def _pack_for_cuda_without_mslk(weight: Int4Tensor) -> torch.Tensor:
     return weight if has_mslk() else pack_for_cuda(weight)
 
 
-_PACKERS: Mapping[tuple[str, str], Callable[[Int4Tensor], torch.Tensor]] = {
+def _plain(weight: TorchAOBaseTensor) -> torch.Tensor:
+    """The weight that it stands for, made once; torchao would make it again at every call."""
+    plain: torch.Tensor = weight.dequantize()
+    return plain
+
+
+_PACKERS: Mapping[tuple[str, str], Callable[[Any], torch.Tensor]] = {
     ("Int4Tensor", "cpu"): pack_for_this_cpu,
     ("Int4Tensor", "cuda"): _pack_for_cuda_without_mslk,
+    ("Float8Tensor", "cpu"): _plain,
 }
 """Class of a stored weight and type of its device -> what makes of it the weight that is computed with.
 What is not here is computed with as it is stored, by torchao."""
