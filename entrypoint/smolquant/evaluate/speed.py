@@ -178,8 +178,7 @@ def _outcome(
 
 
 def _load(folder: Path, device: str, variant: str | None, trust_remote_code: bool) -> Any:
-    from transformers import AutoModelForCausalLM
-
+    from smolquant.model.task import auto_class
     from smolquant.runtime.load import load_model
 
     if variant is not None:
@@ -187,7 +186,8 @@ def _load(folder: Path, device: str, variant: str | None, trust_remote_code: boo
             folder, BY_VARIANT[variant], device, trust_remote_code=trust_remote_code
         )
     else:
-        model = AutoModelForCausalLM.from_pretrained(
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model = auto_class(config).from_pretrained(
             folder, device_map=device, trust_remote_code=trust_remote_code
         )
     return model.eval()
