@@ -28,7 +28,7 @@ _AUXILIARY_FILES = re.compile(
     r"config\.json|generation_config\.json|tokenizer[\w.-]*|vocab[\w.-]*|merges\.txt"
     r"|special_tokens_map\.json|added_tokens\.json|chat_template[\w.-]*"
     r"|[\w.-]+\.model|[\w.-]+\.spm|[\w.-]+\.tiktoken|tekken\.json|bpe\.codes|dict\.txt"
-    r"|preprocessor_config\.json|video_preprocessor_config\.json"
+    r"|preprocessor_config\.json"
     r"|processor_config\.json|normalizer\.json|additional_chat_templates/[\w.-]+\.jinja"
 )
 _CODE = re.compile(r"[\w-]+\.py")
