@@ -16,6 +16,7 @@ from smolquant.checkpoint.files import (
     is_processor_config,
     pictures_shown,
 )
+from smolquant.checkpoint.links import leads_out
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,5 @@ def find_extras(folder: Path, others: Collection[str]) -> Extras:
 
 
 def _may_travel(folder: Path, path: Path) -> bool:
-    """Whether a file is small, and inside the folder or, for a snapshot in the Hub's cache, that cache."""
-    root, real = folder.resolve(), path.resolve()
-    places = [root]
-    if root.parent.name == "snapshots":
-        places.append(root.parent.parent / "blobs")
-    return any(map(real.is_relative_to, places)) and real.stat().st_size <= LARGEST_EXTRA
+    """Whether a file is small, and lies where the folder's files may."""
+    return not leads_out(folder, path) and path.stat().st_size <= LARGEST_EXTRA

@@ -25,6 +25,7 @@ from smolquant.checkpoint.files import (
     unread_index,
     weight_layout,
 )
+from smolquant.checkpoint.links import linked_weights, refuse_links_out
 from smolquant.checkpoint.source import Download, Source, find_shards, layout_of
 from smolquant.errors import CheckpointError
 
@@ -93,7 +94,8 @@ class FolderSource(Source):
             with_code: whether the model's own Python files belong to it (--trust-remote-code).
 
         Raises:
-            CheckpointError: there are no weights, or the index names a missing shard.
+            CheckpointError: there are no weights, the index names a missing shard, or a link leads out of
+                the folder.
         """
         self._folder = folder
         states = {name: FileState.of(folder / name) for name in file_names(folder, *_FILE_PATTERNS)}
@@ -103,6 +105,8 @@ class FolderSource(Source):
         ]
         self._layout = weight_layout(states)
         self.unread_index = unread_index(states, self._layout)
+        if self._layout.endswith(".json"):
+            refuse_links_out(folder, [self._layout])
         self._shards = find_shards(folder, self._layout)
         for shard in self._shards:
             if shard not in states:
@@ -110,7 +114,10 @@ class FolderSource(Source):
                     f"{self._layout} names {shard}, which is not there.",
                     hint="Fetch or save the missing shard.",
                 )
+        self.linked_weights = linked_weights(folder, self._shards)
+        """Weight files that are links to another place, such as a larger disk."""
         names = sorted({*self._auxiliary_files, *self.weights})
+        refuse_links_out(folder, set(names).difference(self._shards))
         self.files: Mapping[str, LocalFile] = {
             name: LocalFile(folder / name, states[name], Future()) for name in names
         }

@@ -30,5 +30,8 @@ def open_source(
         HubError: missing, gated or private repository, unknown revision, no connection.
     """
     if is_folder:
-        return FolderSource(Path(model), with_code=with_code)
+        source = FolderSource(Path(model), with_code=with_code)
+        for name in source.linked_weights:
+            notify(f"{name} is a link to {(source.folder / name).resolve()}")
+        return source
     return HubSource(hub, model, revision, with_code=with_code, notify=notify)

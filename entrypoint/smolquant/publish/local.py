@@ -10,6 +10,7 @@ from pathlib import Path
 
 from smolquant.checkpoint.files import README, has_size, is_code, is_intact
 from smolquant.checkpoint.source import Source
+from smolquant.errors import InputError
 from smolquant.publish.cards import root_card, variant_card
 from smolquant.publish.front_matter import declared_license, own_readme, readme_text
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
@@ -83,7 +84,7 @@ def write_cards(
         source_readme: the source's README, which the root card is made from where there is none yet.
 
     Raises:
-        InputError: the README.md that is there cannot be edited.
+        InputError: the README.md that is there cannot be edited, or is a link.
     """
     shown = output_dir.as_posix()
     location = shown if output_dir.is_absolute() else f"./{shown}"
@@ -113,4 +114,9 @@ def _is_complete(folder: Path, made: VariantRecord) -> bool:
 
 
 def _write(path: Path, text: str) -> None:
+    if path.is_symlink():
+        raise InputError(
+            f"{path} is a link, and writing it would change a file elsewhere.",
+            hint="Remove the link, or choose another --output-dir.",
+        )
     path.write_text(text, encoding="utf-8", newline="")

@@ -1,0 +1,117 @@
+"""Nothing that lies outside a checkpoint folder is published, whatever the folder links to."""
+
+from pathlib import Path
+
+import pytest
+
+from models import llama, save_with_tokenizer
+from smolquant.checkpoint.folder import FolderSource
+from smolquant.checkpoint.opening import open_source
+from smolquant.errors import CheckpointError
+from smolquant.hub import Hub
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_with_tokenizer(tmp_path / "model", llama(1))
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text("hf_secret")
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer_extra.json", "chat_template.jinja", "config.json", "generation_config.json"],
+)
+def test_a_file_that_links_out_of_the_folder_is_refused_by_name(
+    folder: Path, secret: Path, name: str
+) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    with pytest.raises(CheckpointError, match=f"{name} is a link out") as refusal:
+        FolderSource(folder)
+    assert "cp -L" in refusal.value.hint
+
+
+def test_a_file_of_proc_is_no_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer_extra.json").symlink_to("/proc/self/environ")
+    with pytest.raises(CheckpointError, match=r"tokenizer_extra.json is a link out"):
+        FolderSource(folder)
+
+
+def test_a_linked_folder_of_templates_is_refused(folder: Path, secret: Path) -> None:
+    elsewhere = secret.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "tool.jinja").write_text("hf_secret")
+    (folder / "additional_chat_templates").symlink_to(elsewhere)
+    with pytest.raises(CheckpointError, match=r"additional_chat_templates/tool.jinja"):
+        FolderSource(folder)
+
+
+def test_model_code_that_links_out_is_refused(folder: Path, secret: Path) -> None:
+    (folder / "modeling_own.py").symlink_to(secret)
+    assert FolderSource(folder).files, "without trust it is not taken along"
+    with pytest.raises(CheckpointError, match=r"modeling_own.py"):
+        FolderSource(folder, with_code=True)
+
+
+def test_weights_on_another_disk_are_taken_and_said(folder: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    (folder / "model.safetensors").rename(disk / "weights")
+    (folder / "model.safetensors").symlink_to(disk / "weights")
+    lines: list[str] = []
+    source = open_source(
+        Hub(), str(folder), is_folder=True, revision=None, with_code=False, notify=lines.append
+    )
+    assert source.layout().tensors
+    assert lines == [f"model.safetensors is a link to {disk / 'weights'}"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_link_to_something_else_are_refused(
+    folder: Path, secret: Path, name: str
+) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / name).symlink_to(secret)
+    with pytest.raises(CheckpointError, match=f"{name} is a link out"):
+        FolderSource(folder)
+
+
+def test_an_index_that_links_out_is_refused(folder: Path, secret: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").symlink_to(secret)
+    with pytest.raises(CheckpointError, match=r"model.safetensors.index.json is a link out"):
+        FolderSource(folder)
+
+
+def test_links_inside_the_folder_and_of_the_hubs_cache_are_followed(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "originals").mkdir()
+    (folder / "config.json").rename(folder / "originals/config.json")
+    (folder / "config.json").symlink_to("originals/config.json")
+    assert "config.json" in FolderSource(folder).files
+
+    snapshot = tmp_path / "models--them--tiny/snapshots/abc"
+    blobs = tmp_path / "models--them--tiny/blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, path in enumerate(p for p in folder.iterdir() if p.is_file()):
+        (blobs / str(number)).write_bytes(path.read_bytes())
+        (snapshot / path.name).symlink_to(f"../../blobs/{number}")
+    source = FolderSource(snapshot)
+    assert source.linked_weights == []
+    assert source.layout().tensors
+
+
+def test_devices_and_pipes_are_no_files_of_a_model(folder: Path) -> None:
+    import os
+
+    os.mkfifo(folder / "tokenizer_pipe.json")
+    (folder / "tokenizer_null.json").symlink_to("/dev/null")
+    assert not {"tokenizer_pipe.json", "tokenizer_null.json"} & set(FolderSource(folder).files)
