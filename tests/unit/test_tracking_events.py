@@ -299,3 +299,30 @@ def test_a_space_is_opened_by_its_own_token_or_the_given_one(tmp_path: Path) -> 
     assert environ["HF_TOKEN"] == "hf_given"
     assert "HF_OIDC_RESOURCE" not in environ
     assert "HF_HUB_OFFLINE" not in environ
+
+
+def test_links_in_the_output_folder_are_not_written_through(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("precious")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "events.jsonl").symlink_to(elsewhere)
+    told = tell(out)
+    start(told)
+    assert elsewhere.read_text() == "precious"
+    assert "events.jsonl cannot be written" in told.output.getvalue()
+
+
+def test_a_local_project_is_not_kept_behind_a_link(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "trackio").symlink_to(elsewhere)
+    told = tell(out)
+    told.recorder.open({}, hub_token=None, private=False)
+    start(told)
+    told.recorder.finish(None)
+    assert not list(elsewhere.iterdir())
+    assert "trackio is a link" in told.output.getvalue()
+    assert told.recorder.local_command is None

@@ -32,10 +32,12 @@ class EventLog:
         """Write one line to disk; ``line`` has no line end.
 
         Raises:
-            OSError: the file cannot be written.
+            OSError: the file cannot be written, or is a link.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab+") as file:
+        # A link is not followed: it would have a file elsewhere written to.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        with open(os.open(self.path, flags, 0o644), "ab+") as file:  # noqa: PTH123 - a descriptor
             file.write(_line_end(file.fileno()) + line.encode() + b"\n")
 
 

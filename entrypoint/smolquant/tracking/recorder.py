@@ -134,7 +134,9 @@ class Recorder(Tracker):
     @_harmless
     def open(self, environ: Mapping[str, str], *, hub_token: str | None, private: bool) -> None:
         """Start the child process and the job's record."""
-        if importlib.util.find_spec("trackio") is not None:
+        if self._destination is None and (self._output_dir / LOCAL_PROJECT).is_symlink():
+            self._warn(f"{self._output_dir / LOCAL_PROJECT} is a link.")
+        elif importlib.util.find_spec("trackio") is not None:
             try:
                 self._process = TrackioProcess(
                     self._destination,
