@@ -7,6 +7,7 @@ load it and predicts a token. The command changes nothing.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CheckpointError, InputError
@@ -65,7 +66,7 @@ def check(
             record = VariantRecord.from_json((folder / variant / FILE_NAME).read_text("utf-8"))
             made_with = record.versions
             _check_files(folder / variant, record)
-            _check_loads(folder, variant, trust_remote_code)
+            _check_loads(folder, record, trust_remote_code)
         except (InvalidRecord, CheckpointError) as problem:
             yield Checked(variant, str(problem), made_with)
         else:
@@ -81,7 +82,7 @@ def _check_files(folder: Path, record: VariantRecord) -> None:
             raise CheckpointError(f"{name} is not the file that was made: its sha256 differs.")
 
 
-def _check_loads(folder: Path, variant: str, trust_remote_code: bool) -> None:
+def _check_loads(folder: Path, record: VariantRecord, trust_remote_code: bool) -> None:
     """Load the variant and look at the logits of one prompt.
 
     A machine without its kernels says nothing of the variant: there it is computed with plain weights.
@@ -91,8 +92,14 @@ def _check_loads(folder: Path, variant: str, trust_remote_code: bool) -> None:
 
     from smolquant.runtime.load import NeedsOwnCode, load_for_checking
 
+    variant, problems = record.variant, list[str]()
     try:
-        model, tokenizer = load_for_checking(folder, variant, trust_remote_code=trust_remote_code)
+        model, tokenizer = load_for_checking(
+            folder,
+            variant,
+            report=lambda info: problems.extend(_misfits(info, record)),
+            trust_remote_code=trust_remote_code,
+        )
         prompt = tokenizer(text="The", return_tensors="pt").to(model.device)
         with torch.no_grad():
             logits = model(**prompt).logits
@@ -103,6 +110,31 @@ def _check_loads(folder: Path, variant: str, trust_remote_code: bool) -> None:
             hint="Read the code; if you trust it, add --trust-remote-code.",
         ) from error
     except Exception as error:  # whatever the installed libraries raise is the answer
+        if problems:
+            raise CheckpointError(problems[0]) from error
         raise CheckpointError(f"It does not run: {type(error).__name__}: {error}") from error
+    if problems:
+        raise CheckpointError(problems[0])
     if not bool(torch.isfinite(logits).all()):
         raise CheckpointError("Its logits are not finite.")
+
+
+def _misfits(info: Mapping[str, Any], record: VariantRecord) -> Iterator[str]:
+    """What transformers has filled with random numbers, or had no place for.
+
+    Args:
+        info: transformers' own, of missing and unexpected tensors.
+        record: names those tensors that a variant carries along for other libraries.
+    """
+    missing = sorted(info["missing_keys"])
+    if missing:
+        yield (
+            f"It lacks {len(missing)} of the model's weights, {missing[0]!r} among them, and the installed "
+            "libraries fill them with random numbers."
+        )
+    unexpected = sorted(set(info["unexpected_keys"]) - record.tensors.keys())
+    if unexpected:
+        yield (
+            f"It holds {len(unexpected)} tensors that the installed libraries have no place for, "
+            f"{unexpected[0]!r} among them."
+        )

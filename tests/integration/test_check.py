@@ -54,6 +54,46 @@ def test_a_variant_that_the_installed_libraries_cannot_run(
     assert "hal9000" in run.log
 
 
+def rewritten(quantized: Path, variant: str, name: str, content: bytes) -> None:
+    """Replace a file of a variant, and what the record says of it, as somebody's own tool might."""
+    import hashlib
+    import json
+
+    path, record_path = quantized / variant / name, quantized / variant / "quantization.json"
+    path.write_bytes(content)
+    record = json.loads(record_path.read_text())
+    record["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+    record_path.write_text(json.dumps(record))
+
+
+def test_weights_that_are_gone_are_no_working_variant(
+    smolquant: RunSmolquant, quantized: Path
+) -> None:
+    """transformers fills them with random numbers, and computes something finite."""
+    import json
+
+    from safetensors import safe_open
+    from safetensors.torch import save
+
+    weights = quantized / "int8/model.safetensors"
+    gone = "model.layers.0.input_layernorm.weight"
+    with safe_open(weights, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name != gone}  # noqa: SIM118
+    del metadata[gone]
+    names = [name for name in json.loads(metadata["tensor_names"]) if name != gone]
+    metadata["tensor_names"] = json.dumps(names)
+    rewritten(quantized, "int8", "model.safetensors", save(tensors, metadata))
+    config = json.loads((quantized / "int4/config.json").read_text())
+    del config["quantization_config"]
+    rewritten(quantized, "int4", "config.json", json.dumps(config).encode())
+
+    run = smolquant("check", quantized)
+    assert run.exit_code == 3, run.log
+    assert f"int8: It lacks 1 of the model's weights, {gone!r}" in run.log
+    assert "int4: It lacks" in run.log
+
+
 def test_what_this_machine_has_no_kernels_for_is_not_broken(
     smolquant: RunSmolquant, checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -77,14 +77,23 @@ def load(
 
 
 def load_for_checking(
-    folder: Path, variant: str, *, trust_remote_code: bool = False
+    folder: Path,
+    variant: str,
+    *,
+    report: "Callable[[Mapping[str, Any]], None]",
+    trust_remote_code: bool = False,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load as :func:`load` does, but with plain weights where this machine lacks the variant's kernels."""
+    """Load as :func:`load` does, but with plain weights where this machine lacks the variant's kernels.
+
+    Args:
+        report: as for :func:`load_model`.
+    """
     return _loaded(
         folder,
         _scheme_of(folder, variant),
         default_device(),
         trust_remote_code=trust_remote_code,
+        report=report,
     )
 
 
@@ -94,6 +103,7 @@ def load_model(
     device_map: Any,
     *,
     prepare: "Callable[[PreTrainedModel], None] | None" = None,
+    report: "Callable[[Mapping[str, Any]], None] | None" = None,
     **options: Any,
 ) -> "PreTrainedModel":
     """Load a variant's model as stock transformers does, with the device's kernel for it.
@@ -105,6 +115,7 @@ def load_model(
         scheme: what quantized the variant.
         device_map: a device's name, or anything that ``from_pretrained`` takes.
         prepare: given the model when its weights are as they are stored, instead of making them run.
+        report: is told what transformers says of the loading, such as ``missing_keys``.
 
     Raises:
         InputError: ``options`` ask for a dtype that the variant does not compute in.
@@ -116,11 +127,14 @@ def load_model(
     with _naming_own_code(repo_or_folder):
         config = _config(repo_or_folder, options)
         _require_dtype(scheme, config, options)
-        model: PreTrainedModel = auto_class(config).from_pretrained(
-            repo_or_folder, device_map=device_map, **options
+        model, info = auto_class(config).from_pretrained(
+            repo_or_folder, device_map=device_map, output_loading_info=True, **options
         )
+    if report is not None:
+        report(info)
     (prepare or preparation(scheme, _device_of(device_map)))(model)
-    return model
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def default_device() -> str:
