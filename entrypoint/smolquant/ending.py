@@ -18,6 +18,7 @@ from smolquant.report.failure import Failure
 from smolquant.report.files import (
     REPORT_NAME,
     own_like_workspace,
+    write_details,
     write_outputs,
     write_report,
     write_summary,
@@ -78,6 +79,10 @@ class Ending:
         output_dir = report.output_dir
         if report.dry_run and report.planned:
             console.info(render_dry_run(report.planned))
+        if self.error is not None and not Failure.of(self.error).expected:
+            with self._where_possible("There is no file of details"):
+                details = write_details(report, self.error, redact=console.redact)
+                console.info(f"Please attach {details} when you report this.")
         with self._where_possible("There is no report.json"):
             if not report.dry_run:
                 write_report(report, output_dir, redact=console.redact)

@@ -94,3 +94,26 @@ def test_a_run_that_another_process_has_told_is_not_told_again(tmp_path: Path) -
         ending.passed_on = 5
     assert ending.exit_code == 5
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unexpected_error_leaves_a_file_to_attach_without_secrets(tmp_path: Path) -> None:
+    log = io.StringIO()
+    console = Console({}, log)
+    console.mask("hf_secret")
+    report = RunReport(
+        model="user/model", output_dir=tmp_path / "out", command="smolquant quantize user/model"
+    )
+    with Ending(report, console, {}) as ending:
+        raise KeyError("hf_secret")
+    assert ending.exit_code == 1
+    details = (tmp_path / "out/error-details.txt").read_text()
+    assert "command: smolquant quantize user/model" in details
+    assert "torchao: " in details
+    assert "Traceback (most recent call last)" in details
+    assert "hf_secret" not in details + log.getvalue()
+    assert f"Please attach {tmp_path / 'out/error-details.txt'}" in log.getvalue()
+
+
+def test_an_expected_error_leaves_none(tmp_path: Path) -> None:
+    end(tmp_path, {}, GateError("Too much was lost."))
+    assert not (tmp_path / "out/error-details.txt").exists()

@@ -34,7 +34,8 @@ class Failure:
             type=type(error).__name__,
             title="Unexpected error",
             message=f"This is a bug in smolquant. {type(error).__name__}: {error}".rstrip(": "),
-            hint="Report it with the traceback, which is in the log.",
+            hint="Please report it. The log has the traceback; attach error-details.txt from the output "
+            "folder, if it is there.",
             exit_code=SmolquantError.exit_code,
             expected=False,
         )

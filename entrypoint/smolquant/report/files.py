@@ -6,16 +6,20 @@ Every function takes ``redact``, which takes the secrets out of a text: see ``Co
 import json
 import math
 import os
+import platform
 import secrets
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from smolquant.record import stack_versions
 from smolquant.report.run_report import RunReport
 from smolquant.schemes import BY_VARIANT
 
 REPORT_NAME = "report.json"
+DETAILS_NAME = "error-details.txt"
 MAX_SUMMARY_BYTES = 1024 * 1024
 """Beyond this the runner drops a step's whole summary."""
 
@@ -84,6 +88,26 @@ def write_report(result: RunReport, output_dir: Path, *, redact: Redact) -> Path
         unfinished = Path(folder) / REPORT_NAME
         unfinished.write_text(report + "\n", encoding="utf-8")
         unfinished.replace(path)
+    return path
+
+
+def write_details(report: RunReport, error: BaseException, *, redact: Redact) -> Path:
+    """Write what a maintainer needs to know of an unexpected error: command, versions and traceback.
+
+    Raises:
+        OSError: the output folder cannot be made or written to.
+    """
+    report.output_dir.mkdir(parents=True, exist_ok=True)
+    path = report.output_dir / DETAILS_NAME
+    lines = [
+        f"command: {report.command}",
+        f"python: {platform.python_version()} on {platform.platform()}",
+        *(f"{name}: {version}" for name, version in stack_versions().items()),
+        "",
+        "".join(traceback.format_exception(error)),
+    ]
+    path.unlink(missing_ok=True)  # an earlier run's, or a link
+    path.write_text(redact("\n".join(lines)), encoding="utf-8")
     return path
 
 
