@@ -18,9 +18,9 @@ SPOILED = """
 import os, runpy, sys
 from safetensors import safe_open
 from safetensors.torch import save_file
-from smolquant import quantize
+from smolquant.quantize import making
 
-how, quantize_checkpoint = sys.argv.pop(1), quantize.quantize_checkpoint
+how, quantize_checkpoint = sys.argv.pop(1), making.quantize_checkpoint
 
 def quantize_and_spoil(checkpoint, plans, folders, **options):
     written = quantize_checkpoint(checkpoint, plans, folders, **options)
@@ -38,7 +38,7 @@ def quantize_and_spoil(checkpoint, plans, folders, **options):
     save_file(tensors, path, metadata)
     return written
 
-quantize.quantize_checkpoint = quantize_and_spoil
+making.quantize_checkpoint = quantize_and_spoil
 runpy.run_module("smolquant", run_name="__main__")
 """
 """The command, whose int8 weights do not get to the disk as they were meant."""
