@@ -15,10 +15,6 @@ from smolquant.text import one_line
 Notice = Callable[[str, str], None]
 
 
-def no_notice(title: str, text: str) -> None:
-    """For who wants to hear nothing."""
-
-
 def sound_layout(source: Source, architecture: Architecture, notice: Notice) -> Layout:
     """What the weight files' headers say of a model that ``architecture`` is the skeleton of.
 
