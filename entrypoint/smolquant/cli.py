@@ -1,4 +1,4 @@
-"""The command line, and the only reader of argv and the environment.
+"""The command line: what each command takes, and what it calls.
 
 Torch is imported when work starts, so that help and refusals answer at once.
 """

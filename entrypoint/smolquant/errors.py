@@ -34,7 +34,7 @@ class CheckpointError(SmolquantError):
 
 
 class CannotMeasure(CheckpointError):
-    """What a model predicts cannot be had here, which says nothing of its weights."""
+    """The model's predictions cannot be computed here; its weights may be good all the same."""
 
 
 class MachineError(SmolquantError):
@@ -59,7 +59,7 @@ class GateError(SmolquantError):
 
 
 class Unmeasured(GateError):
-    """There are no numbers to hold against a limit, which says nothing of what was made."""
+    """There are no numbers to hold against a limit; what was made may be good all the same."""
 
 
 class Cancelled(KeyboardInterrupt):

@@ -75,7 +75,7 @@ def hub_token(help_text: str) -> Callable[..., Any]:
 
 
 def never_written(_: object) -> None:
-    """Leave out a secret, or what is no part of the run itself."""
+    """Give no text, for an option that the reproducing command leaves out."""
 
 
 def without_query(address: str) -> str:

@@ -87,7 +87,7 @@ def _why_not_current(
         return "it was made from another source"
     demanded = settings.evaluate == "always" or settings.gate.covers(record.variant)
     if demanded and not settings.measurement.is_that_of(record.metrics):
-        return "it is up to date, but not measured as asked for now"
+        return "it was not measured as asked for now"
     return None
 
 

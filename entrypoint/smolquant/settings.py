@@ -220,7 +220,7 @@ class Settings:
         """The place where the run is recorded; None keeps a local project in the output folder.
 
         Raises:
-            InputError: the address is none.
+            InputError: it is not an address of a Trackio dashboard.
         """
         return make_destination(
             self.trackio_url, write_token=self.trackio_write_token, bucket=self.dataset_repo
@@ -406,7 +406,7 @@ def _check_calibration(settings: Settings) -> None:
 
 
 def _check_texts(settings: Settings) -> None:
-    """What was calibrated on a text looks better there than anywhere else."""
+    """Refuse to measure on the text that weights are calibrated on, where they look their best."""
     measured_on, calibrated_on = settings.eval_text, settings.calibration_text
     if settings.evaluate == "never" or measured_on is None or calibrated_on is None:
         return

@@ -181,7 +181,7 @@ def test_a_limit_is_held_against_the_text_that_was_asked_for(
     metrics = json.loads(hub.read(REPO, "int4/quantization.json"))["metrics"]
     assert metrics["text"] == "other.txt"
 
-    assert "int4 is made again: it is up to date, but not measured as asked for" in limited.log
+    assert "int4 is made again: it was not measured as asked for now" in limited.log
 
     fewer = evaluated("--eval-text", str(other), "--eval-tokens", "100", "--max-kl", "10")
     assert fewer.report["variants"]["int8"]["metrics"]["tokens"] < 100

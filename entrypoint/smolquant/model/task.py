@@ -1,4 +1,4 @@
-"""What a checkpoint is for, which its own ``architectures`` says, and which class of transformers loads it.
+"""The task of a checkpoint, as its own ``architectures`` tells it, and the class that loads it.
 
 An auto class can be talked into building a text generator of nearly anything: of a reward model without its
 score head, of a speech model without its encoder. So the class that the config names decides, by
@@ -31,7 +31,7 @@ _OTHER_TASKS = {
     "MODEL_FOR_PRETRAINING": "several objectives of pretraining at once",
     "MODEL": "computing hidden states, as embedders do",
 }
-"""Table of transformers -> what its classes are for; the first that has a class tells it."""
+"""What the classes in each table of transformers are for; a class counts for the first that has it."""
 
 _EMBEDDERS = {"modules.json", "config_sentence_transformers.json"}
 """The files by which sentence-transformers knows its models."""
@@ -163,7 +163,7 @@ def _other_task(named: str, words: str | None, config: Mapping[str, Any]) -> Che
 
 
 def _lost_tensors(named: str, config: Mapping[str, Any]) -> Sequence[str]:
-    """What the class itself has and the text generator of the same config has not; empty where unknown."""
+    """The tensors that the named class has and a text generator of the same config lacks; none if unknown."""
     import torch
     import transformers
 
@@ -185,7 +185,7 @@ def _has_encoder(config: Any) -> bool:
 
 
 def _looks_ahead(config: Any) -> bool:
-    """Whether words on both sides are read, as an encoder does that nobody has made a decoder."""
+    """Whether the model reads the words after a gap too, as an encoder does, and so cannot generate."""
     if getattr(config, "causal", True) is False:
         return True
     is_encoder = getattr(config, "model_type", None) in _table("MODEL_FOR_MASKED_LM")

@@ -173,7 +173,10 @@ def _commit_on_head(
 
 
 def _refuse_changed_variants(before: Target, now: Target, publication: Publication) -> None:
-    """The client leaves a sent file out of a commit if it stood there already when it was sent."""
+    """Refuse where others have changed a variant of which shards are uploaded already.
+
+    The client leaves a file out of a commit that stood in the repository when it was uploaded.
+    """
     changed = [v for v in publication.records if before.records.get(v) != now.records.get(v)]
     if publication.preuploaded and changed:
         raise HubError(

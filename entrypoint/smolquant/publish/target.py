@@ -124,7 +124,7 @@ def check_readme(hub: Hub, readme: str | None, place: str) -> None:
 
     Args:
         readme: the card as its owner wrote it; None for none.
-        place: whose it is, for the message.
+        place: the name of the card in messages.
 
     Raises:
         InputError: the Hub refuses it, with its reasons.

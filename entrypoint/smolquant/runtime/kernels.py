@@ -112,8 +112,8 @@ _PACKERS: Mapping[tuple[str, str], Callable[[Any], torch.Tensor]] = {
     ("Int4Tensor", "cuda"): _pack_for_cuda_without_mslk,
     ("Float8Tensor", "cpu"): _plain,
 }
-"""Class of a stored weight and type of its device -> what makes of it the weight that is computed with.
-What is not here is computed with as it is stored, by torchao."""
+"""What packs a weight, by the class that it is stored as and the type of its device. A weight without an
+entry runs as it is stored."""
 
 
 def pack_model(model: nn.Module) -> None:

@@ -200,11 +200,11 @@ def squared_norm(values: "torch.Tensor") -> float:
 
 
 _LEAST_SQUARES = 1e-24
-"""A sum of squares that is as large as this one is right in float32, whatever part of it was too small."""
+"""A smaller sum of squares is computed again in float64, since squares may have vanished in float32."""
 
 
 def last_place(dtype: "torch.dtype") -> float:
-    """The distance between the smallest numbers of a dtype: what a scale is a whole multiple of."""
+    """The smallest positive number of a dtype; every number, and so every scale, is a multiple of it."""
     import torch
 
     info = torch.finfo(dtype)
