@@ -163,7 +163,7 @@ def _other_task(named: str, words: str | None, config: Mapping[str, Any]) -> Che
 
 
 def _lost_tensors(named: str, config: Mapping[str, Any]) -> Sequence[str]:
-    """The tensors that the named class has and a text generator of the same config lacks; none if unknown."""
+    """The tensors that the named class has and a text generator made of it lacks; none if unknown."""
     import torch
     import transformers
 
