@@ -4,7 +4,6 @@ It answers, per checkpoint tensor, which parameter it becomes and what that para
 transformers' own loader and quantizer. It knows nothing of schemes or files.
 """
 
-import json
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from torch import nn
 
 from smolquant.checkpoint.tensors import SourceTensor
 from smolquant.errors import CheckpointError
+from smolquant.model.config import read_config
 from smolquant.model.norms import Norm, is_norm, norms_in_front
 from smolquant.model.task import auto_class, check_built, task_of
 from smolquant.model.trunk import language_model, trunk_of
@@ -64,7 +64,7 @@ class Architecture:
         from transformers.core_model_loading import WeightConverter, WeightRenaming
         from transformers.quantizers.base import HfQuantizer
 
-        self.config_dict = _read_config(folder)
+        self.config_dict = read_config(folder)
         self.quantizer = take_quantizer(self.config_dict)
         """The quantizer that the config names, and that is left out of it here; empty for none. Whether the
         weights are its own, only they can tell."""
@@ -268,23 +268,6 @@ class Architecture:
             )
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            "There is no config.json, so this is not a transformers checkpoint.",
-            hint="Name the folder that `save_pretrained` wrote.",
-        ) from error
-    except (ValueError, OSError) as error:
-        raise CheckpointError(
-            f"config.json cannot be read: {error}.", hint="Save the model again."
-        ) from error
-    if not isinstance(config, dict):
-        raise CheckpointError("config.json is not a JSON object.", hint="Save the model again.")
-    return config
-
-
 def take_quantizer(config: dict[str, Any]) -> str:
     """Take what quantizers have left in a config out of it, and return the name of one; empty for none."""
     found = ""
@@ -322,7 +305,7 @@ def _build(folder: Path, config_dict: Mapping[str, Any], trust_remote_code: bool
 def _refusal(folder: Path, error: Exception) -> CheckpointError:
     import transformers
 
-    config = _read_config(folder)
+    config = read_config(folder)
     model_type = config.get("model_type")
     if "trust_remote_code" in str(error):
         return CheckpointError(
