@@ -60,6 +60,7 @@ SIZES: Mapping[str, Mapping[str, int]] = {
 OURS: Sequence[Sequence[str]] = (
     ("int8_weight_only",),
     ("int8_dynamic",),
+    ("float8_weight_only",),
     ("int4_weight_only", "--int4-method", "rtn"),
     ("both", "--int4-method", "rtn"),
     ("int4_weight_only",),
