@@ -178,6 +178,8 @@ def _outcome(
 
 
 def _load(folder: Path, device: str, variant: str | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
     from smolquant.model.task import auto_class
     from smolquant.runtime.load import load_model
 
@@ -186,7 +188,7 @@ def _load(folder: Path, device: str, variant: str | None, trust_remote_code: boo
             folder, BY_VARIANT[variant], device, trust_remote_code=trust_remote_code
         )
     else:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         model = auto_class(config).from_pretrained(
             folder, device_map=device, trust_remote_code=trust_remote_code
         )

@@ -208,7 +208,7 @@ def measure_variants(
     return {
         variant: replace(
             one,
-            record=replace(one.record, metrics=metrics[variant]),
+            record=replace(one.record, metrics=metrics.get(variant)),
             evaluation_seconds=seconds,
         )
         for variant, one in results.items()
