@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED) $(CHECKPOINT)
 	$(PYTHON) -m pytest --cov --cov-report= tests/unit
-	SMOLQUANT_TEST_CHECKPOINT=$(CHECKPOINT) $(PYTHON) -m pytest -m "not container" -n auto --dist loadfile \
+	SMOLQUANT_TEST_CHECKPOINT=$(CHECKPOINT) $(PYTHON) -m pytest -m "not container" -n auto --dist loadfile --no-loadscope-reorder \
 		--cov --cov-append --cov-report=term:skip-covered tests/integration tests/container
 
 test-container: $(INSTALLED)
