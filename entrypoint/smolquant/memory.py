@@ -1,6 +1,7 @@
 """The memory that this process may still take on this machine, and the most that it has taken."""
 
 import ctypes
+import gc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -58,6 +59,16 @@ def return_freed_blocks() -> None:
     layer or two. A threshold that was set stays.
     """
     _set_malloc({_M_MMAP_THRESHOLD: 1 << 20, _M_TRIM_THRESHOLD: 1 << 20})
+
+
+def give_back_garbage() -> None:
+    """Collect what is no longer in use, cycles too, and return its memory to the system.
+
+    The command looks for garbage seldom, and glibc keeps freed blocks; malloc_trim(3) returns them.
+    """
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _set_malloc(parameters: Mapping[int, int]) -> None:

@@ -89,6 +89,8 @@ def test_a_run_that_saves(job: Runner) -> None:
         "int8-url": "",
         "int4-url": "",
         "int8-dynamic-url": "",
+        "float8-url": "",
+        "float8-dynamic-url": "",
         "trackio-url": "",
         "report": "quantized/report.json",
         "changed": "true",

@@ -97,6 +97,8 @@ def test_a_release_of_a_real_model(
         "int8-url": f"{hub.url}/alice/smollm2/tree/main/int8",
         "int4-url": f"{hub.url}/alice/smollm2/tree/main/int4",
         "int8-dynamic-url": "",
+        "float8-url": "",
+        "float8-dynamic-url": "",
         "trackio-url": "",
         "report": "quantized/report.json",
         "changed": "true",

@@ -115,3 +115,28 @@ def test_out_of_memory_is_told_from_other_failures_however_it_is_raised() -> Non
         assert memory.is_out_of_memory(error)
     for other in (RuntimeError("shapes differ"), OSError(28, "No space left"), KeyError("w")):
         assert not memory.is_out_of_memory(other)
+
+
+def test_garbage_is_given_back_though_it_is_seldom_looked_for() -> None:
+    import gc
+
+    class Ring:
+        """Two of these refer to each other, as modules with hooks do."""
+
+        def __init__(self) -> None:
+            self.block, self.other = bytearray(64 << 20), self
+
+    thresholds = gc.get_threshold()
+    gc.set_threshold(10**6)
+    try:
+        Ring()
+        held = _resident()
+        memory.give_back_garbage()
+        assert held - _resident() > 50 << 20
+    finally:
+        gc.set_threshold(*thresholds)
+
+
+def _resident() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) * 1024

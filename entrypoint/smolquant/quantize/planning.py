@@ -11,6 +11,7 @@ from functools import partial
 from smolquant.checkpoint.source import Source
 from smolquant.errors import CheckpointError
 from smolquant.machine import require_room_for
+from smolquant.memory import give_back_garbage
 from smolquant.model.architecture import Architecture
 from smolquant.model.task import refuse_embedder
 from smolquant.quantize.plan import VariantPlan, make_plan
@@ -72,6 +73,7 @@ def plan_variants(
         embeddings=settings.embeddings,
         trust_remote_code=settings.trust_remote_code,
     )
+    give_back_garbage()  # small models, whose modules refer to each other
     for variant, trial in trials.items():
         if trial.refusal:
             raise CheckpointError(f"{variant}: {trial.refusal}", hint=trial.hint)

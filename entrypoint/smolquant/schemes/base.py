@@ -193,14 +193,23 @@ class Scheme(ABC):
 
 def squared_norm(values: "torch.Tensor") -> float:
     """The squared Frobenius norm of contiguous float32 values."""
+    import torch
+
     flat = values.view(-1)
     norm = float(flat.dot(flat))
-    # Squares of values below 1e-19 have no digits left in float32, or are zero.
-    return norm if not norm < _LEAST_SQUARES else float(flat.double().square().sum())
+    if not norm < _LEAST_SQUARES:
+        return norm
+    # Squares of values below 1e-19 have no digits left in float32, or are zero. In units of the largest value
+    # they have, and nothing is copied for a block of zeros, as a whole checkpoint may be.
+    largest = float(torch.linalg.vector_norm(flat, torch.inf)) if flat.numel() else 0.0
+    if not largest:
+        return 0.0
+    scaled = flat / largest
+    return float(scaled.dot(scaled)) * largest**2
 
 
 _LEAST_SQUARES = 1e-24
-"""A smaller sum of squares is computed again in float64, since squares may have vanished in float32."""
+"""A smaller sum of squares is computed again in larger units, since squares may have vanished."""
 
 
 def last_place(dtype: "torch.dtype") -> float:
