@@ -23,7 +23,7 @@ from smolquant.machine import (
     computing_device,
     require_memory,
 )
-from smolquant.memory import peak_bytes
+from smolquant.memory import give_back_garbage, peak_bytes
 from smolquant.quantize.calibrate import (
     CalibratedWeights,
     Calibration,
@@ -194,6 +194,7 @@ def measure_variants(
         with console.progress("measuring", n_bytes) as shown:
             yield shown.advance
 
+    give_back_garbage()  # the blocks that quantizing has kept for itself
     started = time.monotonic()
     metrics = work.settings.measurement.run(
         windows,
