@@ -146,7 +146,8 @@ def test_a_model_larger_than_memory_is_measured(runner: Runner) -> None:
     models.save_with_tokenizer(runner.workspace / "model", models.FAMILIES["smollm3"]())
     (runner.workspace / "model/model.safetensors").unlink()
     models.save_zeros(runner.workspace / "model", config)
-    memory = "750m"
+    # What the trial on a small model imports stays in the process: 30 MB more than without it.
+    memory = "780m"
     assert (runner.workspace / "model/model.safetensors").stat().st_size > 0.9 * 10**9
     (runner.workspace / "text.txt").write_text(" ".join(f"<{i % 300}>" for i in range(300)))
     inputs = saving(quant_type="both", evaluate="always", eval_text="text.txt", eval_tokens="128")
