@@ -193,15 +193,13 @@ class Scheme(ABC):
 
 def squared_norm(values: "torch.Tensor") -> float:
     """The squared Frobenius norm of contiguous float32 values."""
-    import torch
-
     flat = values.view(-1)
     norm = float(flat.dot(flat))
     if not norm < _LEAST_SQUARES:
         return norm
     # Squares of values below 1e-19 have no digits left in float32, or are zero; in units of the largest
     # value they have. Nothing is copied for a block of zeros.
-    largest = float(torch.linalg.vector_norm(flat, torch.inf)) if flat.numel() else 0.0
+    largest = max(float(flat.max()), -float(flat.min())) if flat.numel() else 0.0
     if not largest:
         return 0.0
     scaled = flat / largest
