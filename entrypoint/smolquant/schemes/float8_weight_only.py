@@ -3,15 +3,8 @@
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from smolquant.schemes.base import (
-    Decision,
-    Quantize,
-    QuantizedRows,
-    Scheme,
-    error_of,
-    last_place,
-    squared_norm,
-)
+from smolquant.schemes.base import QuantizedRows, error_of, last_place, squared_norm
+from smolquant.schemes.per_row import PerRow, scaled_rows
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +19,7 @@ _TO_ITS_LAST_PLACE = 1.5 * 2.0**20
 the power itself do: float32 has 23 bits of mantissa, e4m3 has three."""
 
 
-class Float8WeightOnly(Scheme):
+class Float8WeightOnly(PerRow):
     """torchao's ``Float8WeightOnlyConfig``: symmetric, per output row."""
 
     quant_type: ClassVar = "float8_weight_only"
@@ -39,12 +32,6 @@ class Float8WeightOnly(Scheme):
     layer_memory: ClassVar = 5.0
     row_axes: ClassVar = {"qdata": 0, "scale": 0}
     arithmetic = "float8"
-
-    def options(self, group_size: int) -> dict[str, int | str]:
-        return {}
-
-    def decide(self, rows: int, columns: int, group_size: int) -> Decision:
-        return Quantize()
 
     def torchao_config(self, group_size: int) -> Any:
         from torchao.quantization import Float8WeightOnlyConfig
@@ -69,11 +56,8 @@ class Float8WeightOnly(Scheme):
         """
         import torch
 
-        scaled = weight.to(torch.float32, copy=True)
-        norm = squared_norm(scaled)
-        largest = torch.maximum(scaled.amax(1, keepdim=True), -scaled.amin(1, keepdim=True))
-        # Divided in the weight's own dtype, as theirs: a bfloat16 scale is a rounded one.
-        scale = largest.to(weight.dtype).div_(_LARGEST).float()
+        scaled, norm, scale = scaled_rows(weight, _LARGEST)
+        scale = scale.float()
         if bool((scale < torch.finfo(weight.dtype).smallest_normal).any()):
             return self._quantize_narrow_rows(weight, norm)
         scaled.div_(scale)

@@ -3,15 +3,8 @@
 import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from smolquant.schemes.base import (
-    Decision,
-    Quantize,
-    QuantizedRows,
-    Scheme,
-    error_of,
-    last_place,
-    squared_norm,
-)
+from smolquant.schemes.base import QuantizedRows, error_of, last_place, squared_norm
+from smolquant.schemes.per_row import PerRow, scaled_rows
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +21,7 @@ _PLACES = 64
 whose numbers below 6e-5 have fewer and fewer digits, comes to that."""
 
 
-class Int8WeightOnly(Scheme):
+class Int8WeightOnly(PerRow):
     """torchao's ``Int8WeightOnlyConfig``: symmetric, per output row."""
 
     quant_type: ClassVar = "int8_weight_only"
@@ -40,12 +33,6 @@ class Int8WeightOnly(Scheme):
     stores_tables: ClassVar = True
     row_axes: ClassVar = {"qdata": 0, "scale": 0, "zero_point": 0}
     arithmetic = "int8"
-
-    def options(self, group_size: int) -> dict[str, int | str]:
-        return {}
-
-    def decide(self, rows: int, columns: int, group_size: int) -> Decision:
-        return Quantize()
 
     def torchao_config(self, group_size: int) -> Any:
         from torchao.quantization import Int8WeightOnlyConfig
@@ -71,11 +58,7 @@ class Int8WeightOnly(Scheme):
         """
         import torch
 
-        scaled = weight.to(torch.float32, copy=True)
-        norm = squared_norm(scaled)
-        largest = torch.maximum(scaled.amax(1, keepdim=True), -scaled.amin(1, keepdim=True))
-        # Divided in the weight's own dtype, as theirs: a bfloat16 scale is a rounded one.
-        scale = largest.to(weight.dtype).div_(_STEPS / 2)
+        scaled, norm, scale = scaled_rows(weight, _STEPS / 2)
         too_small = scale < max(_LEAST_SCALE, _PLACES * last_place(weight.dtype))
         scale = scale.clamp_(min=_LEAST_SCALE).float()
         scaled.mul_(1.0 / scale)
