@@ -73,7 +73,8 @@ import sys
 from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, SmolLM3Config
-from smolquant.checkpoint.writer import ShardWriter, StoredTensor, index_text, lay_out
+from smolquant.checkpoint.tensors import StoredTensor
+from smolquant.checkpoint.writer import ShardWriter, index_text, lay_out
 
 folder, shape = Path(sys.argv[1]), dict(pair.split("=") for pair in sys.argv[2:])
 sizes = {name: int(size) for name, size in shape.items()}

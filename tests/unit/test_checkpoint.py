@@ -25,8 +25,8 @@ from smolquant.checkpoint.files import (
 )
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.checkpoint.reader import Checkpoint, LocalBytes
-from smolquant.checkpoint.tensors import STORED_DTYPES, SourceTensor, row_blocks
-from smolquant.checkpoint.writer import ShardWriter, StoredTensor, index_text, lay_out
+from smolquant.checkpoint.tensors import STORED_DTYPES, SourceTensor, StoredTensor, row_blocks
+from smolquant.checkpoint.writer import ShardWriter, index_text, lay_out
 from smolquant.errors import CheckpointError, MachineError
 
 

@@ -34,8 +34,8 @@ the last step partly idle."""
 
 
 @dataclass(frozen=True)
-class SourceTensor:
-    """A tensor as the checkpoint stores it."""
+class StoredTensor:
+    """A tensor as a weight file stores it."""
 
     name: str
     dtype: torch.dtype
@@ -44,6 +44,10 @@ class SourceTensor:
     @property
     def size_bytes(self) -> int:
         return prod(self.shape) * self.dtype.itemsize
+
+
+class SourceTensor(StoredTensor):
+    """A tensor of the source, which is read by ranges of rows."""
 
     @property
     def rows(self) -> int:

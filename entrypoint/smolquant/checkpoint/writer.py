@@ -9,26 +9,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
 
 import torch
 
 from smolquant.checkpoint.disk import DiskFile
-from smolquant.checkpoint.tensors import DTYPE_NAMES, bytes_of
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor as it stands in an output file."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        return prod(self.shape) * self.dtype.itemsize
+from smolquant.checkpoint.tensors import DTYPE_NAMES, StoredTensor, bytes_of
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from types import MappingProxyType
 
 import torch
 
-from smolquant.checkpoint.tensors import Layout, SourceTensor
-from smolquant.checkpoint.writer import Shard, StoredTensor, index_text, lay_out
+from smolquant.checkpoint.tensors import Layout, SourceTensor, StoredTensor
+from smolquant.checkpoint.writer import Shard, index_text, lay_out
 from smolquant.errors import CheckpointError, GateError
 from smolquant.model.architecture import Architecture, Parameter
 from smolquant.model.norms import Norm
