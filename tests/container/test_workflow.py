@@ -122,7 +122,7 @@ def test_the_example_for_a_model_repository(
     commit(repository, tag="v1.0")
 
     log = act(
-        engine, image, repository, hub, "--local-repository", f"org/smolquant-action@v1={action}"
+        engine, image, repository, hub, "--local-repository", f"org/smolquant-action@v0={action}"
     )
 
     repo = hub.repo("alice/model")
