@@ -63,7 +63,7 @@ def check(
     for variant in variants:
         made_with: Mapping[str, str] = {}
         try:
-            record = VariantRecord.from_json((folder / variant / FILE_NAME).read_text("utf-8"))
+            record = VariantRecord.in_folder(variant, (folder / variant / FILE_NAME).read_bytes())
             made_with = record.versions
             _check_files(folder / variant, record)
             _check_loads(folder, record, trust_remote_code)
@@ -79,7 +79,9 @@ def _check_files(folder: Path, record: VariantRecord) -> None:
         if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
             raise CheckpointError(f"{name} is missing.")
         if not is_intact(path, expected):
-            raise CheckpointError(f"{name} is not the file that was made: its sha256 differs.")
+            raise CheckpointError(
+                f"{name} is not the file that was made: its size or sha256 differs."
+            )
 
 
 def _check_loads(folder: Path, record: VariantRecord, trust_remote_code: bool) -> None:

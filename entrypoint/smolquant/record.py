@@ -178,7 +178,19 @@ class VariantRecord:
         return json.dumps(asdict(self), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "VariantRecord":
+    def in_folder(cls, folder: str, content: bytes) -> "VariantRecord":
+        """Parse and validate the record that lies in a variant's folder.
+
+        Raises:
+            InvalidRecord: it cannot be read, or is another variant's.
+        """
+        record = cls.from_json(content)
+        if record.variant != folder:
+            raise InvalidRecord(f"the {FILE_NAME} in {folder}/ is that of {record.variant!r}")
+        return record
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "VariantRecord":
         """Parse and validate a published record.
 
         Raises:

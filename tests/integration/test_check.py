@@ -1,5 +1,7 @@
 """``smolquant check`` on variants that work, that were changed, and that are not there."""
 
+import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,14 +42,8 @@ def test_good_and_spoiled_variants(smolquant: RunSmolquant, quantized: Path) -> 
 def test_a_variant_that_the_installed_libraries_cannot_run(
     smolquant: RunSmolquant, quantized: Path
 ) -> None:
-    import hashlib
-    import json
-
-    config = quantized / "int8/config.json"
-    config.write_text(config.read_text().replace('"smollm3"', '"hal9000"'))
-    record = json.loads((quantized / "int8/quantization.json").read_text())
-    record["files"]["config.json"]["sha256"] = hashlib.sha256(config.read_bytes()).hexdigest()
-    (quantized / "int8/quantization.json").write_text(json.dumps(record))
+    config = (quantized / "int8/config.json").read_bytes()
+    rewritten(quantized, "int8", "config.json", config.replace(b'"smollm3"', b'"hal9000"'))
     run = smolquant("check", quantized)
     assert run.exit_code == 3
     assert "int8: It does not run" in run.log
@@ -56,9 +52,6 @@ def test_a_variant_that_the_installed_libraries_cannot_run(
 
 def rewritten(quantized: Path, variant: str, name: str, content: bytes) -> None:
     """Replace a file of a variant, and what the record says of it, as somebody's own tool might."""
-    import hashlib
-    import json
-
     path, record_path = quantized / variant / name, quantized / variant / "quantization.json"
     path.write_bytes(content)
     record = json.loads(record_path.read_text())

@@ -196,6 +196,24 @@ def test_weights_of_a_quantized_dtype_are_refused(tmp_path: Path) -> None:
         Checkpoint([tmp_path / "m.safetensors"])
 
 
+@pytest.mark.parametrize(
+    ("tensor", "what"),
+    [(torch.eye(2).to_sparse(), "sparse"), (torch.empty(2, 2, device="meta"), "meta")],
+)
+def test_a_pickles_tensor_without_plain_data_is_refused(
+    tmp_path: Path, tensor: torch.Tensor, what: str
+) -> None:
+    torch.save({"weight": tensor}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=f"'weight' as .*{what}"):
+        Checkpoint([tmp_path / "pytorch_model.bin"])
+
+
+def test_a_pickle_of_parameters_is_read_without_their_gradients(tmp_path: Path) -> None:
+    torch.save(dict(torch.nn.Linear(2, 2).named_parameters()), tmp_path / "pytorch_model.bin")
+    with Checkpoint([tmp_path / "pytorch_model.bin"]) as checkpoint:
+        assert not checkpoint.read_rows(checkpoint.layout.tensors["weight"], 0, 2).requires_grad
+
+
 def test_float8_is_written_and_read_as_what_a_variant_stores(tmp_path: Path) -> None:
     exact = torch.linspace(-448, 448, 64).view(8, 8).to(torch.float8_e4m3fn)
     (shard,) = lay_out(stored({"a": exact}), {"format": "pt"}, 10**6)

@@ -52,7 +52,16 @@ def test_terms_of_use_are_known_by_their_names(name: str) -> None:
     "name",
     [
         *("license.py", "LICENSE.safetensors", "license_key.json", "original/LICENSE"),
-        *("search_terms.txt", "licensed.txt", "notes.md", "LICENSE\n", "policy.md"),
+        *(
+            "license.p12",
+            "LICENSE.mp3",
+            "notice.7z",
+            "search_terms.txt",
+            "licensed.txt",
+            "notes.md",
+            "LICENSE\n",
+            "policy.md",
+        ),
     ],
 )
 def test_other_files_are_no_terms_of_use(name: str) -> None:
@@ -93,6 +102,16 @@ def test_processor_configs_are_auxiliary_files_without_being_part_of_the_identit
     ]
     assert after.identity == before.identity
     assert after.state == before.state
+
+
+def test_folders_whose_files_travel_are_not_told_to_stay(folder: Path) -> None:
+    write(folder, {"additional_chat_templates/tool.jinja": "{{ x }}", "runs/events.log": "x"})
+    assert extras(folder).left_behind == ("runs/",)
+
+
+def test_a_picture_whose_name_no_file_can_have_is_not_there(folder: Path) -> None:
+    write(folder, {"README.md": f"![long]({'x' * 300}.png) ![there](there.png)", "there.png": "x"})
+    assert extras(folder).documents == ("there.png",)
 
 
 def test_links_are_followed_only_inside_the_folder_and_large_files_stay(folder: Path) -> None:

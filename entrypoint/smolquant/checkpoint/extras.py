@@ -4,6 +4,7 @@ Only what is known to belong to a model travels: a folder may hold much that its
 publish. A link that leads out of the folder is not followed.
 """
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +63,12 @@ def find_extras(folder: Path, others: Collection[str]) -> Extras:
     documents = allowed(
         [
             *(n for n in files if is_document(n) and n not in (README, *licenses)),
-            *(name for name in shown if name not in others and (folder / name).is_file()),
+            # os.path, since pathlib raises where a name is too long for any file.
+            *(n for n in shown if n not in others and os.path.isfile(folder / n)),  # noqa: PTH113
         ]
     )
     travelling = {README, *processor_configs, *licenses, *refused}
-    travelling |= {name.partition("/")[0] for name in documents}
+    travelling |= {name.partition("/")[0] for name in (*documents, *others)}
     left_behind = tuple(
         f"{name}/" if path.is_dir() else name
         for name, path in entries.items()

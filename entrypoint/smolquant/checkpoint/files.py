@@ -82,7 +82,7 @@ def is_processor_config(name: str) -> bool:
 def is_license(name: str) -> bool:
     """Whether a file at the root states the terms of use: LICENSE, NOTICE, USE_POLICY and the like."""
     suffix = Path(name).suffix.lower()
-    is_text = suffix in _TEXT_SUFFIXES or not suffix[1:].isalpha()  # LICENSE-2.0 is a text
+    is_text = suffix in _TEXT_SUFFIXES or suffix[1:].isdigit()  # LICENSE-2.0 is a text
     return is_text and name.isprintable() and _LICENSE.fullmatch(name) is not None
 
 

@@ -17,14 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from smolquant.checkpoint.extras import find_extras
-from smolquant.checkpoint.files import (
-    file_names,
-    is_auxiliary,
-    is_code,
-    sha256_of,
-    unread_index,
-    weight_layout,
-)
+from smolquant.checkpoint.files import file_names, sha256_of
 from smolquant.checkpoint.links import linked_weights, refuse_links_out
 from smolquant.checkpoint.source import Download, Source, find_shards, layout_of
 from smolquant.errors import CheckpointError
@@ -99,12 +92,7 @@ class FolderSource(Source):
         """
         self._folder = folder
         states = {name: FileState.of(folder / name) for name in file_names(folder, *_FILE_PATTERNS)}
-        self.all_files = frozenset(states)
-        self._auxiliary_files = [
-            name for name in states if is_auxiliary(name) or (with_code and is_code(name))
-        ]
-        self._layout = weight_layout(states)
-        self.unread_index = unread_index(states, self._layout)
+        self._sort_files(states, with_code=with_code)
         if self._layout.endswith(".json"):
             refuse_links_out(folder, [self._layout])
         self._shards = find_shards(folder, self._layout)

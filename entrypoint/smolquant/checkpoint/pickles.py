@@ -112,9 +112,11 @@ def _unpickle(path: Path, *, mapped: bool) -> dict[str, torch.Tensor]:
             hint="Save the model's own state with `save_pretrained`.",
         )
     for name, value in state.items():
+        if value.layout is not torch.strided or value.is_meta:
+            raise not_plain(path.name, name, "meta" if value.is_meta else str(value.layout))
         if value.dtype not in DTYPES.values():
             raise not_plain(path.name, name, str(value.dtype))
-    return state
+    return {name: value.detach() for name, value in state.items()}  # parameters want gradients
 
 
 def _aliases(state: Mapping[str, torch.Tensor]) -> dict[str, str]:

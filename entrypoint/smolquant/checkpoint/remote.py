@@ -1,8 +1,9 @@
 """Weight files read from the Hub by ranges, in memory only, for a disk that would not hold them.
 
 A file is read in chunks from its beginning to its end, a few ahead of the reader, and hashed on the way.
-A chunk that is needed again later is fetched again and has to be the same, so that what is read agrees
-with the Hub's own digest of the whole file.
+A chunk that is needed again later is fetched again and has to be the same, so that what is stored agrees
+with the Hub's own digest of the whole file. Rows that are read out of order, which decide about columns and
+ties and are not stored, are not compared with it.
 """
 
 import hashlib

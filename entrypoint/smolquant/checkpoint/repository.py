@@ -1,6 +1,6 @@
 """A model repository on the Hub, pinned to one commit, as a source."""
 
-import re
+import glob
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import cached_property
@@ -9,13 +9,9 @@ from typing import TYPE_CHECKING
 
 from smolquant.checkpoint.files import (
     LARGEST_EXTRA,
-    is_auxiliary,
-    is_code,
     is_license,
     is_processor_config,
     sha256_of,
-    unread_index,
-    weight_layout,
 )
 from smolquant.checkpoint.source import Download, Source, find_shards, layout_of
 from smolquant.errors import CheckpointError
@@ -57,12 +53,7 @@ class HubSource(Source):
         self.revision = info.sha
         self.license = _license_entries(info.card_data)
         files = {file.rfilename: file for file in info.siblings or []}
-        self.all_files = frozenset(files)
-        self._layout = weight_layout(files)
-        self.unread_index = unread_index(files, self._layout)
-        self._auxiliary_files = [
-            name for name in files if is_auxiliary(name) or (with_code and is_code(name))
-        ]
+        self._sort_files(files, with_code=with_code)
         small = sorted(name for name, file in files.items() if (file.size or 0) <= LARGEST_EXTRA)
         self._processor_configs = list(filter(is_processor_config, small))
         self.license_files = list(filter(is_license, small))
@@ -186,7 +177,7 @@ class HubSource(Source):
                 self._hub.api.snapshot_download(
                     self.repo,
                     revision=self.revision,
-                    allow_patterns=[_literal(name) for name in names],
+                    allow_patterns=[glob.escape(name) for name in names],
                 )
             )
 
@@ -196,8 +187,3 @@ def _license_entries(card: object) -> dict[str, str]:
     keys = ("license", "license_name", "license_link")
     entries = {key: getattr(card, key, None) for key in keys}
     return {key: value for key, value in entries.items() if isinstance(value, str)}
-
-
-def _literal(name: str) -> str:
-    """``name`` as a pattern that matches only itself."""
-    return re.sub(r"([\[*?])", r"[\1]", name)

@@ -12,7 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smolquant.checkpoint.files import identity, shard_names
+from smolquant.checkpoint.files import (
+    identity,
+    is_auxiliary,
+    is_code,
+    shard_names,
+    unread_index,
+    weight_layout,
+)
 
 if TYPE_CHECKING:
     from smolquant.checkpoint.reader import Checkpoint
@@ -41,7 +48,7 @@ class Source(ABC):
     unread_index: str | None = None
     """An index of shards beside the single weight file, which transformers prefers to it."""
     all_files: Collection[str] = ()
-    """The names of all files of the folder or repository, whether they are the model's or not."""
+    """The names of the files at the top of the folder, or in the whole repository, the model's or not."""
     repo: str | None = None
     """Hub id; None for a folder."""
     revision: str | None = None
@@ -52,6 +59,17 @@ class Source(ABC):
     """Names of the files that state the terms of use."""
     readme: Path | None = None
     """The owner's README.md in a folder; a repository's own README stays where it is."""
+
+    def _sort_files(self, names: Collection[str], *, with_code: bool) -> None:
+        """Tell by their names which of all files are the model's.
+
+        Raises:
+            CheckpointError: there are no weights.
+        """
+        self.all_files = frozenset(names)
+        self._auxiliary_files = [n for n in names if is_auxiliary(n) or (with_code and is_code(n))]
+        self._layout = weight_layout(names)
+        self.unread_index = unread_index(names, self._layout)
 
     @property
     @abstractmethod
@@ -90,11 +108,7 @@ class Source(ABC):
     @property
     def weight_digests(self) -> Mapping[str, str]:
         """The sha256 of the files that hold tensors, by name."""
-        return {
-            n: digest
-            for n, digest in self.digests.items()
-            if n in self.weights and not n.endswith(".json")
-        }
+        return {shard: self.digests[shard] for shard in self._shards}
 
     @property
     def auxiliary_files(self) -> list[str]:

@@ -22,10 +22,10 @@ def local_records(output_dir: Path) -> dict[str, VariantRecord]:
     records = {}
     for path in sorted(output_dir.glob(f"*/{FILE_NAME}")):
         try:
-            found = VariantRecord.from_json(path.read_text(encoding="utf-8"))
-        except (InvalidRecord, UnicodeDecodeError):
+            found = VariantRecord.in_folder(path.parent.name, path.read_bytes())
+        except InvalidRecord:
             continue
-        if found.variant == path.parent.name and _is_complete(path.parent, found):
+        if _is_complete(path.parent, found):
             records[found.variant] = found
     return records
 

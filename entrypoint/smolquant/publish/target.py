@@ -215,13 +215,11 @@ def _read_records(
         try:
             if files[path].size > _LARGEST_TEXT:
                 raise InvalidRecord("too large")
-            published = VariantRecord.from_json(_download(hub, repo_id, path, sha).decode())
-            if published.variant != folder:
-                raise InvalidRecord("it is another variant's")
+            published = VariantRecord.in_folder(folder, _download(hub, repo_id, path, sha))
             if missing := set(published.files) - set(names):
                 raise InvalidRecord(f"{len(missing)} of its files are missing")
             records[folder] = published
-        except (InvalidRecord, UnicodeDecodeError):
+        except InvalidRecord:
             unreadable.append(folder)
     return records, tuple(unreadable)
 

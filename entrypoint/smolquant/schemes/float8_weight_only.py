@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smolquant.schemes.base import QuantizedRows, error_of, last_place, squared_norm
-from smolquant.schemes.per_row import PerRow, scaled_rows
+from smolquant.schemes.per_row import ScaledByRow, scaled_rows
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ _TO_ITS_LAST_PLACE = 1.5 * 2.0**20
 the power itself do: float32 has 23 bits of mantissa, e4m3 has three."""
 
 
-class Float8WeightOnly(PerRow):
+class Float8WeightOnly(ScaledByRow):
     """torchao's ``Float8WeightOnlyConfig``: symmetric, per output row."""
 
     quant_type: ClassVar = "float8_weight_only"

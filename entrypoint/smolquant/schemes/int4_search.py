@@ -26,6 +26,7 @@ from importlib.util import find_spec
 import torch
 
 from smolquant.errors import MachineError
+from smolquant.schemes.base import last_place
 
 LOWEST, HIGHEST = -8, 7
 _STEPS = HIGHEST - LOWEST
@@ -156,8 +157,7 @@ def _search(groups: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, 
 
 def _least_scale(dtype: torch.dtype) -> float:
     """The smallest positive scale to store: a level divided by it must stay a number."""
-    info = torch.finfo(dtype)
-    return max(info.smallest_normal * info.eps, torch.finfo(torch.float32).smallest_normal)
+    return max(last_place(dtype), torch.finfo(torch.float32).smallest_normal)
 
 
 @cache

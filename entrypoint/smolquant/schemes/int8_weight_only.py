@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smolquant.schemes.base import QuantizedRows, error_of, last_place, squared_norm
-from smolquant.schemes.per_row import PerRow, scaled_rows
+from smolquant.schemes.per_row import ScaledByRow, scaled_rows
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,7 @@ _PLACES = 64
 whose numbers below 6e-5 have fewer and fewer digits, comes to that."""
 
 
-class Int8WeightOnly(PerRow):
+class Int8WeightOnly(ScaledByRow):
     """torchao's ``Int8WeightOnlyConfig``: symmetric, per output row."""
 
     quant_type: ClassVar = "int8_weight_only"

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class PerRow(Scheme):
+class ScaledByRow(Scheme):
     """A scheme whose every row has one scale, so that no group size and no number of columns matters."""
 
     def options(self, group_size: int) -> dict[str, int | str]:
