@@ -34,6 +34,12 @@ def without_numbers(name: str) -> str:
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
+def shown(names: Iterable[str], most: int = 5) -> str:
+    """The first of ``names``, folded and quoted, for a message."""
+    folded = [repr(name) for name, _ in fold_names(names)]
+    return ", ".join(folded[:most]) + (" and others" if len(folded) > most else "")
+
+
 def fold_names(names: Iterable[str]) -> list[tuple[str, int]]:
     """Tensor or module names with varying layer numbers folded, each with how many it stands for.
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import RwkvConfig
 
 import models
 from smolquant import machine
 from smolquant.checkpoint.reader import Checkpoint
-from smolquant.errors import CheckpointError, InputError, MachineError
+from smolquant.errors import CannotMeasure, CheckpointError, InputError, MachineError
 from smolquant.evaluate.text import (
     EvalText,
     bundled_calibration_text,
@@ -355,3 +356,19 @@ def test_the_text_is_one_of_the_options_that_decide_the_bytes() -> None:
     assert one != other
     assert bundled_calibration_text().digest != bundled_text().digest
     assert EvalText("a name", ["text"]).digest == EvalText("another", ["text"]).digest
+
+
+def test_a_model_that_changes_its_weights_while_it_runs_is_pointed_to_what_runs_no_model(
+    tmp_path: Path,
+) -> None:
+    config = RwkvConfig(
+        vocab_size=320, hidden_size=128, num_hidden_layers=2, attention_hidden_size=128
+    )
+    source = models.save(tmp_path / "source", config)
+    (tmp_path / "found").mkdir()
+    parts = Parts(source, tmp_path)
+    with parts.checkpoint:
+        calibration = parts.calibration(parts.plan("calibrated"))
+        with pytest.raises(CannotMeasure, match="RwkvModel changes weights") as refusal:
+            calibration.run(tmp_path / "found", lambda n_bytes: None)
+    assert refusal.value.hint.startswith("Use --int4-method search")

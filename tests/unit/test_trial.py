@@ -171,7 +171,7 @@ def test_the_small_model_has_every_kind_of_layer_and_the_real_ones_decisions(
 ) -> None:
     folder = models.save_zeros(tmp_path / "large", config)
     architecture = Architecture(folder, trust_remote_code=False)
-    small = next(smaller_configs(architecture.model, 128))
+    small = next(smaller_configs(architecture.model, architecture.language_model, 128))
     assert set(getattr(small, "layer_types", [])) == set(getattr(config, "layer_types", []))
     assert small.num_hidden_layers <= 6
 
@@ -183,6 +183,20 @@ def test_the_small_model_has_every_kind_of_layer_and_the_real_ones_decisions(
     of_small = decisions(models.save(tmp_path / "small", small))
     assert of_small == {name: of_large[name] for name in of_small}
     assert sum(of_small.values()) >= 7 * 2
+
+
+def test_kinds_of_layers_are_those_that_read_text_though_more_and_larger_ones_see(
+    tmp_path: Path,
+) -> None:
+    config = models.SEEING["gemma3"]().config
+    text, vision = config.text_config, config.vision_config
+    text.num_hidden_layers, vision.num_hidden_layers = 6, 24
+    text.layer_types = ["sliding_attention"] * 5 + ["full_attention"]
+    vision.intermediate_size = 8192
+    config.save_pretrained(tmp_path)
+    architecture = Architecture(tmp_path, trust_remote_code=False)
+    small = next(smaller_configs(architecture.model, architecture.language_model, 128))
+    assert set(small.text_config.layer_types) == {"sliding_attention", "full_attention"}
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The tensors of a checkpoint as its weight files store them: names, dtypes, shapes and row ranges."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -57,6 +58,14 @@ class SourceTensor(StoredTensor):
     @property
     def row_bytes(self) -> int:
         return self.size_bytes // self.rows if self.rows else 0
+
+
+def prevalent_dtype(tensors: Iterable[StoredTensor]) -> torch.dtype:
+    """The dtype of most bytes of ``tensors``, of which there is at least one."""
+    sizes = Counter[torch.dtype]()
+    for tensor in tensors:
+        sizes[tensor.dtype] += tensor.size_bytes
+    return sizes.most_common(1)[0][0]
 
 
 def source_tensor(

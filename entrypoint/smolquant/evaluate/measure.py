@@ -42,6 +42,9 @@ _MOST_NATS = 38.0
 """The largest nll that is told. The perplexity of more is no number that a record can hold; nobody needs
 to know how much more."""
 
+_ELSEWHERE = "Leave --evaluate always and limits out, and measure it elsewhere."
+"""What to do where a model does not run layer by layer."""
+
 _DIGITS = 6
 """Significant digits of what is recorded; the rest is rounding of bfloat16 arithmetic."""
 
@@ -75,7 +78,7 @@ class Evaluation:
         self._advance: Callable[[int], None] = lambda n_bytes: None
         self._device = device
         with ExitStack() as stack:
-            with _running_the_source():
+            with running_the_source():
                 self._source = StreamedModel(
                     architecture,
                     SourceWeights(checkpoint, architecture),
@@ -160,7 +163,7 @@ class Evaluation:
         self._advance = advance or self._advance
         return_freed_blocks()
         with _within_memory():
-            with _running_the_source():
+            with running_the_source():
                 source = self._source.hidden_states(self._windows)[:, :-1].flatten(0, 1)
             variants = {}
             for variant, model in self._variants.items():
@@ -187,14 +190,14 @@ class Evaluation:
             rows = (first, min(first + VOCABULARY_BLOCK, vocabulary))
             with ExitStack() as stack:
                 heads = {}
-                with _running_the_source():
+                with running_the_source():
                     source_head = stack.enter_context(self._source.head_rows(*rows))
                 for variant, model in self._variants.items():
                     with _loading_back(variant, self._device):
                         heads[variant] = stack.enter_context(model.head_rows(*rows))
                 for start in range(0, len(targets), TOKEN_BLOCK):
                     at = slice(start, start + TOKEN_BLOCK)
-                    with _running_the_source():
+                    with running_the_source():
                         reference = source_head(source_hidden[at])
                     shares, decay = source.add(at, first, reference)
                     for variant, head in heads.items():
@@ -210,14 +213,21 @@ class Evaluation:
 
 
 @contextmanager
-def _running_the_source() -> Iterator[None]:
-    """A model's own forward may not be made for running layer by layer; it tells so in many ways."""
+def running_the_source(hint: str = _ELSEWHERE) -> Iterator[None]:
+    """A model's own forward may not be made for running layer by layer; it tells so in many ways.
+
+    Args:
+        hint: what to do where it does not run.
+
+    Raises:
+        CannotMeasure: it does not.
+    """
     try:
         yield
     except Exception as error:
         if isinstance(error, SmolquantError | OSError) or is_out_of_memory(error):
             raise
-        raise _cannot_run("The model", error) from error
+        raise _cannot_run("The model", error, hint) from error
 
 
 @contextmanager
@@ -251,11 +261,8 @@ def _within_memory() -> Iterator[None]:
         ) from error
 
 
-def _cannot_run(what: str, error: Exception) -> CannotMeasure:
-    return CannotMeasure(
-        f"{what} does not run layer by layer: {_first_words(error)}.",
-        hint="Leave --evaluate always and limits out, and measure it elsewhere.",
-    )
+def _cannot_run(what: str, error: Exception, hint: str = _ELSEWHERE) -> CannotMeasure:
+    return CannotMeasure(f"{what} does not run layer by layer: {_first_words(error)}.", hint=hint)
 
 
 def _first_words(error: Exception) -> str:

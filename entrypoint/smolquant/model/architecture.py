@@ -161,8 +161,7 @@ class Architecture:
 
     def missing(self, loaded: set[str]) -> list[str]:
         """Parameters that no checkpoint tensor fills and that are not tied to one that is."""
-        tied = set(self.model.all_tied_weights_keys)
-        return sorted(set(self._parameters) - loaded - tied - self._buffers)
+        return sorted(set(self._parameters) - loaded - set(self.ties_of_names) - self._buffers)
 
     @property
     def ties_of_names(self) -> Mapping[str, str]:
@@ -172,7 +171,7 @@ class Architecture:
 
     def ties(self, one: Parameter | None, other: Parameter | None) -> bool:
         """Whether transformers fills one of the two from the other, so that either is enough."""
-        tied = self.model.all_tied_weights_keys
+        tied = self.ties_of_names
         return (
             one is not None
             and other is not None
@@ -196,8 +195,8 @@ class Architecture:
         return plan[by_group[match.lastgroup]] if match else dtype
 
     def _is_outside_layers(self, module_name: str) -> bool:
-        module = self._modules.get(module_name)
-        return isinstance(module, nn.Embedding) or (module is not None and module is self._head)
+        module = self._modules[module_name]
+        return isinstance(module, nn.Embedding) or module is self._head
 
     def _is_beside_language(self, module_name: str) -> bool:
         return self._modules[module_name] not in self._in_language
@@ -299,13 +298,12 @@ def _build(folder: Path, config_dict: Mapping[str, Any], trust_remote_code: bool
         with torch.device("meta"):
             return auto_class(config_dict).from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # a config can make transformers raise anything
-        raise _refusal(folder, error) from error
+        raise _refusal(config_dict, error) from error
 
 
-def _refusal(folder: Path, error: Exception) -> CheckpointError:
+def _refusal(config: Mapping[str, Any], error: Exception) -> CheckpointError:
     import transformers
 
-    config = read_config(folder)
     model_type = config.get("model_type")
     if "trust_remote_code" in str(error):
         return CheckpointError(

@@ -13,9 +13,7 @@ def longest_context(config: Any) -> int:
     Returns:
         More tokens than any text has, where the config states no limit.
     """
-    get_text_config = getattr(config, "get_text_config", None)
-    config = get_text_config() if get_text_config else config
-    return getattr(config, "max_position_embeddings", None) or _UNLIMITED
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or _UNLIMITED
 
 
 def known_tokens(model: Any) -> int:

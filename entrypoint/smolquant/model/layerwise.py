@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from smolquant.errors import CannotMeasure
 from smolquant.model.architecture import Architecture
 from smolquant.model.trunk import language_model, trunk_of
 from smolquant.model.weights import Weights
@@ -116,16 +115,18 @@ class StreamedModel:
         Returns:
             (windows, length, hidden size) in the model's dtype, on the device. Each window is computed
             by itself, so the result does not depend on the others.
+
+        Raises:
+            NotImplementedError: the model changes its weights while it runs.
         """
         self._windows = ids.shape[0]
         before = self._changes()
         with torch.inference_mode():
             output = self._trunk(input_ids=ids.to(self._device), use_cache=False)
         if self._changes() != before:
-            raise CannotMeasure(
-                f"The model does not run layer by layer: {type(self._trunk).__name__} changes weights "
-                "while it runs, which does not reach those on the disk.",
-                hint="Leave --evaluate always and limits out, and measure it elsewhere.",
+            raise NotImplementedError(
+                f"{type(self._trunk).__name__} changes weights while it runs, which does not reach those "
+                "on the disk"
             )
         states: torch.Tensor = output.last_hidden_state
         return states

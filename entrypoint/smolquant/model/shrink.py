@@ -13,6 +13,8 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from smolquant.model.trunk import trunk_of
+
 VOCABULARY = 256
 """Rows of the small model's tables."""
 
@@ -27,7 +29,9 @@ _LAYER_NUMBER = re.compile(r"layers?(_idx|_id|_interval)?$")
 _TOKEN = re.compile(r"token_(id|ids|index)$")
 
 
-def smaller_configs(model: PreTrainedModel, group_size: int) -> Iterator[PretrainedConfig]:
+def smaller_configs(
+    model: PreTrainedModel, language: nn.Module, group_size: int
+) -> Iterator[PretrainedConfig]:
     """``model``'s config shrunk, the smallest first; at last the config itself.
 
     Layers are cut from the end, so the names of those that stay mean the same in both models. Every width
@@ -36,9 +40,10 @@ def smaller_configs(model: PreTrainedModel, group_size: int) -> Iterator[Pretrai
 
     Args:
         model: the skeleton; only its modules and its config are looked at.
+        language: the part of it that reads and writes text.
         group_size: columns that share a scale.
     """
-    layers = _layers_that_show_all(model)
+    layers = _layers_that_show_all(model.config, language)
     for narrower, fewer_heads, fewer_tokens, fewer_layers in (
         (True, True, True, True),
         (True, False, True, True),
@@ -60,14 +65,13 @@ def smaller_configs(model: PreTrainedModel, group_size: int) -> Iterator[Pretrai
     yield copy.deepcopy(model.config)
 
 
-def _layers_that_show_all(model: PreTrainedModel) -> int:
+def _layers_that_show_all(config: PretrainedConfig, language: nn.Module) -> int:
     """How many of the first layers there have to be for every kind of layer to be among them."""
-    text = model.config.get_text_config(decoder=True)
-    layers = max(
-        (module for module in model.modules() if isinstance(module, nn.ModuleList)),
-        key=lambda modules: sum(parameter.numel() for parameter in modules.parameters()),
-        default=nn.ModuleList(),
-    )
+    text = config.get_text_config(decoder=True)
+    try:
+        _, layers = trunk_of(language)
+    except NotImplementedError:
+        return _LEAST_LAYERS
     by_layer = [
         entry
         for entry in text.to_dict().values()

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from smolquant.errors import CheckpointError
-from smolquant.names import fold_names
+from smolquant.names import shown
 from smolquant.record import IMAGE_TEXT_TO_TEXT, TEXT_GENERATION, Task
 
 _TEXT = "MODEL_FOR_CAUSAL_LM"
@@ -36,7 +36,6 @@ _OTHER_TASKS = {
 _EMBEDDERS = {"modules.json", "config_sentence_transformers.json"}
 """The files by which sentence-transformers knows its models."""
 
-_SHOWN_NAMES = 3
 
 _ONLY_GENERATORS = "smolquant quantizes models that generate text."
 
@@ -146,12 +145,8 @@ def _other_task(named: str, words: str | None, config: Mapping[str, Any]) -> Che
     lost = _lost_tensors(named, config)
     losing = ""
     if lost:
-        folded = fold_names(lost)
-        shown = ", ".join(repr(name) for name, _ in folded[:_SHOWN_NAMES])
-        more = " and others" if len(folded) > _SHOWN_NAMES else ""
-        losing = (
-            f" A text generator made of it would lack {len(lost)} of its tensors: {shown}{more}."
-        )
+        names = shown(lost, most=3)
+        losing = f" A text generator made of it would lack {len(lost)} of its tensors: {names}."
     elif words is None:
         losing = " Nobody can tell what a text generator made of it would lack."
     else:
@@ -181,7 +176,9 @@ def _lost_tensors(named: str, config: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _has_encoder(config: Any) -> bool:
-    return any(getattr(one, "is_encoder_decoder", False) for one in (config, _text_config(config)))
+    return any(
+        getattr(one, "is_encoder_decoder", False) for one in (config, config.get_text_config())
+    )
 
 
 def _looks_ahead(config: Any) -> bool:
@@ -190,11 +187,6 @@ def _looks_ahead(config: Any) -> bool:
         return True
     is_encoder = getattr(config, "model_type", None) in _table("MODEL_FOR_MASKED_LM")
     return is_encoder and getattr(config, "is_decoder", True) is False
-
-
-def _text_config(config: Any) -> Any:
-    get = getattr(config, "get_text_config", None)
-    return get() if get else config
 
 
 def _own_auto_classes(config: Mapping[str, Any]) -> Mapping[str, Any]:

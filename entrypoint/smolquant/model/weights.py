@@ -2,7 +2,6 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from smolquant.checkpoint.reader import Checkpoint
-from smolquant.checkpoint.tensors import SourceTensor
+from smolquant.checkpoint.tensors import SourceTensor, prevalent_dtype
 from smolquant.model.architecture import Architecture
 
 
@@ -22,7 +21,7 @@ class Weights(ABC):
 
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         self._checkpoint = checkpoint
-        self._tied: Mapping[str, str] = architecture.model.all_tied_weights_keys
+        self._tied: Mapping[str, str] = architecture.ties_of_names
 
     @abstractmethod
     def has(self, name: str) -> bool:
@@ -47,13 +46,13 @@ class SourceWeights(Weights):
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         super().__init__(checkpoint, architecture)
         self._architecture = architecture
-        sizes = Counter[torch.dtype]()
-        self._tensors: dict[str, SourceTensor] = {}
-        for name, tensor in checkpoint.layout.tensors.items():
-            sizes[tensor.dtype] += tensor.size_bytes
-            if parameter := architecture.parameter(name):
-                self._tensors[parameter.name] = tensor
-        self.dtype = sizes.most_common(1)[0][0]
+        tensors = checkpoint.layout.tensors
+        self._tensors = {
+            parameter.name: tensor
+            for name, tensor in tensors.items()
+            if (parameter := architecture.parameter(name))
+        }
+        self.dtype = prevalent_dtype(tensors.values())
 
     def has(self, name: str) -> bool:
         return self._stored(name) in self._tensors
@@ -89,11 +88,8 @@ class VariantWeights(Weights):
         with safe_open(header, framework="pt") as file:
             metadata: dict[str, str] = file.metadata()
         self._descriptions = {name: metadata[name] for name in json.loads(metadata["tensor_names"])}
-        plain = Counter[torch.dtype]()
-        for name in self._descriptions:
-            if not self._parts(name):
-                plain[self._tensor(name).dtype] += self._tensor(name).size_bytes
-        self.dtype = plain.most_common(1)[0][0]
+        plain = [name for name in self._descriptions if not self._parts(name)]
+        self.dtype = prevalent_dtype(map(self._tensor, plain))
 
     def has(self, name: str) -> bool:
         return self._stored(name) in self._descriptions

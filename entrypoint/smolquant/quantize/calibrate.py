@@ -21,6 +21,7 @@ from torch import nn
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.tensors import STORED_DTYPES
 from smolquant.errors import CheckpointError, InputError
+from smolquant.evaluate.measure import running_the_source
 from smolquant.evaluate.text import EvalText, require_known, token_windows
 from smolquant.machine import require_memory_for
 from smolquant.memory import return_freed_blocks
@@ -41,6 +42,8 @@ _LEAST_TOKENS = 2_048
 
 _TOKENS_AT_ONCE = 512
 """Fixed, like everything that orders the arithmetic: the same inputs give the same bytes."""
+
+_WITHOUT_CALIBRATION = "Use --int4-method search, which does not run the model."
 
 _LIBRARIES_BYTES = 300_000_000
 """Code and buffers of torch and oneDNN that come into memory with the first computation."""
@@ -85,6 +88,9 @@ class Calibration:
             checkpoint: the source's weights, open for as long as this is used.
             windows: (windows, length) token ids, see :func:`calibration_windows`.
             device: where layers are computed: ``cpu`` or ``cuda``.
+
+        Raises:
+            CannotMeasure: a model that does not consist of layers.
         """
         self._windows = windows
         self.scheme = plan.scheme
@@ -95,13 +101,14 @@ class Calibration:
         }
         self._advance: Callable[[int], None] = lambda n_bytes: None
         self._folder = Path()
-        self._source = StreamedModel(
-            architecture,
-            SourceWeights(checkpoint, architecture),
-            device=device,
-            advance=self._tell,
-            visit=self._visit,
-        )
+        with running_the_source(_WITHOUT_CALIBRATION):
+            self._source = StreamedModel(
+                architecture,
+                SourceWeights(checkpoint, architecture),
+                device=device,
+                advance=self._tell,
+                visit=self._visit,
+            )
 
     @property
     def work_bytes(self) -> int:
@@ -149,12 +156,14 @@ class Calibration:
             advance: told of bytes of weights read, :attr:`work_bytes` in all.
 
         Raises:
+            CannotMeasure: the source does not run layer by layer.
             CheckpointError: the source computes NaN or infinity.
             OSError: a full disk.
         """
         self._folder, self._advance = folder, advance
         return_freed_blocks()
-        self._source.hidden_states(self._windows)
+        with running_the_source(_WITHOUT_CALIBRATION):
+            self._source.hidden_states(self._windows)
 
     def _tell(self, n_bytes: int) -> None:
         self._advance(n_bytes)

@@ -7,9 +7,7 @@ from smolquant.checkpoint.tensors import Layout
 from smolquant.errors import CheckpointError
 from smolquant.model.architecture import Architecture, Parameter
 from smolquant.model.unplaced import Unplaced
-from smolquant.names import fold_names
-
-_SHOWN_NAMES = 5
+from smolquant.names import shown
 
 
 def unplaced_tensors(
@@ -25,11 +23,9 @@ def unplaced_tensors(
     unknown = [name for name, fate in fates.items() if fate is None]
     # A model of which nothing fits is told as one that lacks everything.
     if unknown and len(nowhere) < len(parameters):
-        shown = ", ".join(repr(name) for name, _ in fold_names(unknown)[:_SHOWN_NAMES])
         raise CheckpointError(
             f"{architecture.class_name} has no place for {len(unknown)} tensors of the checkpoint: "
-            f"{shown}{' and others' if len(fold_names(unknown)) > _SHOWN_NAMES else ''}. Without them a "
-            "variant would be another model.",
+            f"{shown(unknown)}. Without them a variant would be another model.",
             hint="Make sure that config.json names the class of these weights, or remove the tensors if "
             "the model does not need them.",
         )

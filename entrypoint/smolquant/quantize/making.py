@@ -70,9 +70,9 @@ class Work:
 
 def device_of(plan: VariantPlan, settings: Settings, *, measured: bool) -> str:
     """The device that computes for a variant: ``cpu``, or ``cuda`` where anything runs there."""
-    if measured or plan.scheme.calibration_sha256 is not None:
+    if measured:
         return computing_device(settings.device)
-    return "cpu"
+    return _deciding_device(plan, settings) or "cpu"
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class VariantOutput:
         self._unfinished: list[ShardOutput] = []
         self._journal = folder.journal
         for finished in folder.journal.shards.values():
-            # The version that made the shard may not have checked it.
+            # A journal is a file that lies about: what it says is held to the bounds like what is made now.
             plan.check_error_bounds({**finished.errors, **finished.bounded})
         for shard in plan.shards:
             output = None

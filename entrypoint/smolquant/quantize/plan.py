@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import torch
 
-from smolquant.checkpoint.tensors import Layout, SourceTensor, StoredTensor
+from smolquant.checkpoint.tensors import Layout, SourceTensor, StoredTensor, prevalent_dtype
 from smolquant.checkpoint.writer import Shard, index_text, lay_out
 from smolquant.errors import CheckpointError, GateError
 from smolquant.model.architecture import Architecture, Parameter
@@ -58,14 +58,17 @@ class PlannedTensor:
     """What quantizes it; None where it is kept."""
     tied: bool = False
     """A second name of a weight that is stored under its first."""
-    dropped: bool = False
-    """The model has no place for it, and neither has the variant."""
     unplaced: bool = False
     """The model has no place for it; it is stored all the same, or :attr:`dropped`."""
     norm: NormInFront | None = None
     """What tells how much each column counts, where there is one and the scheme asks for it."""
     kind: TensorKind = "other"
     """What the module that owns it is; ``other`` for what the model has no place for."""
+
+    @property
+    def dropped(self) -> bool:
+        """Whether the model has no place for it, and neither has the variant."""
+        return self.unplaced and not self.parts
 
     @property
     def size_bytes(self) -> int:
@@ -194,8 +197,9 @@ def make_plan(
         skip=tuple(skip),
         embeddings=embeddings,
         tables=tables,
+        keep=keep,
+        however_little=however_little,
     )
-    planner.keep, planner.however_little = keep, however_little
     return {scheme.variant: planner.plan(scheme, max_shard_size) for scheme in schemes}
 
 
@@ -212,6 +216,8 @@ class _Planner:
         skip: Sequence[str],
         embeddings: str,
         tables: StoredTables,
+        keep: Mapping[str, Mapping[str, str]],
+        however_little: bool,
     ) -> None:
         self.layout = layout
         self.architecture = architecture
@@ -230,9 +236,9 @@ class _Planner:
         self.embeddings = embeddings
         self.table_scheme = TABLE_SCHEMES.get(embeddings)
         """What stores the tables with a row a token; None keeps them."""
-        self.keep: Mapping[str, Mapping[str, str]] = {}
+        self.keep = keep
         """Variant -> patterns of modules that stay unquantized in it -> why."""
-        self.however_little = False
+        self.however_little = however_little
         self._quantized: dict[object, torch.Tensor] = {}
         self.tied = {
             name: first
@@ -339,8 +345,7 @@ class _Planner:
                 "",
                 source_name,
                 tied=source_name in self.layout.aliases,
-                dropped=dropped,
-                unplaced=dropped,
+                unplaced=parameter is None,
                 kind=kind,
             )
         name = parameter.name if parameter else source_name
@@ -430,8 +435,5 @@ def _name_of(dtype: torch.dtype) -> str:
 def _base_dtype(layout: Layout, dtype: str) -> torch.dtype:
     if dtype != "auto":
         return _DTYPES[dtype]
-    sizes = Counter[torch.dtype]()
-    for tensor in layout.tensors.values():
-        sizes[tensor.dtype] += tensor.size_bytes
-    prevalent = max(sizes, key=lambda dtype: sizes[dtype])
-    return torch.float16 if prevalent is torch.float16 else torch.bfloat16
+    is_float16 = prevalent_dtype(layout.tensors.values()) is torch.float16
+    return torch.float16 if is_float16 else torch.bfloat16

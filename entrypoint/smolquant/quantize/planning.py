@@ -34,8 +34,7 @@ class Plans:
     @property
     def remarks(self) -> list[str]:
         """What users should know of how the checkpoint was understood, in sentences."""
-        plans = list(self.variants.values())
-        return [*self.architecture.remarks, *(remarks_of(plans[0]) if plans else ())]
+        return [*self.architecture.remarks, *remarks_of(next(iter(self.variants.values())))]
 
 
 def plan_variants(
@@ -52,9 +51,10 @@ def plan_variants(
     architecture = Architecture(source.folder, trust_remote_code=settings.trust_remote_code)
     if not source.can_stream:  # a pickle has to be here before it tells what it holds
         require_room_for(source.to_fetch())
+    layout = sound_layout(source, architecture, console.notice)
     plan = partial(
         make_plan,
-        sound_layout(source, architecture, console.notice),
+        layout,
         architecture,
         [settings.scheme(quant_type) for quant_type in quant_types],
         group_size=settings.group_size,
@@ -62,7 +62,7 @@ def plan_variants(
         max_shard_size=settings.max_shard_size,
         skip=settings.skip,
         embeddings=settings.embeddings,
-        tables=stored_tables(source, architecture),
+        tables=stored_tables(source, layout, architecture),
     )
     variants = plan()
     trials = try_variants(
@@ -98,7 +98,7 @@ def _tell_of(trials: Mapping[str, Trial], console: Console) -> None:
         name = pattern.replace(r"\d+", "*").replace("\\", "")
         console.notice(f"Kept as it is in {', '.join(variants)}: {name}", f"{reason}.")
     for why, variants in untried.items():
-        console.notice(f"Not tried on a small model first: {', '.join(variants)}", f"{why}.")
+        console.notice(f"Not all tried on a small model first: {', '.join(variants)}", f"{why}.")
 
 
 def preview_variants(
@@ -125,7 +125,7 @@ def remarks_of(plan: VariantPlan) -> list[str]:
     """What a plan does to tensors that the model has no place for, and to tied tables, in sentences."""
     unplaced: dict[tuple[bool, str], list[str]] = {}
     for tensor in plan.tensors:
-        if (tensor.dropped or tensor.unplaced) and isinstance(tensor.decision, Keep):
+        if tensor.unplaced and isinstance(tensor.decision, Keep):
             unplaced.setdefault((tensor.dropped, tensor.decision.reason), []).append(tensor.name)
     remarks = [
         f"{len(names)} tensors are {'left out' if dropped else 'carried along unquantized'}, such as "

@@ -32,17 +32,24 @@ ONE_TABLE = StoredTables()
 """Nothing is stored twice."""
 
 
-def stored_tables(source: Source, architecture: Architecture) -> StoredTables:
+def stored_tables(source: Source, layout: Layout, architecture: Architecture) -> StoredTables:
     """Compare every two tensors that config.json ties and the checkpoint stores by themselves.
 
     Their rows are read for it, from the Hub as ranges where the weights are not here; most checkpoints
     store only one, and none is read.
 
+    Args:
+        layout: the source's.
+
     Raises:
         CheckpointError: they differ, and the tie of others is needed.
     """
-    layout = source.layout()
-    pairs = _stored_twice(layout, architecture)
+    names = {
+        parameter.name: name
+        for name in layout.tensors
+        if (parameter := architecture.parameter(name))
+    }
+    pairs = _stored_twice(names, layout.aliases, architecture.ties_of_names)
     if not pairs:
         return StoredTables()
     streamed = source.can_stream and source.to_fetch().size > 0
@@ -54,8 +61,7 @@ def stored_tables(source: Source, architecture: Architecture) -> StoredTables:
         }
     if len(equal) == len(pairs):
         return StoredTables(equal)
-    stored = {parameter.name for n in layout.tensors if (parameter := architecture.parameter(n))}
-    needed = sorted(architecture.ties_of_names.keys() - stored)
+    needed = sorted(architecture.ties_of_names.keys() - names.keys())
     if needed:
         raise CheckpointError(
             f"{next(n for n in pairs if n not in equal)!r} differs from what config.json ties it to, and "
@@ -66,19 +72,18 @@ def stored_tables(source: Source, architecture: Architecture) -> StoredTables:
     return StoredTables(differ=True)
 
 
-def _stored_twice(layout: Layout, architecture: Architecture) -> dict[str, str]:
-    """Tensor -> the one that the config has it filled from, where both are stored and share no memory."""
-    names = {
-        parameter.name: name
-        for name in layout.tensors
-        if (parameter := architecture.parameter(name))
-    }
+def _stored_twice(
+    names: Mapping[str, str], aliases: Mapping[str, str], ties: Mapping[str, str]
+) -> dict[str, str]:
+    """Tensor -> the one that the config has it filled from, where both are stored and share no memory.
+
+    Args:
+        names: parameter -> tensor.
+    """
     return {
         names[second]: names[first]
-        for second, first in architecture.ties_of_names.items()
-        if second in names
-        and first in names
-        and not {names[second], names[first]} & layout.aliases.keys()
+        for second, first in ties.items()
+        if second in names and first in names and not {names[second], names[first]} & aliases.keys()
     }
 
 

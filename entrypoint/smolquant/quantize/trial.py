@@ -26,6 +26,7 @@ from smolquant.checkpoint.folder import FolderSource
 from smolquant.memory import is_out_of_memory
 from smolquant.model.architecture import Architecture
 from smolquant.model.shrink import smaller_configs
+from smolquant.names import split_at_layer
 from smolquant.quantize.engine import quantize_checkpoint
 from smolquant.quantize.plan import VariantPlan, make_plan
 from smolquant.quantize.small_model import (
@@ -92,7 +93,9 @@ def try_variants(
         with _temporary_folder() as root, undisturbed():
             deadline = Deadline(seconds)
             plan = next(iter(plans.values()))  # dtype and group size are those of all
-            configs = list(smaller_configs(architecture.model, plan.group_size))
+            configs = list(
+                smaller_configs(architecture.model, architecture.language_model, plan.group_size)
+            )
             small = small_model(type(architecture.model), configs, plan.dtype, deadline)
             if small is None:
                 return dict.fromkeys(
@@ -392,14 +395,17 @@ def _otherwise(plan: VariantPlan, decided: Mapping[str, bool], keep: Mapping[str
         if isinstance(tensor.decision, Quantize) != decided.get(tensor.name, False)
         and not any(re.fullmatch(kind, tensor.name.rpartition(".")[0]) for kind in keep)
     ]
-    return f"the small model lacks {len(names)} weights, {names[0]!r} among them" if names else ""
+    if not names:
+        return ""
+    return f"the small model decides otherwise about {len(names)} weights, {names[0]!r} among them"
 
 
 def _kind(module: str) -> str:
     """A pattern for ``module`` in every layer."""
-    return re.sub(
-        r"(?<=\.)\d+(?=\\?\.|$)", r"\\d+", re.escape(module).replace(r"\.", "."), count=1
-    ).replace(".", r"\.")
+    before, number, after = split_at_layer(module)
+    if number is None:
+        return re.escape(module)
+    return r"\.".join([re.escape(before), r"\d+", *([re.escape(after)] if after else [])])
 
 
 def _told(error: Exception) -> str:

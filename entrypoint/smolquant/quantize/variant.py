@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from smolquant.checkpoint.files import CONFIG, file_names, is_code
+from smolquant.checkpoint.files import CONFIG, file_names, is_code, sha256_of
 from smolquant.checkpoint.source import Source
 from smolquant.quantize.output import Written
 from smolquant.quantize.plan import VariantPlan
@@ -112,8 +112,8 @@ def _config_text(config: dict[str, Any], plan: VariantPlan, repo: str | None) ->
     from transformers import TorchAoConfig
 
     changed = _with_dtype(copy.deepcopy(config), plan.dtype_name)
-    if repo is not None and "auto_map" in changed:
-        changed["auto_map"] = _in_repo(repo, changed["auto_map"])
+    if repo is not None:
+        changed = _with_code_in(repo, changed)
     changed["dtype"] = plan.dtype_name
     if plan.untied:
         changed = _untied(changed) | {"tie_word_embeddings": False}
@@ -133,9 +133,20 @@ def _copy(path: Path, target: Path, repo: str | None) -> None:
     ):
         shutil.copyfile(path, target)
         return
-    entries = json.loads(path.read_bytes())
-    entries["auto_map"] = _in_repo(repo, entries["auto_map"])
+    entries = _with_code_in(repo, json.loads(path.read_bytes()))
     target.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _with_code_in(repo: str, config: Any) -> Any:
+    """``config`` whose every ``auto_map``, also those of configs nested in it, names ``repo``."""
+    if isinstance(config, list):
+        return [_with_code_in(repo, item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    return {
+        key: _in_repo(repo, value) if key == "auto_map" else _with_code_in(repo, value)
+        for key, value in config.items()
+    }
 
 
 def _in_repo(repo: str, code: Any) -> Any:
@@ -173,8 +184,5 @@ def _untied(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _file_records(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
-    records = {}
-    for name in names:
-        content = (folder / name).read_bytes()
-        records[name] = FileRecord(hashlib.sha256(content).hexdigest(), len(content))
-    return records
+    paths = {name: folder / name for name in names}
+    return {name: FileRecord(sha256_of(path), path.stat().st_size) for name, path in paths.items()}
