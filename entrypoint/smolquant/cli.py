@@ -119,7 +119,7 @@ def cli() -> None:
 @option(
     "evaluate",
     type=click.Choice(["auto", "always", "never"]),
-    help="Measure quality and speed; auto does so where the machine's memory allows it.",
+    help="Measure quality and speed; auto does so where the machine and the model allow it.",
 )
 @option("eval-text", metavar="FILE", help="Text file to measure on instead of the bundled text.")
 @option(
@@ -306,10 +306,10 @@ def run(arguments: list[str], console: Console) -> int:
 
 def _refuse(refusal: click.ClickException, console: Console) -> int:
     """Tell a refusal by click as our own are told, and return the exit code."""
+    context = getattr(refusal, "ctx", None)  # only a usage error has one
+    command = context.command_path if context else "smolquant"
     return _fail(
-        InputError(
-            refusal.format_message(), hint="`smolquant quantize --help` lists what is possible."
-        ),
+        InputError(refusal.format_message(), hint=f"`{command} --help` lists what is possible."),
         console,
     )
 

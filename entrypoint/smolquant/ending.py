@@ -108,6 +108,10 @@ class Ending:
 def _explained(error: BaseException) -> BaseException:
     """Put the machine's own refusals in the user's terms; return any other error as it is."""
     if is_out_of_memory(error):
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
+            return MachineError(
+                "The GPU ran out of memory.", hint="Use --device cpu, or a GPU with more memory."
+            )
         return MachineError("The machine ran out of memory.", hint="Use a runner with more memory.")
     if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
         place = error.filename or "A file"

@@ -1,8 +1,8 @@
 """A run from top to bottom: settings -> source -> plan -> quantize -> evaluate -> publish -> report.
 
-Nothing outside the output folder changes before the one commit at the end. The only exception spares the
-disk: finished shards are uploaded earlier, as blobs that no branch refers to, into a repository that is
-created empty if it is missing. What becomes known of the run is noted in its report here, and nowhere else.
+Nothing outside the output folder changes before the one commit at the end, but that finished shards may go
+earlier to spare the disk, as blobs that no branch refers to, into a repository that is created if missing.
+What becomes known of the run is noted in its report here, and nowhere else.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,8 +34,7 @@ def quantize(settings: Settings, console: Console, report: RunReport, tracker: T
     Raises:
         SmolquantError: one per exit code; the Hub is then as it was before.
     """
-    hub = Hub(settings.token)
-    report.repo_id = settings.repo
+    hub, report.repo_id = Hub(settings.token), settings.repo
     if settings.device == "cuda":
         require_cuda()
     with console.group("Source"):
@@ -97,15 +96,13 @@ def _note_up_to_date(
         report.source = record.source
 
 
-def _note_published(
-    published: Published, target: Target, report: RunReport, tracker: Tracker
-) -> None:
-    report.repo_url, report.commit_sha = published.repo_url, published.commit_sha
-    report.pull_request_url = published.pull_request_url
-    report.changed = published.commit_sha != target.head
-    for variant, url in published.variant_urls.items():
+def _note_published(made: Published, target: Target, report: RunReport, tracker: Tracker) -> None:
+    report.repo_url, report.commit_sha = made.repo_url, made.commit_sha
+    report.pull_request_url = made.pull_request_url
+    report.changed = made.commit_sha != target.head
+    for variant, url in made.variant_urls.items():
         report.variants[variant] = replace(report.variants[variant], url=url)
-    tracker.pushed(published.variant_urls, published.commit_sha)
+    tracker.pushed(made.variant_urls, made.commit_sha)
 
 
 def _reused(

@@ -81,6 +81,22 @@ class TensorRecord:
 
 
 @dataclass(frozen=True)
+class Counts:
+    """How many source tensors met which fate."""
+
+    quantized: int
+    kept: int
+    dropped: int
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, TensorRecord]) -> "Counts":
+        """Count them."""
+        quantized = sum(tensor.quantized for tensor in tensors.values())
+        dropped = sum(tensor.dropped for tensor in tensors.values())
+        return cls(quantized, len(tensors) - quantized - dropped, dropped)
+
+
+@dataclass(frozen=True)
 class FileRecord:
     """A file of the variant's folder, the card and this record excepted."""
 
@@ -151,19 +167,9 @@ class VariantRecord:
         return self.size_bytes / self.source.size_bytes if self.source.size_bytes else math.nan
 
     @property
-    def quantized_tensors(self) -> int:
-        """The number of source tensors that were quantized."""
-        return sum(tensor.quantized for tensor in self.tensors.values())
-
-    @property
-    def kept_tensors(self) -> int:
-        """How many source tensors were kept in ``dtype``."""
-        return len(self.tensors) - self.quantized_tensors - self.dropped_tensors
-
-    @property
-    def dropped_tensors(self) -> int:
-        """How many source tensors the variant has not."""
-        return sum(tensor.dropped for tensor in self.tensors.values())
+    def counts(self) -> Counts:
+        """How many source tensors met which fate."""
+        return Counts.of(self.tensors)
 
     def is_made_by(self, *, quant_type: str, options: Options) -> bool:
         """Whether making this variant again, from the same source with those options, is needless."""

@@ -93,6 +93,11 @@ def one_line(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
+def error_words(error: BaseException) -> str:
+    """An error of somebody else's code in a few words, for the middle of a sentence."""
+    return f"{type(error).__name__}: {one_line(str(error))}"[:300].rstrip(".")
+
+
 def escape_markdown(text: str) -> Markdown:
     """``text`` as a line of markdown that renders as itself, in a paragraph or a table cell."""
     escaped = _MARKDOWN_SPECIAL.sub(r"\\\g<0>", one_line(text))

@@ -72,7 +72,7 @@ def test_both_variants_end_up_in_the_root_card(
     card = hub.read(REPO, "README.md").decode()
     assert "- **int8** has " in card
     assert "- **int4** has " in card
-    assert "older source" not in card
+    assert "another source" not in card
     ours = {run.outputs["commit-sha"] for run in runs}
     assert len(ours) == 2
     assert repo.head in ours

@@ -97,7 +97,7 @@ def test_the_record_accounts_for_every_tensor_and_file(family: Path) -> None:
     for variant in BY_VARIANT:
         folder = family / "quantized" / variant
         record = VariantRecord.from_json((folder / "quantization.json").read_text())
-        assert record.quantized_tensors == sum(
+        assert record.counts.quantized == sum(
             isinstance(module, nn.Linear) and module is not source.get_output_embeddings()
             for module in source.modules()
         )

@@ -20,7 +20,7 @@ from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub
 from smolquant.publish import commit as commit_module
 from smolquant.publish.cards import BEGIN
-from smolquant.publish.commit import Publication, Published, publish, tag_commit
+from smolquant.publish.commit import COMMIT_TITLE, Publication, Published, publish, tag_commit
 from smolquant.publish.local import write_cards
 from smolquant.publish.main_model import MainModel, main_model_change
 from smolquant.publish.target import (
@@ -147,7 +147,7 @@ def test_a_new_repository_gets_everything_in_one_commit(
     published = publish(hub, inspect_target(hub, REPO), what, notify=lines.append)
 
     repo = server.repo(REPO)
-    assert [commit.title for commit in repo.commits] == [what.message, "initial commit"]
+    assert [commit.title for commit in repo.commits] == [COMMIT_TITLE, "initial commit"]
     assert published.commit_sha == repo.head
     assert published.repo_url == f"{server.url}/{REPO}"
     assert published.commit_url == f"{server.url}/{REPO}/commit/{repo.head}"
@@ -239,7 +239,6 @@ def test_publishing_the_same_again_makes_no_commit(
 def test_a_private_repository(server: LocalHub, hub: Hub, tmp_path: Path) -> None:
     run(hub, publication(tmp_path, private=True))
     assert server.repo(REPO).private
-    assert inspect_target(hub, REPO).private
     assert not inspect_target(Hub(token=OTHER, endpoint=server.url), REPO).exists
 
 
@@ -598,20 +597,6 @@ def test_a_gated_repository_is_told_as_such(server: LocalHub) -> None:
     server.commit(REPO, {"README.md": b"# Gated\n"})
     with pytest.raises(HubError, match="gated"):
         inspect_target(Hub(token=OTHER, endpoint=server.url), REPO)
-
-
-def test_an_unknown_revision_is_told_as_such(server: LocalHub, hub: Hub) -> None:
-    server.create_repo(REPO)
-    with pytest.raises(HubError, match="no such revision"):
-        inspect_target(hub, REPO, revision="nowhere")
-
-
-def test_an_earlier_revision_is_read_whole(server: LocalHub, hub: Hub, tmp_path: Path) -> None:
-    first = run(hub, publication(tmp_path / "first", "int4"))
-    run(hub, publication(tmp_path / "second", "int8"))
-    target = inspect_target(hub, REPO, revision=first.commit_sha)
-    assert target.records.keys() == target.folders.keys() == {"int4"}
-    assert target.readme == content(server, "README.md", first.commit_sha)
 
 
 # Tags

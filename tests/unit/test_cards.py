@@ -283,7 +283,7 @@ def test_a_variant_from_an_older_source_is_marked() -> None:
     assert "[int4](int4/README.md) †" in rows
     assert "[int8](int8/README.md)" in rows
     assert rows["main model"][2] == "1.00 MB"
-    assert "† This variant was made from an older source" in text
+    assert "† This variant was made from another source" in text
     assert "†" not in root(None, record())
 
 

@@ -162,6 +162,16 @@ def test_help_and_refusals_import_no_torch(arguments: list[str], code: int, tmp_
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [(["check"], "smolquant check"), (["quantize", "--nothing"], "smolquant quantize")],
+)
+def test_a_refusal_names_the_help_of_its_own_command(arguments: list[str], command: str) -> None:
+    log = StringIO()
+    assert cli.run(arguments, Console({}, log)) == 2
+    assert f"`{command} --help` lists what is possible." in log.getvalue()
+
+
 def test_without_arguments_help_is_shown_outside_actions() -> None:
     environment = {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
     command = [sys.executable, "-m", "smolquant"]

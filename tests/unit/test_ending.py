@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 from smolquant.ending import Ending
 from smolquant.errors import GateError
@@ -86,6 +87,16 @@ def test_a_full_disk_is_the_machines_and_says_where(tmp_path: Path) -> None:
     code, log = end(tmp_path, {}, OSError(28, "No space left on device", "/data/model"))
     assert code == 4
     assert "/data/model could not be used: No space left on device." in log
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [(MemoryError(), "machine"), (torch.OutOfMemoryError("CUDA out of memory"), "GPU")],
+)
+def test_whose_memory_ran_out_is_told(tmp_path: Path, error: Exception, what: str) -> None:
+    code, log = end(tmp_path, {}, error)
+    assert code == 4
+    assert f"The {what} ran out of memory." in log
 
 
 def test_a_run_that_another_process_has_told_is_not_told_again(tmp_path: Path) -> None:

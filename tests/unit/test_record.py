@@ -97,11 +97,11 @@ def test_records_of_older_versions_are_of_text_alone_and_have_dropped_nothing() 
     name = next(name for name, tensor in RECORD.tensors.items() if not tensor.quantized)
     raw["task"], raw["tensors"][name]["dropped"] = "image-text-to-text", True
     read = VariantRecord.from_json(json.dumps(raw))
-    assert (read.task, read.dropped_tensors) == ("image-text-to-text", 1)
-    assert read.kept_tensors == RECORD.kept_tensors - 1
+    assert (read.task, read.counts.dropped) == ("image-text-to-text", 1)
+    assert read.counts.kept == RECORD.counts.kept - 1
     del raw["task"], raw["tensors"][name]["dropped"]
     older = VariantRecord.from_json(json.dumps(raw))
-    assert (older.task, older.dropped_tensors) == ("text-generation", 0)
+    assert (older.task, older.counts.dropped) == ("text-generation", 0)
     raw["tensors"][name]["dropped"] = "yes"
     with pytest.raises(InvalidRecord):
         VariantRecord.from_json(json.dumps(raw))

@@ -116,6 +116,24 @@ def test_a_failure_after_the_commit_does_not_deny_it() -> None:
     assert table(summary)[1][0].startswith("[`int8`]")
 
 
+def test_a_failure_in_which_a_commits_answer_may_be_lost_does_not_say_that_there_is_none() -> None:
+    error = HubError("The Hub did not answer.")
+    summary = render_summary(run_result(error=error, commit_sha=None, changed=False))
+    assert "\n\nNothing is known to have been published. The exit code is 5.\n" in summary
+
+
+def test_a_run_that_adds_a_license_beside_what_was_up_to_date_says_both() -> None:
+    found = replace(variant_result("int8"), up_to_date=True)
+    summary = render_summary(run_result(variants={"int8": found}))
+    assert summary.startswith("### ✅ Published files of the main model to [`you/tiny`]")
+    assert "`int8` had been up to date and was left alone." in summary
+
+
+def test_variants_made_again_to_the_same_bytes_were_not_up_to_date() -> None:
+    summary = render_summary(run_result("int8", changed=False))
+    assert summary.startswith("### ✅ Nothing changed: `int8` of `them/tiny` is up to date")
+
+
 def test_a_bug_is_called_one() -> None:
     summary = render_summary(run_result(error=KeyError("lm_head"), commit_sha=None))
     assert summary.startswith("### ❌ Unexpected error: `them/tiny`\n\nThis is a bug in smolquant.")

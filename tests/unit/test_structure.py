@@ -183,6 +183,10 @@ def test_no_file_is_too_long_to_be_read() -> None:
     )
 
 
+def test_the_story_of_a_run_is_read_on_one_screen() -> None:
+    assert len((PACKAGE / "pipeline.py").read_text(encoding="utf-8").splitlines()) < 200
+
+
 def _functions(path: Path) -> list[tuple[str, int]]:
     """Names and lines, without decorators, of the functions in a file of Python or C."""
     text = path.read_text(encoding="utf-8")

@@ -41,9 +41,6 @@ class Gate:
         """Whether ``variant`` has a limit, and so has to be measured."""
         return variant in self.perplexity_increase or variant in self.kl
 
-    def __bool__(self) -> bool:
-        return bool(self.perplexity_increase or self.kl)
-
 
 def parse_limits(text: str, option: str) -> dict[str, float]:
     """``5`` for every variant, or ``int8=1,int4=12`` for those that are named.

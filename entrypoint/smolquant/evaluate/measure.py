@@ -29,7 +29,7 @@ from smolquant.model.weights import SourceWeights, VariantWeights
 from smolquant.record import Metrics
 from smolquant.runtime.kernels import preparation
 from smolquant.schemes import BY_VARIANT, Scheme
-from smolquant.text import one_line
+from smolquant.text import error_words
 
 VOCABULARY_BLOCK = 8_192
 TOKEN_BLOCK = 512
@@ -268,7 +268,7 @@ def _cannot_run(what: str, error: Exception, hint: str = _ELSEWHERE) -> CannotMe
 def _first_words(error: Exception) -> str:
     if isinstance(error, SmolquantError):
         return error.message.rstrip(".")
-    return f"{type(error).__name__}: {one_line(str(error))}"[:300].rstrip(".")
+    return error_words(error)
 
 
 class _Predictions:

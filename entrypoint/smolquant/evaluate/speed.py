@@ -22,7 +22,7 @@ from typing import Any
 from smolquant.memory import available_bytes, is_out_of_memory, peak_bytes
 from smolquant.model.context import longest_context
 from smolquant.schemes import BY_VARIANT
-from smolquant.text import one_line
+from smolquant.text import error_words
 
 PROMPT_TOKENS = 256
 NEW_TOKENS = 32
@@ -169,7 +169,7 @@ def _outcome(
     except Exception as error:
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno is not None):
             raise
-        return None, f"{type(error).__name__}: {one_line(str(error))}"[:300].rstrip(".")
+        return None, error_words(error)
     if not bool(torch.isfinite(logits).all()):
         return None, "what it predicts is not finite"
     if variant is not None and not has_kernels(BY_VARIANT[variant], device):

@@ -21,7 +21,7 @@ from smolquant.record import (
     VariantRecord,
 )
 from smolquant.report import plot
-from smolquant.report.exceptions import LEFT_OUT, PlanException, plan_exceptions
+from smolquant.report.exceptions import LEFT_OUT, PlanException, counted, plan_exceptions
 from smolquant.report.measures import MEASURES, Measure, has_quality, has_speed, measured_as
 from smolquant.report.snippets import cautions, loading, main_model_program
 from smolquant.report.templating import environment
@@ -120,7 +120,7 @@ def root_card(
     Args:
         records: every variant in the repository, by subfolder.
         source_identity: the identity of the main model as it is now; variants of another are shown as
-            older.
+            such.
 
     Raises:
         InputError: the front matter of ``existing`` cannot be read.
@@ -272,14 +272,9 @@ def _variant_row(
         escape_markdown(record.quant_type),
         Markdown(human_size(record.size_bytes)),
         Markdown(percent(record.ratio) if math.isfinite(record.ratio) else ""),
-        Markdown(_counts(record)),
+        Markdown(counted(record.counts)),
         *map(Markdown, cells),
     ]
-
-
-def _counts(record: VariantRecord) -> str:
-    left_out = f" ({record.dropped_tensors} {LEFT_OUT})" if record.dropped_tensors else ""
-    return f"{record.quantized_tensors} / {record.kept_tensors}{left_out}"
 
 
 def _sees(record: VariantRecord) -> bool:

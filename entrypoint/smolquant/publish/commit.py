@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     CommitOperation = CommitOperationAdd | CommitOperationDelete
 
+COMMIT_TITLE = "Publish quantized variants"
 MAX_TRIES = 5
 _FIRST_PAUSE = 1.0
 """Seconds before the second try; it doubles from try to try."""
@@ -46,7 +47,7 @@ class Publication:
     records: Mapping[str, VariantRecord]
     """The records of the same variants."""
     source_identity: str
-    """The identity of the checkpoint that this run worked on; variants of another are shown as older."""
+    """The identity of the checkpoint that this run worked on; variants of another are marked."""
     base_model: str | None = None
     """Hub id of that checkpoint; None for a folder, which is the main model where there is one."""
     source_weights: Mapping[str, str] = field(default_factory=dict)
@@ -63,7 +64,6 @@ class Publication:
     private: bool = False
     """Whether the repository is private if this run creates it."""
     create_pr: bool = False
-    message: str = "Publish quantized variants"
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ def _create_commit(
             return hub.api.create_commit(
                 target.repo_id,
                 operations,
-                commit_message=publication.message,
+                commit_message=COMMIT_TITLE,
                 parent_commit=target.head,
                 create_pr=publication.create_pr,
             )

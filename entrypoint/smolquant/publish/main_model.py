@@ -5,7 +5,6 @@ they are; only a license that the repository lacks is added to them. Different w
 the owner allows their replacement, because the variants would not belong to the weights beside them.
 """
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -106,13 +105,8 @@ def _equal(local: LocalFile, remote: RemoteFile) -> bool:
         return False
     if remote.sha256 is not None:
         return local.sha256 == remote.sha256
-    return _git_sha1(local.path) == remote.git_sha1
+    from huggingface_hub.utils.sha import git_hash
 
-
-def _git_sha1(path: Path) -> str:
-    """Git's name of the blob, which the Hub lists for a file that is not in LFS."""
-    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+    return (
+        git_hash(local.path.read_bytes()) == remote.git_sha1
+    )  # git itself stores only small files

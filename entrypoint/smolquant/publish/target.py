@@ -40,7 +40,6 @@ class Target:
     exists: bool
     head: str | None = None
     """The commit sha at which the rest was read; None for a missing repository."""
-    private: bool = False
     readme: str | None = None
     """The root card as it is, line ends included."""
     records: Mapping[str, VariantRecord] = field(default_factory=dict)
@@ -52,7 +51,7 @@ class Target:
     """The files in and below each subfolder, as paths in the subfolder."""
 
 
-def inspect_target(hub: Hub, repo_id: str, *, revision: str | None = None) -> Target:
+def inspect_target(hub: Hub, repo_id: str) -> Target:
     """Read what is in a repository; one that cannot be seen counts as missing.
 
     Raises:
@@ -64,7 +63,7 @@ def inspect_target(hub: Hub, repo_id: str, *, revision: str | None = None) -> Ta
 
     with hub_errors(repo_id, f"looking into {repo_id}"):
         try:
-            info = hub.api.model_info(repo_id, revision=revision)
+            info = hub.api.model_info(repo_id)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
@@ -86,7 +85,6 @@ def inspect_target(hub: Hub, repo_id: str, *, revision: str | None = None) -> Ta
         repo_id,
         exists=True,
         head=info.sha,
-        private=bool(info.private),
         readme=readme,
         records=records,
         unreadable=unreadable,

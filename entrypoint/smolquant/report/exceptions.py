@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from smolquant.names import fold_names
-from smolquant.record import TensorRecord
+from smolquant.record import Counts, TensorRecord
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,10 @@ LEFT_OUT = "left out"
 """The fate of what the model has no place for."""
 
 
-@dataclass(frozen=True)
-class Counts:
-    """How many source tensors met which fate."""
-
-    quantized: int
-    kept: int
-    dropped: int
-
-    @classmethod
-    def of(cls, tensors: Mapping[str, TensorRecord]) -> "Counts":
-        """Count them."""
-        quantized = sum(tensor.quantized for tensor in tensors.values())
-        dropped = sum(tensor.dropped for tensor in tensors.values())
-        return cls(quantized, len(tensors) - quantized - dropped, dropped)
+def counted(counts: Counts) -> str:
+    """``210 / 62``: quantized and kept, and what was left out where anything was."""
+    left_out = f" ({counts.dropped} {LEFT_OUT})" if counts.dropped else ""
+    return f"{counts.quantized} / {counts.kept}{left_out}"
 
 
 def plan_exceptions(tensors: Mapping[str, TensorRecord]) -> list[PlanException]:

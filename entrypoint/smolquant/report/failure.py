@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from smolquant.errors import Cancelled, SmolquantError
+from smolquant.errors import Cancelled, CheckpointError, GateError, InputError, SmolquantError
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,15 @@ class Failure:
     exit_code: int
     expected: bool
     """Whether the user can act on it; otherwise it is a bug, and its traceback matters."""
+
+    @property
+    def ends_before_publishing(self) -> bool:
+        """Whether it is of a kind that is found out before anything goes to the Hub.
+
+        After the others, a commit may have arrived whose answer did not.
+        """
+        kinds = (InputError, CheckpointError, GateError)
+        return self.exit_code in {kind.exit_code for kind in kinds}
 
     @classmethod
     def of(cls, error: BaseException) -> Self:

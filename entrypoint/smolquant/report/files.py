@@ -42,9 +42,17 @@ def write_outputs(result: RunReport, environ: Mapping[str, str], *, redact: Reda
     )
 
 
-def append_lines(path: Path, lines: str) -> None:
-    """Append lines to a file of the runner's; an earlier step may have left its last line unterminated."""
-    with path.open("ab+") as file:
+def append_lines(path: Path, lines: str, *, follow_links: bool = True) -> None:
+    """Append whole lines to a file, whose last line a full disk or a careless step may have cut short.
+
+    Args:
+        follow_links: whether ``path`` may be a link; one would have a file elsewhere written to.
+
+    Raises:
+        OSError: the file cannot be written, or is a link that is not followed.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (0 if follow_links else os.O_NOFOLLOW)
+    with open(os.open(path, flags, 0o666), "ab+") as file:  # noqa: PTH123 - a descriptor
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":

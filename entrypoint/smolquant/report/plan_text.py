@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
+from smolquant.record import Counts
 from smolquant.report.embeddings import embedding_bytes
-from smolquant.report.exceptions import LEFT_OUT, Counts, plan_exceptions
+from smolquant.report.exceptions import LEFT_OUT, plan_exceptions
 from smolquant.report.run_report import PlannedVariant
 from smolquant.text import human_size, one_line, percent
 

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from smolquant.record import Metrics, TensorRecord
+from smolquant.record import Counts, Metrics, TensorRecord
 from smolquant.report.chart import bar_chart
 from smolquant.report.embeddings import embedding_bytes
-from smolquant.report.exceptions import LEFT_OUT, Counts, PlanException, plan_exceptions
+from smolquant.report.exceptions import PlanException, counted, plan_exceptions
 from smolquant.report.measures import (
     DECODING,
     MEAN_KL,
@@ -51,9 +51,7 @@ class _Row:
 
     @property
     def counts(self) -> str:
-        counts = Counts.of(self.tensors)
-        left_out = f" ({counts.dropped} {LEFT_OUT})" if counts.dropped else ""
-        return f"{counts.quantized} / {counts.kept}{left_out}"
+        return counted(Counts.of(self.tensors))
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,8 @@ def render_summary(result: RunReport) -> str:
     rows = _rows(result)
     columns = _columns(rows)
     made = [name for name, variant in result.variants.items() if not variant.up_to_date]
-    kept = [name for name, variant in result.variants.items() if variant.up_to_date] if made else []
+    found = [name for name, variant in result.variants.items() if variant.up_to_date]
+    kept = found if made or result.changed else []  # the heading has them
     template = environment("smolquant.report").get_template("summary.md.j2")
     return template.render(
         result=result,

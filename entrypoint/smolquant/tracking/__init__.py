@@ -7,13 +7,12 @@ it did not deliver stay in the file, from which :func:`sync` sends them later.
 
 from smolquant.tracking.destination import Destination, make_destination
 from smolquant.tracking.events import EVENTS_NAME
-from smolquant.tracking.recorder import LOCAL_PROJECT, Recorder, start
+from smolquant.tracking.recorder import Recorder, start
 from smolquant.tracking.sync import TrackioError, sync
 from smolquant.tracking.tracker import Tracker
 
 __all__ = [
     "EVENTS_NAME",
-    "LOCAL_PROJECT",
     "Destination",
     "Recorder",
     "Tracker",

@@ -9,12 +9,12 @@ Every line is a JSON object with ``event`` and ``id``. ``job`` opens a job (proj
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from smolquant.report.files import append_lines
 from smolquant.text import human_duration, human_size, percent
 
 EVENTS_NAME = "events.jsonl"
@@ -35,16 +35,7 @@ class EventLog:
             OSError: the file cannot be written, or is a link.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        # A link is not followed: it would have a file elsewhere written to.
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        with open(os.open(self.path, flags, 0o644), "ab+") as file:  # noqa: PTH123 - a descriptor
-            file.write(_line_end(file.fileno()) + line.encode() + b"\n")
-
-
-def _line_end(descriptor: int) -> bytes:
-    """The end of the line before, which is missing only if a full disk or a kill cut it short."""
-    size = os.fstat(descriptor).st_size
-    return b"" if size == 0 or os.pread(descriptor, 1, size - 1) == b"\n" else b"\n"
+        append_lines(self.path, line + "\n", follow_links=False)
 
 
 def read_events(path: Path) -> Iterator[tuple[str, Event]]:

@@ -119,7 +119,6 @@ class Recorder(Tracker):
         self._revision = revision
         self._quant_types = quant_types
         self._wanted = dict.fromkeys(quant_types)
-        self._several = len(quant_types) > 1
         self._log = EventLog(output_dir / EVENTS_NAME)
         self._process: TrackioProcess | None = None
         self._started = False  # Trackio has something of this job
@@ -302,7 +301,9 @@ class Recorder(Tracker):
 
     def _name(self, variant: str) -> str:
         if self._title is not None:
-            return run_name(f"{self._title}-{variant}" if self._several else self._title)
+            return run_name(
+                f"{self._title}-{variant}" if len(self._quant_types) > 1 else self._title
+            )
         revision = f"@{self._revision[:8]}" if self._revision else ""
         return run_name(f"{self._project}{revision}-{variant}")
 
@@ -365,8 +366,8 @@ def _metrics(
         "size/source_bytes": record.source.size_bytes,
         "size/bytes": record.size_bytes,
         "size/reduction_percent": 100 * (1 - record.ratio),
-        "tensors/quantized": record.quantized_tensors,
-        "tensors/kept": record.kept_tensors,
+        "tensors/quantized": record.counts.quantized,
+        "tensors/kept": record.counts.kept,
         **{f"seconds/{phase}": duration for phase, duration in seconds.items()},
         "seconds/total": sum(seconds.values()) if seconds else None,
         "speed/bytes_per_second": record.source.size_bytes / working if working else None,

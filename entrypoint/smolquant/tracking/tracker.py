@@ -42,7 +42,7 @@ class Tracker:
     def completed(
         self, record: VariantRecord, *, seconds: Mapping[str, float], peak_memory_bytes: int | None
     ) -> None:
-        """A variant is complete in the output folder.
+        """A variant is made and, where it was to be, measured; it may still be refused.
 
         Args:
             seconds: the duration of each phase, such as ``quantize``.
