@@ -246,7 +246,7 @@ class StreamedModel:
         return self._model.get_submodule(module), attribute
 
 
-class _LastStates(BaseModelOutputWithPastAndCrossAttentions):
+class _LastStates(BaseModelOutputWithPastAndCrossAttentions):  # type: ignore[misc]  # transformers has no types
     """The last hidden states as a trunk returns them, and None for whatever else some trunks return."""
 
     def __getattr__(self, name: str) -> None:

@@ -46,12 +46,14 @@ def _joined(experts: Sequence[Any]) -> torch.Tensor:
 
 
 def _parts(tensor: Any) -> dict[str, torch.Tensor]:
-    names = (*tensor.tensor_data_names, *(tensor.optional_tensor_data_names or ()))
+    optional = getattr(tensor, "optional_tensor_data_names", None) or ()
+    names = (*tensor.tensor_data_names, *optional)
     return {name: part for name in names if (part := getattr(tensor, name, None)) is not None}
 
 
 def _attributes(tensor: Any, changed: dict[str, Any]) -> dict[str, Any]:
-    names = (*tensor.tensor_attribute_names, *(tensor.optional_tensor_attribute_names or ()))
+    optional = getattr(tensor, "optional_tensor_attribute_names", None) or ()
+    names = (*tensor.tensor_attribute_names, *optional)
     return {name: changed.get(name, getattr(tensor, name)) for name in names}
 
 
@@ -77,7 +79,7 @@ def _from_the_right(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
     """``inputs @ weight`` of a (K, N) weight with a scale a column, as a linear layer of its transpose."""
     inputs, weight = args
     if not isinstance(weight, Int8Tensor) or list(weight.block_size) != [weight.shape[0], 1]:
-        raise NotImplementedError(f"{func} is for int8 weights with a scale a column only")
+        raise NotImplementedError(f"{func} is for weights with a scale a column only")
     parts = {name: part.t() for name, part in _parts(weight).items()}
     transposed = {"block_size": [1, weight.shape[0]]}
     return functional.linear(inputs, Int8Tensor(**parts, **_attributes(weight, transposed)))
