@@ -22,7 +22,7 @@ from conftest import WRITE
 from localhub import LocalHub
 from models import SIZES, save_with_tokenizer
 from smolquant.checkpoint import remote
-from smolquant.errors import CheckpointError, HubError
+from smolquant.errors import HubError
 from smolquant.hub import Hub
 from smolquant.publish import commit
 from smolquant.publish.commit import Publication
@@ -179,7 +179,7 @@ def test_a_source_that_arrives_damaged_is_not_published(
 
     run = publish("--low-disk", "always")
 
-    assert run.exit_code == 3, run.log
+    assert run.exit_code == 5, run.log
     assert "model.safetensors did not arrive as it is on the Hub" in run.log
     assert len(hub.repo(TARGET).commits) == 1, "nothing but the creation of the repository"
 
@@ -334,7 +334,7 @@ def test_any_range_can_be_read_again_when_its_chunk_is_gone(
         assert file.read_into(memoryview(bytearray(10)), len(content) - 3) == 3
         file.close()
         other = files.open("model.safetensors", len(content), "0" * 64)
-        with pytest.raises(CheckpointError, match="its sha256 differs"):
+        with pytest.raises(HubError, match="its sha256 differs"):
             other.verify()
         other.close()
 

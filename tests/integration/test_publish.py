@@ -15,6 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from localhub import LocalHub, Token
+from smolquant.checkpoint.download import RemoteFile
 from smolquant.checkpoint.folder import FolderSource, LocalFile
 from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub
@@ -24,7 +25,6 @@ from smolquant.publish.commit import COMMIT_TITLE, Publication, Published, publi
 from smolquant.publish.local import write_cards
 from smolquant.publish.main_model import MainModel, main_model_change
 from smolquant.publish.target import (
-    RemoteFile,
     Target,
     check_tag,
     check_write_access,

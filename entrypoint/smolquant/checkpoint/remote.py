@@ -12,7 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from smolquant.errors import CheckpointError, HubError
+from smolquant.checkpoint.download import not_as_listed
+from smolquant.errors import HubError
 from smolquant.hub import Hub, hub_errors
 
 CHUNK_BYTES = 8 << 20
@@ -71,7 +72,7 @@ class RemoteFiles:
         content = self._get(name, start, min(start + CHUNK_BYTES, size))
         digest = hashlib.sha256(content).digest()
         if self._digests.setdefault((name, number), digest) != digest:
-            raise _damaged(name, "a part of it was different when it was read again")
+            raise not_as_listed(name, "a part of it was different when it was read again")
         return content
 
     def _get(self, name: str, start: int, stop: int) -> bytes:
@@ -145,11 +146,11 @@ class RemoteBytes:
         """Read the chunks that were not needed so far, and compare the digest of the whole file.
 
         Raises:
-            CheckpointError: the digest is not the one that the Hub lists.
+            HubError: the digest is not the one that the Hub lists.
         """
         self._hasher.submit(self._hash_to, -(-self.size // CHUNK_BYTES)).result()
         if self._digest.hexdigest() != self._sha256:
-            raise _damaged(self.name, "its sha256 differs")
+            raise not_as_listed(self.name, "its sha256 differs")
 
     def close(self) -> None:
         """Stop hashing."""
@@ -161,10 +162,3 @@ class RemoteBytes:
         while self._hashed < stop and not self._closed:
             self._digest.update(self._chunk(self.name, self._hashed, self.size))
             self._hashed += 1
-
-
-def _damaged(name: str, how: str) -> CheckpointError:
-    return CheckpointError(
-        f"{name} did not arrive as it is on the Hub: {how}.",
-        hint="Run again. If a proxy stands between this machine and the Hub, check the proxy.",
-    )
