@@ -251,10 +251,11 @@ def _refused(error: "HfHubHTTPError", repo_id: str, failed: str) -> HubError:
 
     from smolquant.wire import FROM_STORAGE
 
-    status = error.response.status_code
+    quoted = _quote(error.server_message)
+    said = f" The Hub said: {quoted}" if quoted else ""
     if error.response.extensions.get(FROM_STORAGE):
-        return _refused_by_storage(status, failed)
-    said = f" The Hub said: {quoted}" if (quoted := _quote(error.server_message)) else ""
+        why, hint = _by_storage(error.response.status_code)
+        return HubError(f"{failed}: {why}{said.replace('The Hub', 'It')}", hint=hint)
     match error:
         case GatedRepoError():
             why = f"{repo_id} is gated, and this account was not granted access."
@@ -312,21 +313,17 @@ def _by_status(response: "Response", repo_id: str, said: str) -> tuple[str, str]
     return why, hint
 
 
-def _refused_by_storage(status: int, failed: str) -> HubError:
-    """A refusal by a place where the Hub keeps files: it knows nothing of tokens and repositories."""
+def _by_storage(status: int) -> tuple[str, str]:
+    """Why a place where the Hub keeps files refused, which knows nothing of tokens and repositories."""
+    where = "the place where the Hub keeps the file"
     if status in (400, 401, 403):
-        why = (
-            "the place where the Hub keeps the file does not accept the address that the Hub gave, "
-            f"which may have expired (HTTP {status})."
-        )
-        hint = "Run again: the Hub then gives a new address."
-    elif status == 416:
+        why = f"{where} does not accept the address that the Hub gave; it may have expired (HTTP {status})."
+        return why, "Run again: the Hub then gives a new address."
+    if status == 416:
         why = "the stored file is shorter than the Hub lists it (HTTP 416)."
-        hint = "Run again; if it stays so, the file has to be uploaded again."
-    else:
-        why = f"the place where the Hub keeps the file does not serve it (HTTP {status})."
-        hint = "Look at https://status.huggingface.co, and run again later."
-    return HubError(f"{failed}: {why}", hint=hint)
+        return why, "Run again; if it stays so, the file has to be uploaded again."
+    why = f"{where} does not serve it (HTTP {status})."
+    return why, "Look at https://status.huggingface.co, and run again later."
 
 
 def _quote(text: object) -> str:

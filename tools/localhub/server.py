@@ -19,6 +19,8 @@ from localhub.wire import Request, Tap
 class LocalHub(Hub):
     """A Hub that serves at `url` while its `with` block runs; its state is there to be seen.
 
+    Large files are read from and written to `storage_url`, an origin of its own.
+
     `port` 0 takes a free one. Uploads above `multipart_threshold` bytes come in parts of
     `part_size` bytes. Repos last as long as this object, blobs as long as `data_dir`.
     """
@@ -35,18 +37,25 @@ class LocalHub(Hub):
     ) -> None:
         super().__init__(data_dir, tokens)
         self._tap = Tap(self.tokens)
-        app = make_app(self, data_dir, Transfer(multipart_threshold, part_size))
+        self._socket, self._storage_socket = (
+            socket.create_server((host, wanted)) for wanted in (port, 0)
+        )
+        storage_port: int = self._storage_socket.getsockname()[1]
+        app = make_app(self, data_dir, Transfer(multipart_threshold, part_size), storage_port)
         # A client that keeps its connection open must not hold up the end of a test.
         config = uvicorn.Config(
             self._tap.around(app), log_level="warning", lifespan="off", timeout_graceful_shutdown=1
         )
         self._server = uvicorn.Server(config)
-        self._socket = socket.create_server((host, port))
         self._thread = threading.Thread(
-            target=self._server.run, args=([self._socket],), name="localhub", daemon=True
+            target=self._server.run,
+            args=([self._socket, self._storage_socket],),
+            name="localhub",
+            daemon=True,
         )
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://{host}:{self.port}"
+        self.storage_url = f"http://{host}:{storage_port}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -60,6 +69,7 @@ class LocalHub(Hub):
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
+        self._storage_socket.close()
 
     @property
     def requests(self) -> list[Request]:

@@ -42,6 +42,21 @@ class RawPath:
         await self._app(scope, receive, send)
 
 
+class WithoutToken:
+    """Refuses who brings a token along, as S3 does beside a signature."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "authorization" in Headers(scope=scope):
+            await _drain(receive)
+            refusal = JSONResponse({"error": "Only one auth mechanism allowed"}, 400)
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
 @dataclass
 class _Failure:
     method: str
