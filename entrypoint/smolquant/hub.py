@@ -92,6 +92,10 @@ class Hub:
         return f"{page}/tree/{quote(revision, safe='')}/{quote(folder)}" if folder else page
 
 
+class OddAnswer(Exception):
+    """An answer of the Hub that its client took, and that is not one; for :func:`hub_errors` to explain."""
+
+
 def valid_repo_id(text: str) -> bool:
     """Whether the client takes ``text`` for a repository's id: ``namespace/name``, or ``name`` alone."""
     from huggingface_hub.errors import HFValidationError
@@ -220,8 +224,8 @@ def _unanswered(error: BaseException, failed: str) -> HubError | None:
             why = f"a file did not arrive whole: {_quote(error)}"
         case json.JSONDecodeError():
             why = f"{_CUT_OFF}: the answer is not JSON, so something else may answer in its place"
-        case _ if _is_of_the_library(error):
-            why = f"the Hub's answer is not one that its client understands ({_quote(repr(error))})"
+        case _ if isinstance(error, OddAnswer) or _is_of_the_library(error):
+            why = f"the Hub's answer is not one that can be used ({_quote(repr(error))})"
             hint = "Run again later; if it stays so, check what HF_ENDPOINT names, and any proxy."
         case _:
             return None

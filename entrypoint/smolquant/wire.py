@@ -128,7 +128,7 @@ class HubClient(httpx2.Client):
             response.extensions[FROM_STORAGE] = not self.is_hub(response.request.url)
             if response.status_code not in _BUSY:
                 return response
-            asked = _asked_pause(response.headers)
+            asked = asked_pause(response.headers)
             if not repeated and (asked or 0.0) < clock.remaining:
                 return response
             what = f"HTTP {response.status_code}"
@@ -290,7 +290,7 @@ def _addresses(host: str) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]
     return [getattr(one, "ipv4_mapped", None) or one for one in addresses]
 
 
-def _asked_pause(headers: httpx2.Headers) -> float | None:
+def asked_pause(headers: httpx2.Headers) -> float | None:
     """Seconds that a busy server asks to wait: Retry-After (RFC 9110), or the Hub's own rate limit."""
     limit = parse_ratelimit_headers(headers)
     if limit is not None and limit.remaining == 0:

@@ -19,7 +19,7 @@ from transformers import LlamaConfig
 
 from command import Run, run_killed, run_smolquant
 from conftest import WRITE
-from localhub import LocalHub
+from localhub import LocalHub, Repo
 from models import SIZES, save_with_tokenizer
 from smolquant.checkpoint import remote
 from smolquant.errors import HubError
@@ -270,7 +270,10 @@ def test_others_who_change_a_sent_variant_meanwhile_are_not_overruled(
 def test_a_push_in_between_is_followed_with_what_is_sent_already(
     publish: Published, hub: LocalHub
 ) -> None:
-    hub.fail_next("POST", r"/commit/", 412)
+    def push(repo: Repo) -> None:
+        hub.commit(TARGET, {"notes.txt": b"of others"})
+
+    hub.before_commit = push
     run = publish("--low-disk", "always")
     assert run.exit_code == 0, run.log
     assert "Others have pushed" in run.log

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -13,7 +13,7 @@ from localhub.access import Token
 from localhub.app import make_app
 from localhub.hub import Hub
 from localhub.lfs import Transfer
-from localhub.wire import Request, Tap
+from localhub.wire import Request, Tap, altering, failing, stalling
 
 
 class LocalHub(Hub):
@@ -77,7 +77,31 @@ class LocalHub(Hub):
         return self._tap.requests
 
     def fail_next(
-        self, method: str, path_regex: str, status: int, times: int = 1, *, skip: int = 0
+        self,
+        method: str,
+        path_regex: str,
+        status: int,
+        times: int = 1,
+        *,
+        skip: int = 0,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """Answer `times` requests whose decoded path matches with an error status, after `skip`."""
-        self._tap.fail_next(method, path_regex, status, times, skip=skip)
+        self._tap.plan(failing(status, headers), method, path_regex, times, skip=skip)
+
+    def alter_next(
+        self,
+        method: str,
+        path_regex: str,
+        change: Callable[[bytes], bytes],
+        times: int = 1,
+        *,
+        skip: int = 0,
+        status: int | None = None,
+    ) -> None:
+        """Do what `times` requests ask for, and answer with a changed body, or another status."""
+        self._tap.plan(altering(change, status), method, path_regex, times, skip=skip)
+
+    def stall_next(self, method: str, path_regex: str, times: int = 1, *, skip: int = 0) -> None:
+        """Leave `times` requests whose decoded path matches without an answer, after `skip`."""
+        self._tap.plan(stalling, method, path_regex, times, skip=skip)

@@ -13,7 +13,7 @@ from typing import Any
 
 from smolquant.checkpoint.files import sha256_of
 from smolquant.errors import HubError
-from smolquant.hub import Hub, hub_errors
+from smolquant.hub import Hub, OddAnswer, hub_errors
 
 _SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
@@ -46,27 +46,31 @@ def list_files(hub: Hub, repo_id: str, revision: str | None) -> Listing:
     """Resolve a revision and list the files of its commit.
 
     Raises:
-        huggingface_hub.errors.HfHubHTTPError: for :func:`smolquant.hub.hub_errors`, as everything else that
-            the client raises.
-        HubError: the answer lacks what the Hub always tells, or names a path that no repository has.
+        Exception: whatever the client raises, and OddAnswer where the answer lacks what the Hub always
+            tells or names a path that no repository has; :func:`smolquant.hub.hub_errors` explains them.
     """
     from huggingface_hub import RepoFile
 
     info = hub.api.model_info(repo_id, revision=revision)
-    if not _matches(_SHA1, info.sha):
-        raise _odd(repo_id, f"its commit is {info.sha!r}")
+    if not is_commit(info.sha):
+        raise OddAnswer(f"the commit is {info.sha!r}")
     files = {}
     for entry in hub.api.list_repo_tree(repo_id, recursive=True, revision=info.sha):
         if not isinstance(entry, RepoFile):
             continue
         path, lfs = entry.path, entry.lfs
         if not _is_path(path):
-            raise _odd(repo_id, f"it names a file {path!r}")
+            raise OddAnswer(f"it names a file {path!r}")
         sound = isinstance(entry.size, int) and _matches(_SHA1, entry.blob_id)
         if not sound or (lfs is not None and not _matches(_SHA256, lfs.sha256)):
-            raise _odd(repo_id, f"the size or the digest of {path} is missing")
+            raise OddAnswer(f"the size or the digest of {path} is missing")
         files[path] = RemoteFile(entry.size, lfs.sha256 if lfs else None, entry.blob_id)
     return Listing(str(info.sha), files, info.card_data)
+
+
+def is_commit(text: object) -> bool:
+    """Whether an answer's text is a commit sha."""
+    return _matches(_SHA1, text)
 
 
 def fetch(
@@ -151,10 +155,3 @@ def _is_path(name: object) -> bool:
 
 def _matches(pattern: re.Pattern[str], text: object) -> bool:
     return isinstance(text, str) and pattern.fullmatch(text) is not None
-
-
-def _odd(repo_id: str, what: str) -> HubError:
-    return HubError(
-        f"The Hub's answer about {repo_id} is not one that can be used: {what}.",
-        hint="Run again later; if it stays so, check what HF_ENDPOINT names, and any proxy.",
-    )
