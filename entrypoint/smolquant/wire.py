@@ -40,6 +40,9 @@ _BUSY = frozenset({408, 429, 500, 502, 503, 504})
 _TROUBLE = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
 _COMMIT = re.compile(r"/api/(models|datasets|spaces)/.+/commit/")
 
+_FILE = "smolquant.file"
+"""The extension of a request that sends a file: the file, and the position from which it is sent."""
+
 FROM_STORAGE = "smolquant.from_storage"
 """The extension of a response that says whether it came from a place where the Hub keeps files."""
 
@@ -88,6 +91,14 @@ class HubClient(httpx2.Client):
         """Whether the Hub itself answers at ``url``, and not a place where it keeps files."""
         return _origin(url) == _origin(self._endpoint)
 
+    def build_request(self, *arguments: Any, **options: Any) -> httpx2.Request:
+        """As any client does, but remember where a file's part begins that may have to be sent again."""
+        request = super().build_request(*arguments, **options)
+        file: Any = options.get("data")
+        if hasattr(file, "seek"):
+            request.extensions = {**request.extensions, _FILE: (file, file.tell())}
+        return request
+
     def send(
         self,
         request: httpx2.Request,
@@ -98,8 +109,7 @@ class HubClient(httpx2.Client):
     ) -> httpx2.Response:
         """Send a request, and again where the Hub is busy or out of reach for a moment.
 
-        A commit is never repeated here, because only its caller can find out whether it was made; nor is
-        what streams from a file, which the client library winds back and sends again itself.
+        A commit is never repeated here, because only its caller can find out whether it was made.
 
         Raises:
             GivenUp: there was no answer in time, or the Hub stayed busy.
@@ -107,11 +117,14 @@ class HubClient(httpx2.Client):
             httpx2.HTTPError: as from any client, for requests that are not repeated here.
         """
         body, clock = request.stream, _Clock(self._patience)
-        repeated = isinstance(body, httpx2.ByteStream) and not _is_commit(request)
+        file, begin = request.extensions.get(_FILE, (None, 0))
+        repeated = (file or isinstance(body, httpx2.ByteStream)) and not _is_commit(request)
         request.extensions = {**request.extensions, "timeout": self._timeouts(request)}
         tries = 0
         while True:
             tries += 1
+            if file is not None:
+                file.seek(begin)
             request.stream = _Watched(body, clock)
             try:
                 response = self._try(request, clock, stream, auth, follow_redirects)
@@ -130,7 +143,7 @@ class HubClient(httpx2.Client):
                 return response
             asked = asked_pause(response.headers)
             if not repeated and (asked or 0.0) < clock.remaining:
-                return response
+                return response  # whoever sends it again waits as it asks
             what = f"HTTP {response.status_code}"
             self._pause(clock, tries, what, cause=_refusal(response), asked=asked)
 

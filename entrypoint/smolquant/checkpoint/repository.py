@@ -137,7 +137,8 @@ class HubSource(Source):
         if not self._copies:
             self._notify(f"Fetching {len(self._shards)} weight file(s) of {self.repo}")
             large = [shard for shard in self._shards if shard in self._lfs]
-            self._fetch(shard for shard in self._shards if shard not in self._lfs)
+            if small := [shard for shard in self._shards if shard not in self._lfs]:
+                self._fetch(small)
             doing = "downloading the model"
             folder = snapshot(self._hub, self.repo, self.revision, large, doing=doing)
             paths = {shard: folder / shard for shard in large}
