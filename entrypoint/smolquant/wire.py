@@ -273,9 +273,8 @@ class _Watched(httpx2.SyncByteStream):
     def __iter__(self) -> Iterator[bytes]:
         self._clock.require_time()
         for chunk in self._stream:
-            self._clock.move(len(chunk))
             yield chunk
-            self._clock.require_time()  # before a file is read on that another try has wound back
+            self._clock.move(len(chunk))  # when it is sent, and before a file is read on
 
     def close(self) -> None:
         self._stream.close()

@@ -18,7 +18,7 @@ from publications import publication
 from smolquant import wire
 from smolquant.checkpoint.remote import RemoteFiles
 from smolquant.checkpoint.repository import HubSource
-from smolquant.errors import CheckpointError, HubError, SmolquantError
+from smolquant.errors import CheckpointError, HubError, InputError, SmolquantError
 from smolquant.hub import Hub, hub_errors
 from smolquant.publish import commit as commit_module
 from smolquant.publish.commit import Publication, Published, publish, tag_commit
@@ -479,6 +479,17 @@ def test_a_header_that_cannot_be_read_is_read_again_before_the_file_is_blamed(
     server.alter_next("GET", "^/blobs/", garbage, times=9)
     with pytest.raises(CheckpointError, match="truncated or corrupt"):
         HubSource(hub, MODEL, None).layout()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_that_changes_before_it_is_sent_is_not_published(
+    server: LocalHub, hub: Hub, tmp_path: Path, name: str
+) -> None:
+    what = publication(tmp_path)
+    (tmp_path / "int8" / name).write_bytes(b"other content")
+    with pytest.raises(InputError, match=f"int8/{name} was changed"):
+        release(hub, what)
+    assert len(commits(server)) == 2
 
 
 # Where requests go

@@ -291,6 +291,25 @@ def _refuse_changed_variants(before: Target, now: Target, publication: Publicati
         )
 
 
+def _refuse_changed_files(additions: "list[CommitOperationAdd]", publication: Publication) -> None:
+    """Refuse where a file is no longer the one that was recorded, or that the variants were made from.
+
+    Args:
+        additions: uploaded, so that the client has hashed what it read.
+    """
+    main_model = publication.main_model.files if publication.main_model else {}
+    known = {name: file.sha256 for name, file in main_model.items()}
+    for variant, made in publication.records.items():
+        known |= {f"{variant}/{name}": file.sha256 for name, file in made.files.items()}
+    for addition in additions:
+        path = addition.path_in_repo
+        if path in known and addition.upload_info.sha256.hex() != known[path]:
+            raise InputError(
+                f"{path} was changed while it was being published; the repository is as it was.",
+                hint="Run again when nothing else writes to the folders of the model and the output.",
+            )
+
+
 def _create_commit(
     hub: Hub, target: Target, publication: Publication, operations: "list[CommitOperation]"
 ) -> "CommitInfo":
@@ -303,6 +322,7 @@ def _create_commit(
                 target.repo_id, additions, create_pr=publication.create_pr, free_memory=False
             )
             refuse_ignored(target.repo_id, additions)
+            _refuse_changed_files(additions, publication)
             made = hub.api.create_commit(
                 target.repo_id,
                 operations,
