@@ -118,7 +118,8 @@ class HubClient(httpx2.Client):
         """
         body, clock = request.stream, _Clock(self._patience)
         file, begin = request.extensions.get(_FILE, (None, 0))
-        repeated = (file or isinstance(body, httpx2.ByteStream)) and not _is_commit(request)
+        replayed = file is not None or isinstance(body, httpx2.ByteStream)
+        repeated = replayed and not _is_commit(request)
         request.extensions = {**request.extensions, "timeout": self._timeouts(request)}
         tries = 0
         while True:
@@ -135,7 +136,8 @@ class HubClient(httpx2.Client):
                 )
                 if not repeated or misspelt or self.is_closed:
                     raise
-                self._pause(clock, tries, str(trouble) or type(trouble).__name__, cause=trouble)
+                what = f"The connection to the Hub broke ({str(trouble) or type(trouble).__name__})"
+                self._pause(clock, tries, what, cause=trouble)
                 continue
             self._reached.add(_origin(request.url))
             response.extensions[FROM_STORAGE] = not self.is_hub(response.request.url)
@@ -144,8 +146,10 @@ class HubClient(httpx2.Client):
             asked = asked_pause(response.headers)
             if not repeated and (asked or 0.0) < clock.remaining:
                 return response  # whoever sends it again waits as it asks
-            what = f"HTTP {response.status_code}"
-            self._pause(clock, tries, what, cause=_refusal(response), asked=asked)
+            what = f"The Hub is busy (HTTP {response.status_code})"
+            refusal = _refusal(response)
+            response.close()
+            self._pause(clock, tries, what, cause=refusal, asked=asked)
 
     def _pause(
         self,
@@ -160,8 +164,8 @@ class HubClient(httpx2.Client):
         pause = _FIRST_PAUSE * 2 ** (tries - 1) if asked is None else asked
         if tries >= _MAX_TRIES or pause >= clock.remaining:
             raise GivenUp from cause
-        asks = ", which asks for that" if asked is not None else ""
-        self._notify(f"The Hub does not answer as it should ({what}){asks}: again in {pause:.0f} s")
+        asks = ", as it asks" if asked is not None else ""
+        self._notify(f"{what}: again in {pause:.0f} s{asks}")
         time.sleep(pause)
 
     def _try(
@@ -214,16 +218,15 @@ class HubClient(httpx2.Client):
         It sees each request, those that a redirect leads to as well.
         """
         url = request.url
-        if self.is_hub(url):
+        # The exchange of keyless publishing shows GitHub, of any network, a token of GitHub's own.
+        exchange = os.environ.get("ACTIONS_ID_TOKEN_REQUEST_URL", "")
+        if self.is_hub(url) or (exchange and _origin(url) == _origin(httpx2.URL(exchange))):
             return
         if self._endpoint.scheme == "https" and url.scheme != "https":
             raise ForbiddenAddress(f"it leads to {_shown(url)}, which is not encrypted")
         if self._is_private(url.host) and not self._is_private(self._endpoint.host):
             raise ForbiddenAddress(f"it leads to {_shown(url)}, an address of a private network")
-        # The exchange of keyless publishing shows GitHub a token of GitHub's own.
-        exchange = os.environ.get("ACTIONS_ID_TOKEN_REQUEST_URL")
-        if exchange is None or _origin(url) != _origin(httpx2.URL(exchange)):
-            request.headers.pop("Authorization", None)
+        request.headers.pop("Authorization", None)
 
     def _is_private(self, host: str) -> bool:
         """Whether a host is in no public network. A name that is not known here is left to a proxy."""

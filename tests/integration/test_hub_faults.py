@@ -1,8 +1,10 @@
 """A Hub that stalls, is busy, loses an answer, answers oddly, or whose bytes do not arrive as they are."""
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -16,7 +18,7 @@ from safetensors.torch import save
 from localhub import LocalHub, Token
 from publications import publication
 from smolquant import wire
-from smolquant.checkpoint.remote import RemoteFiles
+from smolquant.checkpoint import remote
 from smolquant.checkpoint.repository import HubSource
 from smolquant.errors import CheckpointError, HubError, InputError, SmolquantError
 from smolquant.hub import Hub, hub_errors
@@ -134,7 +136,7 @@ def test_a_request_that_stalls_once_is_sent_again(server: LocalHub, impatient: H
 
 def test_streaming_does_not_wait_for_ever(server: LocalHub, impatient: Hub) -> None:
     server.stall_next("GET", "^/blobs/", times=99)
-    files = RemoteFiles(impatient, MODEL, server.repo(MODEL).head)
+    files = remote.RemoteFiles(impatient, MODEL, server.repo(MODEL).head)
     file = files.open("model.safetensors", len(WEIGHTS), "0" * 64)
     with pytest.raises(HubError, match="in time"):
         file.read_into(memoryview(bytearray(10)), 0)
@@ -342,6 +344,7 @@ ODD = {
     "tree: a path of a number": ("GET", _TREE, with_value("path", 5)),
     "tree: odd lfs": ("GET", _TREE, with_value("lfs", {"oid": "x", "size": 1, "pointerSize": 1})),
     "card: odd": ("POST", "/validate-yaml", instead(b"<html>")),
+    "card: no reasons": ("POST", "/validate-yaml", instead(b'{"errors": [5]}')),
     "tags: garbage": ("GET", "/refs$", instead(b"null")),
     "preupload: garbage": ("POST", _PREUPLOAD, instead(b"")),
     "preupload: empty": ("POST", _PREUPLOAD, instead(b"{}")),
@@ -490,6 +493,30 @@ def test_a_file_that_changes_before_it_is_sent_is_not_published(
     with pytest.raises(InputError, match=f"int8/{name} was changed"):
         release(hub, what)
     assert len(commits(server)) == 2
+
+
+@pytest.mark.parametrize("hashed_before", [False, True])
+def test_rows_that_are_read_out_of_order_are_those_of_the_file_too(
+    server: LocalHub, hub: Hub, monkeypatch: pytest.MonkeyPatch, hashed_before: bool
+) -> None:
+    monkeypatch.setattr(remote, "CHUNK_BYTES", 5000)
+
+    def read_apart(start: int, size: int) -> None:
+        files = remote.RemoteFiles(hub, MODEL, server.repo(MODEL).head)
+        with closing(files), closing(files.open(name, len(WEIGHTS), digest)) as file:
+            if hashed_before:
+                file.verify()
+            file.read_into(memoryview(bytearray(size)), start, sequential=False)
+            file.verify()
+
+    name, digest = "model.safetensors", hashlib.sha256(WEIGHTS).hexdigest()
+    for start in (0, 4900, 4999, 5000, len(WEIGHTS) - 200):
+        read_apart(start, 200)
+    read_apart(10, 14_000)
+    chunks = -(-len(WEIGHTS) // 5000) if hashed_before else 0
+    server.alter_next("GET", "^/blobs/", flipped, skip=chunks)
+    with pytest.raises(HubError, match="different when it was read again"):
+        read_apart(4900, 200)
 
 
 # Where requests go

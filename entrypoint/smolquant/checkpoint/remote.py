@@ -1,9 +1,9 @@
 """Weight files read from the Hub by ranges, in memory only, for a disk that would not hold them.
 
 A file is read in chunks from its beginning to its end, a few ahead of the reader, and hashed on the way.
-A chunk that is needed again later is fetched again and has to be the same, so that what is stored agrees
-with the Hub's own digest of the whole file. Rows that are read out of order, which decide about columns and
-ties and are not stored, are not compared with it.
+A chunk that is needed again later is fetched again and has to be the same, and so have rows that are read
+out of order, which decide about columns and ties. So all that was read agrees with the Hub's own digest of
+the whole file.
 """
 
 import hashlib
@@ -100,6 +100,32 @@ class RemoteFiles:
             return response.content
 
 
+class _Apart:
+    """Bytes that were read out of order, and wait for the file to be hashed past them."""
+
+    def __init__(self, start: int, content: bytes) -> None:
+        self.start, self.size = start, len(content)
+        self._read = hashlib.sha256(content).digest()
+        self._passed, self._position = hashlib.sha256(), start
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether all of them were hashed."""
+        return self._position == self.start + self.size
+
+    @property
+    def is_same(self) -> bool:
+        """Whether they were hashed as they had been read."""
+        return self._passed.digest() == self._read
+
+    def pass_by(self, chunk: bytes, offset: int) -> None:
+        """Look at the next piece of the file, which begins at ``offset``."""
+        stop = min(self.start + self.size, offset + len(chunk))
+        if offset <= self._position < stop:
+            self._passed.update(memoryview(chunk)[self._position - offset : stop - offset])
+            self._position = stop
+
+
 class RemoteBytes:
     """One file on the Hub, see :class:`smolquant.checkpoint.reader.FileBytes`."""
 
@@ -116,6 +142,7 @@ class RemoteBytes:
         self._digest = hashlib.sha256()
         self._hashed = 0
         """The number of chunks, from the beginning, that are hashed."""
+        self._apart = list[_Apart]()
         self._hasher = ThreadPoolExecutor(1, "hash source")
         self._closed = False
 
@@ -123,11 +150,12 @@ class RemoteBytes:
         """Fill ``view`` from ``offset`` on and return the number of bytes that there were.
 
         Args:
-            sequential: if false, only these bytes are fetched, and they are not hashed, because they will
-                be fetched again with the chunk that they lie in.
+            sequential: if false, only these bytes are fetched, and compared when they are fetched again
+                with the chunk that they lie in.
         """
         if not sequential:
             content = self._range(self.name, offset, min(offset + len(view), self.size))
+            self._apart.append(_Apart(offset, content))
             view[: len(content)] = content
             return len(content)
         done = 0
@@ -151,6 +179,13 @@ class RemoteBytes:
         self._hasher.submit(self._hash_to, -(-self.size // CHUNK_BYTES)).result()
         if self._digest.hexdigest() != self._sha256:
             raise not_as_listed(self.name, "its sha256 differs")
+        for apart in self._apart:
+            if not apart.is_passed:  # it was read when the file had been hashed past it
+                again = bytearray(apart.size)
+                self.read_into(memoryview(again), apart.start)
+                apart.pass_by(bytes(again), apart.start)
+            if not apart.is_same:
+                raise not_as_listed(self.name, "a part of it was different when it was read again")
 
     def close(self) -> None:
         """Stop hashing."""
@@ -160,5 +195,8 @@ class RemoteBytes:
     def _hash_to(self, stop: int) -> None:
         """Hash chunks up to ``stop`` in their order; this runs in one thread."""
         while self._hashed < stop and not self._closed:
-            self._digest.update(self._chunk(self.name, self._hashed, self.size))
+            chunk = self._chunk(self.name, self._hashed, self.size)
+            self._digest.update(chunk)
+            for apart in list(self._apart):
+                apart.pass_by(chunk, self._hashed * CHUNK_BYTES)
             self._hashed += 1

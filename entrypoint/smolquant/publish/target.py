@@ -11,7 +11,7 @@ from smolquant import record
 from smolquant.checkpoint.download import Listing, RemoteFile, fetch, list_files
 from smolquant.checkpoint.files import README
 from smolquant.errors import HubError, InputError
-from smolquant.hub import HOW_TO_SIGN_IN, Hub, hub_errors
+from smolquant.hub import HOW_TO_SIGN_IN, Hub, OddAnswer, hub_errors
 from smolquant.publish.front_matter import Readme, check_kinds, readme_text
 from smolquant.record import InvalidRecord, VariantRecord
 from smolquant.text import one_line
@@ -94,7 +94,11 @@ def check_write_access(hub: Hub, target: Target) -> None:
         return
     with hub_errors(repo_id, "finding out whose the token is"):
         account = hub.api.whoami()
-    if reason := _why_not_create(account, repo_id):
+        try:
+            reason = _why_not_create(account, repo_id)
+        except (AttributeError, TypeError) as error:
+            raise OddAnswer("an account is described in another way") from error
+    if reason:
         raise HubError(
             f"{repo_id} does not exist (or is private and hidden from this token), and cannot be "
             f"created: {reason}.",
@@ -132,7 +136,10 @@ def check_readme(hub: Hub, readme: str | None, place: str) -> None:
         if response.status_code != 400:
             hf_raise_for_status(response)
             return
-        said = "; ".join(one_line(str(one.get("message"))) for one in response.json()["errors"])
+        try:
+            said = "; ".join(one_line(str(one["message"])) for one in response.json()["errors"])
+        except (LookupError, TypeError) as error:
+            raise OddAnswer("a refused card has no reasons") from error
     raise InputError(
         f"The Hub does not accept the front matter of {place}: {said}.",
         hint="Correct it, then run again; nothing was done so far.",
