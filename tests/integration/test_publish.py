@@ -426,7 +426,7 @@ def test_an_outage_of_xet_itself_is_told_as_such(
     def no_storage(*args: object, **kwargs: object) -> None:
         raise RuntimeError("Data processing error: CAS service error")
 
-    monkeypatch.setattr(hub.api, "create_commit", no_storage)
+    monkeypatch.setattr(hub.api, "preupload_lfs_files", no_storage)
     with pytest.raises(HubError, match="CAS service error"):
         run(hub, publication(tmp_path))
 

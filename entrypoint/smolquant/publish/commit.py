@@ -164,6 +164,7 @@ def _commit_on_head(
         operations = _operations(target, publication)
         notify(f"Uploading {len(operations)} files to {target.repo_id}")
         with hub_errors(target.repo_id, f"publishing to {target.repo_id}"):
+            _upload(hub, target, publication, operations)
             try:
                 return _create_commit(hub, target, publication, operations)
             except Exception as error:
@@ -189,7 +190,7 @@ class _Outcome(Enum):
     """What is known of a commit that ended with an error."""
 
     REFUSED = auto()
-    """It was refused for good, or what belongs to it could not be uploaded."""
+    """The Hub has refused it for good."""
     PASSING = auto()
     """Others have pushed, or the Hub was busy, or the answer was lost: it may be made, or made again."""
     ODD = auto()
@@ -200,8 +201,7 @@ class _Outcome(Enum):
         import httpx2
         from huggingface_hub.errors import HfHubHTTPError
 
-        uploading = isinstance(error, RuntimeError) and error.__cause__ is not None
-        if uploading or isinstance(error, SmolquantError):
+        if isinstance(error, SmolquantError):
             return cls.REFUSED
         if isinstance(error, HfHubHTTPError):
             status = error.response.status_code
@@ -291,12 +291,18 @@ def _refuse_changed_variants(before: Target, now: Target, publication: Publicati
         )
 
 
-def _refuse_changed_files(additions: "list[CommitOperationAdd]", publication: Publication) -> None:
-    """Refuse where a file is no longer the one that was recorded, or that the variants were made from.
+def _upload(
+    hub: Hub, target: Target, publication: Publication, operations: "list[CommitOperation]"
+) -> None:
+    """Upload what the commit names, and make sure that it will hold all of that, as it was recorded."""
+    from huggingface_hub import CommitOperationAdd
 
-    Args:
-        additions: uploaded, so that the client has hashed what it read.
-    """
+    additions = [one for one in operations if isinstance(one, CommitOperationAdd)]
+    with upload_errors(target.repo_id):
+        hub.api.preupload_lfs_files(
+            target.repo_id, additions, create_pr=publication.create_pr, free_memory=False
+        )
+    refuse_ignored(target.repo_id, additions)
     main_model = publication.main_model.files if publication.main_model else {}
     known = {name: file.sha256 for name, file in main_model.items()}
     for variant, made in publication.records.items():
@@ -313,26 +319,21 @@ def _refuse_changed_files(additions: "list[CommitOperationAdd]", publication: Pu
 def _create_commit(
     hub: Hub, target: Target, publication: Publication, operations: "list[CommitOperation]"
 ) -> "CommitInfo":
-    from huggingface_hub import CommitOperationAdd
+    """Make the commit of what is uploaded.
 
+    Raises:
+        InputError: the Hub does not accept the root card's front matter.
+        OddAnswer: the Hub does not say which commit it has made.
+        Exception: whatever else the client raises.
+    """
     try:
-        with upload_errors(target.repo_id):
-            additions = [one for one in operations if isinstance(one, CommitOperationAdd)]
-            hub.api.preupload_lfs_files(
-                target.repo_id, additions, create_pr=publication.create_pr, free_memory=False
-            )
-            refuse_ignored(target.repo_id, additions)
-            _refuse_changed_files(additions, publication)
-            made = hub.api.create_commit(
-                target.repo_id,
-                operations,
-                commit_message=COMMIT_TITLE,
-                parent_commit=target.head,
-                create_pr=publication.create_pr,
-            )
-            if not is_commit(made.oid):
-                raise OddAnswer(f"the commit is {made.oid!r}")
-            return made
+        made = hub.api.create_commit(
+            target.repo_id,
+            operations,
+            commit_message=COMMIT_TITLE,
+            parent_commit=target.head,
+            create_pr=publication.create_pr,
+        )
     except ValueError as error:
         if "README.md" not in str(error):
             raise
@@ -340,6 +341,9 @@ def _create_commit(
             f"The Hub does not accept the front matter of README.md: {error}",
             hint="Correct it in the repository, then run again.",
         ) from error
+    if not is_commit(made.oid):
+        raise OddAnswer(f"the commit is {made.oid!r}")
+    return made
 
 
 def _operations(target: Target, publication: Publication) -> "list[CommitOperation]":
