@@ -89,7 +89,9 @@ class HubClient(httpx2.Client):
 
     def is_hub(self, url: httpx2.URL) -> bool:
         """Whether the Hub itself answers at ``url``, and not a place where it keeps files."""
-        return _origin(url) == _origin(self._endpoint)
+        hub = self._endpoint
+        encrypted = hub.port is None and _origin(url) == ("https", hub.host, None)
+        return encrypted or _origin(url) == _origin(hub)
 
     def build_request(self, *arguments: Any, **options: Any) -> httpx2.Request:
         """As any client does, but remember where a file's part begins that may have to be sent again."""

@@ -59,7 +59,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def trickle(connection: socket.socket, content: bytes) -> None:
     for byte in content:
         connection.sendall(bytes([byte]))
-        time.sleep(0.05)
+        time.sleep(0.2)
 
 
 def trickled_head(connection: socket.socket, request: bytes) -> None:
@@ -82,7 +82,7 @@ def test_an_answer_that_trickles_in_is_given_up(serve: Serve, streamed: bool) ->
                     response.read()
             else:
                 http.get(url, timeout=None)
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 3.0
 
 
 def test_a_transfer_that_goes_on_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,13 +102,13 @@ def test_a_transfer_that_goes_on_may_take_longer(monkeypatch: pytest.MonkeyPatch
 
 def test_an_upload_that_nobody_reads_is_given_up() -> None:
     def read_nothing(connection: socket.socket, request: bytes) -> None:
-        time.sleep(2)
+        time.sleep(9)
 
     with raw_server(read_nothing) as url, client(url) as http:
         started = time.monotonic()
         with pytest.raises(GivenUp):
             http.put(url, content=b"x" * 20_000_000)
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 3.0
 
 
 def test_a_lost_connection_is_followed_by_another_try_and_a_file_is_sent_from_its_beginning(
@@ -234,6 +234,22 @@ def test_files_may_lie_elsewhere_where_the_token_does_not_go(
         to_the_hub = httpx2.Request("GET", endpoint, headers={"Authorization": "Bearer hf_x"})
         http._guard(to_the_hub)
         assert "Authorization" in to_the_hub.headers
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "url", "is_hub"),
+    [
+        (HUB, "https://huggingface.co:443/api/models", True),
+        (HUB, "https://huggingface.co:8443/api/models", False),
+        (HUB, "http://huggingface.co/api/models", False),
+        (HUB, "https://cdn.huggingface.co/x", False),
+        ("http://hub.example", "https://hub.example/api", True),
+        ("http://hub.example:8080", "https://hub.example/api", False),
+    ],
+)
+def test_the_hub_is_known_by_its_origin(endpoint: str, url: str, is_hub: bool) -> None:
+    with client(endpoint) as http:
+        assert http.is_hub(httpx2.URL(url)) is is_hub
 
 
 def test_keyless_publishing_shows_github_its_own_token(

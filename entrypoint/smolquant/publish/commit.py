@@ -171,7 +171,9 @@ def _commit_on_head(
                 outcome = _Outcome.of(error)
                 if outcome is _Outcome.REFUSED:
                     raise
-                time.sleep(_pause(attempt, error))
+                pause = _pause(attempt, error)
+                notify(f"The Hub has not confirmed the commit; looking for it in {pause:.0f} s")
+                time.sleep(pause)
                 if made := _find_commit(hub, target, publication, error):
                     notify(f"The Hub has made the commit {made.oid[:7]}, and its answer was lost")
                     return made
