@@ -464,6 +464,20 @@ def test_what_damage_looks_like_is_not_blamed_on_the_checkpoint(hub: Hub, tmp_pa
         read_model(hub)
 
 
+def test_what_is_streamed_is_not_blamed_on_the_checkpoint_either(
+    server: LocalHub, hub: Hub
+) -> None:
+    source = HubSource(hub, MODEL, None)
+    assert source.layout().tensors
+    for damaged, told in ((False, CheckpointError), (True, HubError)):
+        if damaged:
+            server.alter_next("GET", "^/blobs/", flipped)  # the one chunk
+        with pytest.raises(told), source.checkpoint(streamed=True) as checkpoint:
+            (tensor,) = checkpoint.layout.tensors.values()
+            checkpoint.read_rows(tensor, 0, tensor.rows)
+            raise CheckpointError("It holds NaN.")
+
+
 def test_a_fetched_copy_that_changes_under_the_run_is_refused(hub: Hub) -> None:
     source = HubSource(hub, MODEL, None)
     (weights,) = source.fetch_weights()

@@ -35,6 +35,7 @@ class RemoteFiles:
         self._hub, self._repo, self._revision = hub, repo, revision
         self._chunks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._digests: dict[tuple[str, int], bytes] = {}
+        self._sizes: dict[str, int] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_AHEAD, "fetch")
 
@@ -45,7 +46,17 @@ class RemoteFiles:
             size: bytes.
             sha256: the digest that the Hub lists, hexadecimal.
         """
+        self._sizes[name] = size
         return RemoteBytes(name, size, sha256, self._chunk, self._get)
+
+    def recheck(self) -> None:
+        """Fetch the chunks that were read last again, and make sure that they are the same.
+
+        Raises:
+            HubError: one is not.
+        """
+        for name, number in list(self._chunks):
+            self._fetch(name, number, self._sizes[name])
 
     def close(self) -> None:
         """Stop fetching."""

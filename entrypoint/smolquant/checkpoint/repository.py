@@ -156,7 +156,7 @@ class HubSource(Source):
     @contextmanager
     def checkpoint(self, *, streamed: bool = False) -> "Iterator[Checkpoint]":
         if not streamed:
-            with self._telling_damage(), super().checkpoint() as checkpoint:
+            with _telling_damage(self.require_unchanged), super().checkpoint() as checkpoint:
                 self._require_planned(checkpoint)
                 yield checkpoint
             return
@@ -168,18 +168,9 @@ class HubSource(Source):
         self._notify(f"Streaming {len(self._shards)} weight file(s) of {self.repo}")
         with closing(RemoteFiles(self._hub, self.repo, self.revision)) as files:
             opened = [files.open(n, self._files[n].size, self._lfs[n]) for n in self._shards]
-            with Checkpoint(opened) as checkpoint:
+            with _telling_damage(files.recheck), Checkpoint(opened) as checkpoint:
                 self._require_planned(checkpoint)
                 yield checkpoint
-
-    @contextmanager
-    def _telling_damage(self) -> Iterator[None]:
-        """Where weights are found to be unusable, tell that they did not arrive whole, if that is why."""
-        try:
-            yield
-        except CheckpointError:
-            self.require_unchanged()
-            raise
 
     def _require_planned(self, checkpoint: "Checkpoint") -> None:
         """Make sure that the weights have the headers that the run was planned by.
@@ -244,3 +235,17 @@ def _license_entries(card: object) -> dict[str, str]:
     keys = ("license", "license_name", "license_link")
     entries = {key: getattr(card, key, None) for key in keys}
     return {key: value for key, value in entries.items() if isinstance(value, str)}
+
+
+@contextmanager
+def _telling_damage(check: Callable[[], None]) -> Iterator[None]:
+    """Where weights are found to be unusable, tell that they did not arrive whole, if that is why.
+
+    Args:
+        check: raises HubError for what did not.
+    """
+    try:
+        yield
+    except CheckpointError:
+        check()
+        raise
