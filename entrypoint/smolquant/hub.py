@@ -255,8 +255,8 @@ def _refused(error: "HfHubHTTPError", repo_id: str, failed: str) -> HubError:
 
     from smolquant.wire import FROM_STORAGE
 
-    quoted = _quote(error.server_message)
-    said = f" The Hub said: {quoted}" if quoted else ""
+    words = _quote(error.server_message)
+    said = f" The Hub said: {words}" if words else ""
     if error.response.extensions.get(FROM_STORAGE):
         why, hint = _by_storage(error.response.status_code)
         return HubError(f"{failed}: {why}{said.replace('The Hub', 'It')}", hint=hint)

@@ -30,7 +30,7 @@ from smolquant.errors import CheckpointError
 from smolquant.hub import Hub, hub_errors
 
 if TYPE_CHECKING:
-    from huggingface_hub.utils._safetensors import SafetensorsFileMetadata
+    from huggingface_hub.utils._safetensors import TensorInfo
 
     from smolquant.checkpoint.reader import Checkpoint
     from smolquant.checkpoint.tensors import Layout
@@ -196,9 +196,7 @@ class HubSource(Source):
 
         tensors = {}
         for shard in self._shards:
-            header = self._header(shard)
-            in_order = sorted(header.tensors.items(), key=lambda item: item[1].data_offsets)
-            for name, entry in in_order:
+            for name, entry in self._header(shard):
                 tensors[name] = source_tensor(shard, name, entry.dtype, entry.shape)
         if not tensors:
             raise CheckpointError(
@@ -206,20 +204,36 @@ class HubSource(Source):
             )
         return Layout.unwrapped(tensors)
 
-    def _header(self, shard: str) -> "SafetensorsFileMetadata":
-        """The header of a weight file; one that cannot be read is fetched again before it is blamed."""
+    def _header(self, shard: str) -> "list[tuple[str, TensorInfo]]":
+        """A weight file's tensors in its order; a header that cannot be read is fetched again, once.
+
+        Raises:
+            CheckpointError: it cannot be read then either.
+        """
         from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+        # The latter are what the client lets through from a header that is JSON and none of tensors.
+        unreadable = (
+            *(NotASafetensorsRepoError, SafetensorsParsingError),
+            *(TypeError, KeyError, AttributeError, ValueError, RecursionError),
+        )
+
+        def read() -> "list[tuple[str, TensorInfo]]":
+            assert self.repo is not None
+            header = self._hub.api.parse_safetensors_file_metadata(
+                self.repo, shard, revision=self.revision
+            )
+            return sorted(header.tensors.items(), key=lambda item: item[1].data_offsets)
 
         assert self.repo is not None
         with hub_errors(self.repo, f"reading the header of {shard}"):
-            read = self._hub.api.parse_safetensors_file_metadata
-            with suppress(NotASafetensorsRepoError, SafetensorsParsingError):
-                return read(self.repo, shard, revision=self.revision)
+            with suppress(*unreadable):
+                return read()
             try:
-                return read(self.repo, shard, revision=self.revision)
-            except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+                return read()
+            except unreadable as error:
                 raise CheckpointError(
-                    f"{shard} is truncated or corrupt: {error}", hint="Upload the file again."
+                    f"{shard} is truncated or corrupt: {error!r}", hint="Upload the file again."
                 ) from error
 
     def _fetch(self, names: Iterable[str]) -> Path:
