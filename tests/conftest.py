@@ -16,11 +16,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import set_client_factory
+from huggingface_hub.utils._http import default_client_factory
 
 import models
 from command import Run, run_smolquant
 from localhub import LocalHub, Token
 from smollm2 import make_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def http_client_of_its_own() -> Iterator[None]:
+    """No test inherits the HTTP client of another's Hub, which tells its token to that Hub only."""
+    yield
+    set_client_factory(default_client_factory)
+
 
 WRITE = Token("hf_alice_writes", "alice")
 READ = Token("hf_alice_reads", "alice", role="read")

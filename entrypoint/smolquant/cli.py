@@ -95,6 +95,13 @@ def cli() -> None:
     written=never_written,
     help="Hugging Face token. Prefer the environment variable HF_TOKEN.",
 )
+@option(
+    "hub-timeout",
+    type=click.IntRange(min=1),
+    metavar="SECONDS",
+    help="Longest time that a request to the Hub may take, with the waiting for a busy Hub, before the run "
+    "gives up; a file's content has as long for each megabyte.",
+)
 @switch("private", "Create the repository as a private one.")
 @option("revision", help="Revision of the source on the Hub: a branch, tag or commit sha.")
 @option("tag", metavar="NAME", help="Tag that the published commit gets on the Hub.")
@@ -232,7 +239,10 @@ def check(
     token = _masked(token, console)
     broken = []
     results = checking.check(
-        repo_or_folder, Hub(token), revision, trust_remote_code=trust_remote_code
+        repo_or_folder,
+        Hub(token, notify=console.info),
+        revision,
+        trust_remote_code=trust_remote_code,
     )
     for found in results:
         made_with = ", ".join(f"{name} {made}" for name, made in sorted(found.made_with.items()))

@@ -6,10 +6,11 @@ This module knows nothing of variants. The client library is imported when it is
 import functools
 import os
 import re
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from smolquant import __version__
@@ -17,14 +18,12 @@ from smolquant.errors import HubError, InputError, SmolquantError
 from smolquant.text import one_line
 
 if TYPE_CHECKING:
+    from httpx2 import Response
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-CONNECT_TIMEOUT = 30.0
-"""Seconds until a connection stands."""
-SILENCE_TIMEOUT = 120.0
-"""Seconds without a byte in either direction. An upload of hours is never silent, but a commit of many
-large files keeps the Hub busy for a while before it answers."""
+DEFAULT_TIMEOUT = 120
+"""Seconds, see :class:`Hub`."""
 
 _TOKEN = re.compile(r"\bhf_[\w.-]+")
 _LONGEST_QUOTE = 300
@@ -45,24 +44,36 @@ class Hub:
 
     token: str | None = field(default=None, repr=False)
     """None leaves the choice to the client: keyless OIDC, HF_TOKEN, or a login."""
+    timeout: float = DEFAULT_TIMEOUT
+    """Seconds until a request has to be answered, see :mod:`smolquant.wire`."""
+    notify: Callable[[str], None] = field(default=lambda text: None, repr=False)
+    """Is told a line for people when the Hub has to be waited for, from any thread."""
     endpoint: str | None = None
     """None: HF_ENDPOINT, or huggingface.co."""
 
     @functools.cached_property
     def api(self) -> "HfApi":
-        """The official client."""
-        from huggingface_hub import HfApi
+        """The official client. A process has one HTTP client, which is the latest Hub's."""
+        from huggingface_hub import HfApi, set_client_factory
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
-        _prepare_client()
+        from smolquant.wire import HubClient
+
+        disable_progress_bars()  # they would disturb the reports
+        hooks = _hooks_of_the_library()
         if self.token:
             # The client's large-file transfers look for a token of their own, keyless first.
             os.environ.pop("HF_OIDC_RESOURCE", None)
-        return HfApi(
+        api = HfApi(
             endpoint=self.endpoint,
             token=self.token or None,
             library_name="smolquant",
             library_version=__version__,
         )
+        set_client_factory(
+            lambda: HubClient(api.endpoint, patience=self.timeout, notify=self.notify, hooks=hooks)
+        )
+        return api
 
     def has_token(self) -> bool:
         """Whether the client will identify itself.
@@ -72,14 +83,17 @@ class Hub:
         """
         from huggingface_hub import get_token
 
-        _prepare_client()
         with hub_errors("the Hub", "getting a token"):
-            return bool(self.token or get_token())
+            return bool(self.api.token or get_token())
 
     def url(self, repo_id: str, folder: str = "", revision: str = "main") -> str:
         """The page of a repository, or of a folder in it."""
         page = f"{self.api.endpoint}/{repo_id}"
         return f"{page}/tree/{quote(revision, safe='')}/{quote(folder)}" if folder else page
+
+
+class OddAnswer(Exception):
+    """An answer of the Hub that its client took, and that is not one; for :func:`hub_errors` to explain."""
 
 
 def valid_repo_id(text: str) -> bool:
@@ -136,21 +150,11 @@ def upload_errors(repo_id: str) -> Iterator[None]:
 
 
 @functools.cache
-def _prepare_client() -> None:
-    """Set up what a process has once: the HTTP session, which by default waits forever, and the progress
-    bars, which would disturb the reports.
-    """
-    import httpx2
-    from huggingface_hub import get_session, set_client_factory
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+def _hooks_of_the_library() -> Mapping[str, list[Callable[..., Any]]]:
+    """What the client library does to each request: offline mode, request ids."""
+    from huggingface_hub import get_session
 
-    disable_progress_bars()
-
-    hooks = get_session().event_hooks  # the client's own: offline mode, request ids
-    timeout = httpx2.Timeout(SILENCE_TIMEOUT, connect=CONNECT_TIMEOUT, pool=None)
-    set_client_factory(
-        lambda: httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=timeout)
-    )
+    return get_session().event_hooks
 
 
 def _first_explained(error: BaseException, repo_id: str, doing: str) -> SmolquantError | None:
@@ -170,12 +174,8 @@ def _first_explained(error: BaseException, repo_id: str, doing: str) -> Smolquan
 
 
 def _explain(error: BaseException, repo_id: str, failed: str) -> SmolquantError | None:
-    import json
-
-    import httpx2
     from huggingface_hub import errors
 
-    hint = _CHECK_THE_NETWORK
     match error:
         case errors.HfHubHTTPError():
             return _refused(error, repo_id, failed)
@@ -195,18 +195,53 @@ def _explain(error: BaseException, repo_id: str, failed: str) -> SmolquantError 
         case errors.OfflineModeIsEnabled():
             why = "HF_HUB_OFFLINE forbids the network"
             hint = "Unset HF_HUB_OFFLINE, or work from a local folder with --save-only."
+        case _:
+            return _unanswered(error, failed)
+    return HubError(f"{failed}: {why}.", hint=hint)
+
+
+def _unanswered(error: BaseException, failed: str) -> HubError | None:
+    """What is known of a request that got no answer, or none that can be used; None if it is not one."""
+    import json
+
+    import httpx2
+
+    from smolquant.wire import ForbiddenAddress
+
+    hint = _CHECK_THE_NETWORK
+    match error:
         case httpx2.TimeoutException() | TimeoutError():
             why = f"{_CUT_OFF}: it did not answer in time"
         case ConnectionError():  # of Xet, by which the client sends large files
             why = f"{_CUT_OFF}: {_quote(error)}"
             hint = f"{_CHECK_THE_NETWORK} {WITHOUT_XET}"
-        case httpx2.TransportError():
+        case httpx2.RequestError() | httpx2.InvalidURL():
             why = f"{_CUT_OFF}: {_quote(error) or 'the connection broke'}"
+        case ForbiddenAddress():
+            why = f"the Hub's answer is not followed: {_quote(error)}"
+            hint = "Check the network: something else may answer in the Hub's place."
+        case OSError() if type(error) is OSError and error.errno is None:  # by the client library
+            why = f"a file did not arrive whole: {_quote(error)}"
         case json.JSONDecodeError():
             why = f"{_CUT_OFF}: the answer is not JSON, so something else may answer in its place"
+        case _ if isinstance(error, OddAnswer) or _is_of_the_library(error):
+            why = f"the Hub's answer is not one that can be used ({_quote(repr(error))})"
+            hint = "Run again later; if it stays so, check what HF_ENDPOINT names, and any proxy."
         case _:
             return None
     return HubError(f"{failed}: {why}.", hint=hint)
+
+
+def _is_of_the_library(error: BaseException) -> bool:
+    """Whether the client library stumbled, which the shape of an answer makes it do.
+
+    It reads answers without checking what is in them.
+    """
+    of_shape = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
+    ours_or_theirs = [name for name in packages if name in ("smolquant", "huggingface_hub")]
+    return isinstance(error, of_shape) and ours_or_theirs[-1:] == ["huggingface_hub"]
 
 
 def _refused(error: "HfHubHTTPError", repo_id: str, failed: str) -> HubError:
@@ -218,8 +253,13 @@ def _refused(error: "HfHubHTTPError", repo_id: str, failed: str) -> HubError:
         RevisionNotFoundError,
     )
 
-    status = error.response.status_code
-    said = f" The Hub said: {quoted}" if (quoted := _quote(error.server_message)) else ""
+    from smolquant.wire import FROM_STORAGE
+
+    words = _quote(error.server_message)
+    said = f" The Hub said: {words}" if words else ""
+    if error.response.extensions.get(FROM_STORAGE):
+        why, hint = _by_storage(error.response.status_code)
+        return HubError(f"{failed}: {why}{said.replace('The Hub', 'It')}", hint=hint)
     match error:
         case GatedRepoError():
             why = f"{repo_id} is gated, and this account was not granted access."
@@ -236,20 +276,36 @@ def _refused(error: "HfHubHTTPError", repo_id: str, failed: str) -> HubError:
         case EntryNotFoundError():
             why = f"a file is missing from {repo_id}.{said}"
             hint = "Look at the repository's files; if one has just been deleted, run again."
-        case _ if status == 401:
+        case _:
+            why, hint = _by_status(error.response, repo_id, said)
+    return HubError(f"{failed}: {why}", hint=hint)
+
+
+def _by_status(response: "Response", repo_id: str, said: str) -> tuple[str, str]:
+    """Why the Hub refused and what to do, by the HTTP status.
+
+    Args:
+        said: a sentence with the Hub's own words, or nothing.
+    """
+    status = response.status_code
+    match status:
+        case 401:
             why = "the Hub does not accept the token: it is wrong, expired or revoked."
             hint = HOW_TO_SIGN_IN
-        case _ if status == 403:
+        case 403:
             why = f"the token does not have the rights to do that in {repo_id}.{said}"
             hint = HOW_TO_SIGN_IN
-        case _ if status == 404:
+        case 404:
             why = f"{repo_id}, or something asked for in it, does not exist.{said}"
             hint = "Check the spelling of the repository and of HF_ENDPOINT if it is set."
-        case _ if status == 412:
+        case 412:
             why = f"others kept pushing to {repo_id} at the same time."
             hint = "Run again when they are done."
-        case _ if status == 429:
-            wait = error.response.headers.get("Retry-After", "")
+        case 416:
+            why = f"a file of {repo_id} is shorter than the Hub lists it.{said}"
+            hint = "Run again; if it stays so, the file has to be uploaded again."
+        case 429:
+            wait = response.headers.get("Retry-After", "")
             why = "the Hub has received too many requests from this account or address."
             hint = f"Run again in {wait} seconds." if wait.isdecimal() else "Run again later."
         case _ if status >= 500:
@@ -258,7 +314,20 @@ def _refused(error: "HfHubHTTPError", repo_id: str, failed: str) -> HubError:
         case _:
             why = f"the Hub refused (HTTP {status}).{said}"
             hint = "The Hub's message says what to change."
-    return HubError(f"{failed}: {why}", hint=hint)
+    return why, hint
+
+
+def _by_storage(status: int) -> tuple[str, str]:
+    """Why a place where the Hub keeps files refused, which knows nothing of tokens and repositories."""
+    where = "the place where the Hub keeps the file"
+    if status in (400, 401, 403):
+        why = f"{where} does not accept the address that the Hub gave; it may have expired (HTTP {status})."
+        return why, "Run again: the Hub then gives a new address."
+    if status == 416:
+        why = "the stored file is shorter than the Hub lists it (HTTP 416)."
+        return why, "Run again; if it stays so, the file has to be uploaded again."
+    why = f"{where} does not serve it (HTTP {status})."
+    return why, "Look at https://status.huggingface.co, and run again later."
 
 
 def _quote(text: object) -> str:

@@ -172,6 +172,8 @@ class Settings:
     """``source`` keeps tables with a row a token; else the variant whose scheme stores them."""
     token: str | None = _setting(None, _read_token, repr=False)
     """None leaves the choice to the Hub client: HF_TOKEN, a login, or keyless OIDC."""
+    hub_timeout: int = _setting(120)
+    """Seconds, see :mod:`smolquant.wire`."""
     private: bool = _setting(False)
     revision: str | None = _setting()
     tag: str | None = _setting(None, _read_tag)

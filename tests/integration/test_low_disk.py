@@ -19,10 +19,10 @@ from transformers import LlamaConfig
 
 from command import Run, run_killed, run_smolquant
 from conftest import WRITE
-from localhub import LocalHub
+from localhub import LocalHub, Repo
 from models import SIZES, save_with_tokenizer
 from smolquant.checkpoint import remote
-from smolquant.errors import CheckpointError, HubError
+from smolquant.errors import HubError
 from smolquant.hub import Hub
 from smolquant.publish import commit
 from smolquant.publish.commit import Publication
@@ -179,7 +179,7 @@ def test_a_source_that_arrives_damaged_is_not_published(
 
     run = publish("--low-disk", "always")
 
-    assert run.exit_code == 3, run.log
+    assert run.exit_code == 5, run.log
     assert "model.safetensors did not arrive as it is on the Hub" in run.log
     assert len(hub.repo(TARGET).commits) == 1, "nothing but the creation of the repository"
 
@@ -270,7 +270,10 @@ def test_others_who_change_a_sent_variant_meanwhile_are_not_overruled(
 def test_a_push_in_between_is_followed_with_what_is_sent_already(
     publish: Published, hub: LocalHub
 ) -> None:
-    hub.fail_next("POST", r"/commit/", 412)
+    def push(repo: Repo) -> None:
+        hub.commit(TARGET, {"notes.txt": b"of others"})
+
+    hub.before_commit = push
     run = publish("--low-disk", "always")
     assert run.exit_code == 0, run.log
     assert "Others have pushed" in run.log
@@ -334,7 +337,7 @@ def test_any_range_can_be_read_again_when_its_chunk_is_gone(
         assert file.read_into(memoryview(bytearray(10)), len(content) - 3) == 3
         file.close()
         other = files.open("model.safetensors", len(content), "0" * 64)
-        with pytest.raises(CheckpointError, match="its sha256 differs"):
+        with pytest.raises(HubError, match="its sha256 differs"):
             other.verify()
         other.close()
 

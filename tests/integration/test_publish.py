@@ -9,12 +9,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
 from localhub import LocalHub, Token
+from publications import IDENTITY, make_variant, publication, sha256
+from smolquant.checkpoint.download import RemoteFile
 from smolquant.checkpoint.folder import FolderSource, LocalFile
 from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub
@@ -24,17 +25,13 @@ from smolquant.publish.commit import COMMIT_TITLE, Publication, Published, publi
 from smolquant.publish.local import write_cards
 from smolquant.publish.main_model import MainModel, main_model_change
 from smolquant.publish.target import (
-    RemoteFile,
     Target,
     check_tag,
     check_write_access,
     inspect_target,
 )
-from smolquant.record import FileRecord, SourceRecord, TensorRecord, VariantRecord
-from smolquant.schemes import BY_VARIANT
 
 REPO = "alice/tiny"
-IDENTITY = "sha256:" + "a" * 64
 WRITE, READ, OTHER, FINE = "hf_write", "hf_read", "hf_other", "hf_fine"
 TOKENS = [
     Token(WRITE, "alice", orgs=["lab"]),
@@ -60,44 +57,6 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub
 @pytest.fixture
 def hub(server: LocalHub) -> Hub:
     return Hub(token=WRITE, endpoint=server.url)
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def make_variant(
-    folder: Path, variant: str = "int8", *, content: bytes = b"weights" * 1000, **source: Any
-) -> VariantRecord:
-    """A finished variant's folder; its weights may be any bytes, since publishing reads none."""
-    files = {"model.safetensors": content, "config.json": b'{"model_type": "llama"}\n'}
-    made = VariantRecord(
-        variant=variant,
-        quant_type=BY_VARIANT[variant].quant_type,
-        source=SourceRecord(**{"identity": IDENTITY, "size_bytes": 20_000, **source}),
-        options={"dtype": "auto"},
-        dtype="bfloat16",
-        versions={"torch": "2.13.0"},
-        tensors={"model.layers.0.mlp.up_proj.weight": TensorRecord(True, 20_000, len(content))},
-        files={name: FileRecord(sha256(data), len(data)) for name, data in files.items()},
-    )
-    target = folder / variant
-    target.mkdir(parents=True, exist_ok=True)
-    for name, data in files.items():
-        (target / name).write_bytes(data)
-    (target / "quantization.json").write_text(made.to_json())
-    return made
-
-
-def publication(folder: Path, *variants: str, **changes: Any) -> Publication:
-    content = changes.pop("content", b"weights" * 1000)
-    records = {name: make_variant(folder, name, content=content) for name in variants or ("int8",)}
-    return Publication(
-        variants={name: folder / name for name in records},
-        records=records,
-        source_identity=IDENTITY,
-        **changes,
-    )
 
 
 def write_local(output_dir: Path, what: Publication) -> None:
@@ -467,7 +426,7 @@ def test_an_outage_of_xet_itself_is_told_as_such(
     def no_storage(*args: object, **kwargs: object) -> None:
         raise RuntimeError("Data processing error: CAS service error")
 
-    monkeypatch.setattr(hub.api, "create_commit", no_storage)
+    monkeypatch.setattr(hub.api, "preupload_lfs_files", no_storage)
     with pytest.raises(HubError, match="CAS service error"):
         run(hub, publication(tmp_path))
 
@@ -475,7 +434,7 @@ def test_an_outage_of_xet_itself_is_told_as_such(
 def test_a_new_repository_that_could_not_be_filled_is_filled_by_the_next_run(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
-    server.fail_next("POST", "/commit/main$", 500)
+    server.fail_next("POST", "/commit/main$", 500, times=commit_module.MAX_TRIES)
     with pytest.raises(HubError, match="HTTP 500"):
         run(hub, publication(tmp_path))
     assert len(server.repo(REPO).commits) == 1

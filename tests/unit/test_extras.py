@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from smolquant.checkpoint.download import RemoteFile
 from smolquant.checkpoint.extras import Extras, find_extras
 from smolquant.checkpoint.files import LARGEST_EXTRA, is_license, pictures_shown
 from smolquant.checkpoint.folder import FolderSource
@@ -12,7 +13,6 @@ from smolquant.errors import InputError
 from smolquant.publish.cards import root_card, same_owner_text
 from smolquant.publish.front_matter import own_readme
 from smolquant.publish.main_model import MainModel, main_model_change
-from smolquant.publish.target import RemoteFile
 
 README = "---\nlicense: mit\ntags:\n- mine\n---\n\n# Mine\n\nText.\n"
 

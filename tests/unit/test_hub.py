@@ -20,9 +20,13 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     OIDCError,
 )
-from huggingface_hub.utils._http import close_session, get_session, hf_raise_for_status
+from huggingface_hub.utils._http import (
+    close_session,
+    get_session,
+    hf_raise_for_status,
+    hf_request_event_hook,
+)
 
-from smolquant import hub as hub_module
 from smolquant.errors import HubError, InputError, SmolquantError
 from smolquant.hub import Hub, hub_errors, valid_repo_id
 
@@ -163,28 +167,18 @@ def silent_server() -> Iterator[str]:
         connection.close()
 
 
-def test_a_hub_that_does_not_answer_is_given_up(
-    silent_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hub_module, "SILENCE_TIMEOUT", 0.2)
-    hub_module._prepare_client.cache_clear()
-    try:
-        hub = Hub(token=TOKEN, endpoint=silent_server)
-        with pytest.raises(HubError, match="in time"), hub_errors(REPO, "looking"):
-            hub.api.whoami()
-    finally:
-        monkeypatch.undo()
-        hub_module._prepare_client.cache_clear()
-        hub_module._prepare_client()
+def test_a_hub_that_does_not_answer_is_given_up(silent_server: str) -> None:
+    hub = Hub(TOKEN, 0.2, endpoint=silent_server)
+    with pytest.raises(HubError, match="in time"), hub_errors(REPO, "looking"):
+        hub.api.whoami()
 
 
 def test_the_clients_session_keeps_its_hooks_and_outlives_a_lost_connection() -> None:
-    _ = Hub(token=TOKEN).api
+    _ = Hub(TOKEN, 7).api
     for _ in range(2):  # the client makes a new session after a lost connection
         session = get_session()
-        assert session.timeout.connect == hub_module.CONNECT_TIMEOUT
-        assert session.timeout.read == hub_module.SILENCE_TIMEOUT
-        assert session.event_hooks["request"]
+        assert session.timeout.read == 7
+        assert hf_request_event_hook in session.event_hooks["request"]
         assert session.follow_redirects
         close_session()
 

@@ -7,12 +7,13 @@ from typing import Any, cast
 import pytest
 
 from models import llama, save_with_tokenizer
+from smolquant.checkpoint.download import RemoteFile
 from smolquant.checkpoint.files import sha256_of
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.errors import InputError
 from smolquant.hub import Hub
 from smolquant.publish import release
-from smolquant.publish.target import RemoteFile, Target
+from smolquant.publish.target import Target
 from smolquant.settings import Settings, make_settings
 
 REPO = "alice/model"

@@ -1,33 +1,46 @@
-"""The Hub as an ASGI application."""
+"""The Hub as an ASGI application: itself on one port, and on another the place where large files lie."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from localhub import commits, discussions, files, repo_api
 from localhub.errors import HubError
 from localhub.hub import Hub
 from localhub.lfs import Lfs, Transfer
-from localhub.wire import RawPath
+from localhub.storage import Storage
+from localhub.wire import RawPath, WithoutToken
 
 
-def make_app(hub: Hub, data: Path, transfer: Transfer) -> Starlette:
+def make_app(hub: Hub, data: Path, transfer: Transfer, storage_port: int) -> ASGIApp:
     """All routes over one Hub; `data` is where unfinished uploads wait."""
+    storage = Storage(storage_port)
+    lfs = Lfs(data, transfer, storage)
     routes = [
         *repo_api.routes(),
-        *files.routes(),
+        *files.routes(storage),
         *commits.routes(),
         *discussions.routes(),
-        *Lfs(data, transfer).routes(),
+        *lfs.routes(),
     ]
-    app = Starlette(
-        routes=routes,
-        middleware=[Middleware(RawPath)],
-        exception_handlers={HubError: _refuse},
-    )
+    itself = _app(hub, routes, Middleware(RawPath))
+    large_files = _app(hub, [*storage.routes(), *lfs.storage_routes()], Middleware(WithoutToken))
+
+    async def by_port(scope: Scope, receive: Receive, send: Send) -> None:
+        app = large_files if scope["server"][1] == storage_port else itself
+        await app(scope, receive, send)
+
+    return by_port
+
+
+def _app(hub: Hub, routes: Sequence[BaseRoute], middleware: Middleware) -> Starlette:
+    app = Starlette(routes=routes, middleware=[middleware], exception_handlers={HubError: _refuse})
     app.state.hub = hub
     return app
 

@@ -6,16 +6,21 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import BaseRoute
 
 from localhub.errors import entry_not_found
 from localhub.repos import Entry, Tree
 from localhub.routing import api_route, hub_of, json_body, param, repo_of, web_routes
+from localhub.storage import Storage
 
 
-def routes() -> list[BaseRoute]:
-    """All of them."""
+def routes(storage: Storage) -> list[BaseRoute]:
+    """All of them; large files are served by `storage`."""
+
+    async def resolve(request: Request) -> Response:
+        return await _resolve(request, storage)
+
     return [
         *web_routes("/resolve/{revision}/{path:path}", resolve, "GET"),
         api_route("/tree/{revision}", tree, "GET"),
@@ -24,21 +29,21 @@ def routes() -> list[BaseRoute]:
     ]
 
 
-async def resolve(request: Request) -> Response:
-    """Serve a file or a range of it; HEAD tells its commit, ETag and size."""
+async def _resolve(request: Request, storage: Storage) -> Response:
+    """Serve a file or a range of it, or tell where it lies; HEAD tells its commit, ETag and size."""
     repo = repo_of(request, "content")
     commit = repo.resolve(param(request, "revision"))
     path = param(request, "path")
     entry = commit.tree.get(path)
     if entry is None:
         raise entry_not_found(path, commit.sha)
-    headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{entry.oid}"'}
-    if entry.lfs:
-        # The real Hub redirects to a CDN. A redirect within one host would lose X-Repo-Commit.
-        headers["ETag"] = headers["X-Linked-Etag"] = f'"{entry.sha256}"'
-        headers["X-Linked-Size"] = str(entry.size)
-    blob = hub_of(request).blobs.path(entry.sha256)
+    headers = {"X-Repo-Commit": commit.sha}
     name = path.rsplit("/", 1)[-1]
+    if entry.lfs:
+        headers |= {"X-Linked-Etag": f'"{entry.sha256}"', "X-Linked-Size": str(entry.size)}
+        return RedirectResponse(storage.sign(request, entry.sha256, name), 302, headers)
+    headers["ETag"] = f'"{entry.oid}"'
+    blob = hub_of(request).blobs.path(entry.sha256)
     return FileResponse(blob, headers=headers, filename=name, content_disposition_type="inline")
 
 

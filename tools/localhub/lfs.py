@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 from localhub.blobs import BlobStore
 from localhub.errors import HubError
 from localhub.routing import hub_of, json_body, param, repo_of, token_of, web_routes
+from localhub.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,25 @@ class _Upload:
 class Lfs:
     """The LFS routes, and the uploads under way."""
 
-    def __init__(self, data: Path, transfer: Transfer) -> None:
+    def __init__(self, data: Path, transfer: Transfer, storage: Storage) -> None:
         self._parts = data / "parts"
+        self._storage = storage
         self._transfer = transfer
         self._uploads: dict[str, _Upload] = {}
 
     def routes(self) -> list[BaseRoute]:
-        """All of them."""
+        """Those of the Hub itself."""
         return [
             *web_routes(".git/info/lfs/objects/batch", self.batch, "POST"),
             Route("/lfs/verify", self.verify, methods=["POST"]),
+            Route("/lfs/{ticket}", self.complete, methods=["POST"]),
+        ]
+
+    def storage_routes(self) -> list[BaseRoute]:
+        """Those of the place where large files lie."""
+        return [
             Route("/lfs/{ticket}", self.basic, methods=["PUT"]),
             Route("/lfs/{ticket}/{part:int}", self.part, methods=["PUT"]),
-            Route("/lfs/{ticket}", self.complete, methods=["POST"]),
         ]
 
     async def batch(self, request: Request) -> Response:
@@ -104,13 +111,14 @@ class Lfs:
             return {"oid": oid, "size": size}
         ticket = secrets.token_urlsafe(16)
         self._uploads[ticket] = _Upload(oid, size, self._parts / ticket)
-        href = f"{request.base_url}lfs/{ticket}"
+        href = stored = self._storage.url(request, f"lfs/{ticket}")
         header: dict[str, str] = {}
         if size > self._transfer.threshold:
             part_size = self._transfer.part_size
             header["chunk_size"] = str(part_size)
             for number in range(1, -(-size // part_size) + 1):
-                header[f"{number:05}"] = f"{href}/{number}"
+                header[f"{number:05}"] = f"{stored}/{number}"
+            href = f"{request.base_url}lfs/{ticket}"  # where the parts are told to be complete
         actions = {
             "upload": {"href": href, "header": header},
             "verify": {"href": f"{request.base_url}lfs/verify"},

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -13,11 +13,13 @@ from localhub.access import Token
 from localhub.app import make_app
 from localhub.hub import Hub
 from localhub.lfs import Transfer
-from localhub.wire import Request, Tap
+from localhub.wire import Request, Tap, altering, failing, stalling
 
 
 class LocalHub(Hub):
     """A Hub that serves at `url` while its `with` block runs; its state is there to be seen.
+
+    Large files are read from and written to `storage_url`, an origin of its own.
 
     `port` 0 takes a free one. Uploads above `multipart_threshold` bytes come in parts of
     `part_size` bytes. Repos last as long as this object, blobs as long as `data_dir`.
@@ -35,18 +37,25 @@ class LocalHub(Hub):
     ) -> None:
         super().__init__(data_dir, tokens)
         self._tap = Tap(self.tokens)
-        app = make_app(self, data_dir, Transfer(multipart_threshold, part_size))
+        self._socket, self._storage_socket = (
+            socket.create_server((host, wanted)) for wanted in (port, 0)
+        )
+        storage_port: int = self._storage_socket.getsockname()[1]
+        app = make_app(self, data_dir, Transfer(multipart_threshold, part_size), storage_port)
         # A client that keeps its connection open must not hold up the end of a test.
         config = uvicorn.Config(
             self._tap.around(app), log_level="warning", lifespan="off", timeout_graceful_shutdown=1
         )
         self._server = uvicorn.Server(config)
-        self._socket = socket.create_server((host, port))
         self._thread = threading.Thread(
-            target=self._server.run, args=([self._socket],), name="localhub", daemon=True
+            target=self._server.run,
+            args=([self._socket, self._storage_socket],),
+            name="localhub",
+            daemon=True,
         )
         self.port: int = self._socket.getsockname()[1]
         self.url = f"http://{host}:{self.port}"
+        self.storage_url = f"http://{host}:{storage_port}"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -60,6 +69,7 @@ class LocalHub(Hub):
         self._server.should_exit = True
         self._thread.join()
         self._socket.close()
+        self._storage_socket.close()
 
     @property
     def requests(self) -> list[Request]:
@@ -67,7 +77,31 @@ class LocalHub(Hub):
         return self._tap.requests
 
     def fail_next(
-        self, method: str, path_regex: str, status: int, times: int = 1, *, skip: int = 0
+        self,
+        method: str,
+        path_regex: str,
+        status: int,
+        times: int = 1,
+        *,
+        skip: int = 0,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """Answer `times` requests whose decoded path matches with an error status, after `skip`."""
-        self._tap.fail_next(method, path_regex, status, times, skip=skip)
+        self._tap.plan(failing(status, headers), method, path_regex, times, skip=skip)
+
+    def alter_next(
+        self,
+        method: str,
+        path_regex: str,
+        change: Callable[[bytes], bytes],
+        times: int = 1,
+        *,
+        skip: int = 0,
+        status: int | None = None,
+    ) -> None:
+        """Do what `times` requests ask for, and answer with a changed body, or another status."""
+        self._tap.plan(altering(change, status), method, path_regex, times, skip=skip)
+
+    def stall_next(self, method: str, path_regex: str, times: int = 1, *, skip: int = 0) -> None:
+        """Leave `times` requests whose decoded path matches without an answer, after `skip`."""
+        self._tap.plan(stalling, method, path_regex, times, skip=skip)

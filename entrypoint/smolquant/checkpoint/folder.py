@@ -114,7 +114,7 @@ class FolderSource(Source):
         """What lies beside them, and whether it travels."""
         self._processor_configs = self.extras.processor_configs
         self.license_files, self.readme = self.extras.licenses, self.extras.readme
-        _hash_in_background(self.files.values())
+        hash_in_background(self.files.values())
 
     @property
     def folder(self) -> Path:
@@ -153,7 +153,7 @@ _HASHERS = 8
 """The largest number of threads; each holds megabytes, and no disk serves more."""
 
 
-def _hash_in_background(files: Iterable[LocalFile]) -> None:
+def hash_in_background(files: Iterable[LocalFile]) -> None:
     """Hash the files in the background, while the run imports, plans and quantizes.
 
     The threads do not keep a refused run from ending.

@@ -1,9 +1,9 @@
 """Weight files read from the Hub by ranges, in memory only, for a disk that would not hold them.
 
 A file is read in chunks from its beginning to its end, a few ahead of the reader, and hashed on the way.
-A chunk that is needed again later is fetched again and has to be the same, so that what is stored agrees
-with the Hub's own digest of the whole file. Rows that are read out of order, which decide about columns and
-ties and are not stored, are not compared with it.
+A chunk that is needed again later is fetched again and has to be the same, and so have rows that are read
+out of order, which decide about columns and ties. So all that was read agrees with the Hub's own digest of
+the whole file.
 """
 
 import hashlib
@@ -12,7 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from smolquant.errors import CheckpointError, HubError
+from smolquant.checkpoint.download import not_as_listed
+from smolquant.errors import HubError
 from smolquant.hub import Hub, hub_errors
 
 CHUNK_BYTES = 8 << 20
@@ -34,6 +35,7 @@ class RemoteFiles:
         self._hub, self._repo, self._revision = hub, repo, revision
         self._chunks: OrderedDict[tuple[str, int], Future[bytes]] = OrderedDict()
         self._digests: dict[tuple[str, int], bytes] = {}
+        self._sizes: dict[str, int] = {}
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_AHEAD, "fetch")
 
@@ -44,7 +46,17 @@ class RemoteFiles:
             size: bytes.
             sha256: the digest that the Hub lists, hexadecimal.
         """
+        self._sizes[name] = size
         return RemoteBytes(name, size, sha256, self._chunk, self._get)
+
+    def recheck(self) -> None:
+        """Fetch the chunks that were read last again, and make sure that they are the same.
+
+        Raises:
+            HubError: one is not.
+        """
+        for name, number in list(self._chunks):
+            self._fetch(name, number, self._sizes[name])
 
     def close(self) -> None:
         """Stop fetching."""
@@ -71,7 +83,7 @@ class RemoteFiles:
         content = self._get(name, start, min(start + CHUNK_BYTES, size))
         digest = hashlib.sha256(content).digest()
         if self._digests.setdefault((name, number), digest) != digest:
-            raise _damaged(name, "a part of it was different when it was read again")
+            raise not_as_listed(name, "a part of it was different when it was read again")
         return content
 
     def _get(self, name: str, start: int, stop: int) -> bytes:
@@ -99,6 +111,32 @@ class RemoteFiles:
             return response.content
 
 
+class _Apart:
+    """Bytes that were read out of order, and wait for the file to be hashed past them."""
+
+    def __init__(self, start: int, content: bytes) -> None:
+        self.start, self.size = start, len(content)
+        self._read = hashlib.sha256(content).digest()
+        self._passed, self._position = hashlib.sha256(), start
+
+    @property
+    def is_passed(self) -> bool:
+        """Whether all of them were hashed."""
+        return self._position == self.start + self.size
+
+    @property
+    def is_same(self) -> bool:
+        """Whether they were hashed as they had been read."""
+        return self._passed.digest() == self._read
+
+    def pass_by(self, chunk: bytes, offset: int) -> None:
+        """Look at the next piece of the file, which begins at ``offset``."""
+        stop = min(self.start + self.size, offset + len(chunk))
+        if offset <= self._position < stop:
+            self._passed.update(memoryview(chunk)[self._position - offset : stop - offset])
+            self._position = stop
+
+
 class RemoteBytes:
     """One file on the Hub, see :class:`smolquant.checkpoint.reader.FileBytes`."""
 
@@ -115,6 +153,7 @@ class RemoteBytes:
         self._digest = hashlib.sha256()
         self._hashed = 0
         """The number of chunks, from the beginning, that are hashed."""
+        self._apart = list[_Apart]()
         self._hasher = ThreadPoolExecutor(1, "hash source")
         self._closed = False
 
@@ -122,11 +161,12 @@ class RemoteBytes:
         """Fill ``view`` from ``offset`` on and return the number of bytes that there were.
 
         Args:
-            sequential: if false, only these bytes are fetched, and they are not hashed, because they will
-                be fetched again with the chunk that they lie in.
+            sequential: if false, only these bytes are fetched, and compared when they are fetched again
+                with the chunk that they lie in.
         """
         if not sequential:
             content = self._range(self.name, offset, min(offset + len(view), self.size))
+            self._apart.append(_Apart(offset, content))
             view[: len(content)] = content
             return len(content)
         done = 0
@@ -145,11 +185,18 @@ class RemoteBytes:
         """Read the chunks that were not needed so far, and compare the digest of the whole file.
 
         Raises:
-            CheckpointError: the digest is not the one that the Hub lists.
+            HubError: the digest is not the one that the Hub lists.
         """
         self._hasher.submit(self._hash_to, -(-self.size // CHUNK_BYTES)).result()
         if self._digest.hexdigest() != self._sha256:
-            raise _damaged(self.name, "its sha256 differs")
+            raise not_as_listed(self.name, "its sha256 differs")
+        for apart in self._apart:
+            if not apart.is_passed:  # it was read when the file had been hashed past it
+                again = bytearray(apart.size)
+                self.read_into(memoryview(again), apart.start)
+                apart.pass_by(bytes(again), apart.start)
+            if not apart.is_same:
+                raise not_as_listed(self.name, "a part of it was different when it was read again")
 
     def close(self) -> None:
         """Stop hashing."""
@@ -159,12 +206,8 @@ class RemoteBytes:
     def _hash_to(self, stop: int) -> None:
         """Hash chunks up to ``stop`` in their order; this runs in one thread."""
         while self._hashed < stop and not self._closed:
-            self._digest.update(self._chunk(self.name, self._hashed, self.size))
+            chunk = self._chunk(self.name, self._hashed, self.size)
+            self._digest.update(chunk)
+            for apart in list(self._apart):
+                apart.pass_by(chunk, self._hashed * CHUNK_BYTES)
             self._hashed += 1
-
-
-def _damaged(name: str, how: str) -> CheckpointError:
-    return CheckpointError(
-        f"{name} did not arrive as it is on the Hub: {how}.",
-        hint="Run again. If a proxy stands between this machine and the Hub, check the proxy.",
-    )

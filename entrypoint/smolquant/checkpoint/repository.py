@@ -1,23 +1,37 @@
-"""A model repository on the Hub, pinned to one commit, as a source."""
+"""A model repository on the Hub, pinned to one commit, as a source.
 
-import glob
+Small files are held against the Hub's list before anybody reads them. Weights are hashed beside the work,
+as a folder's are, and nothing that was made of them is kept before that is done.
+"""
+
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smolquant.checkpoint.download import (
+    discard,
+    fetch,
+    list_files,
+    not_as_listed,
+    snapshot,
+)
 from smolquant.checkpoint.files import (
     LARGEST_EXTRA,
     is_license,
     is_processor_config,
     sha256_of,
 )
+from smolquant.checkpoint.folder import FileState, LocalFile, hash_in_background
 from smolquant.checkpoint.source import Download, Source, find_shards, layout_of
 from smolquant.errors import CheckpointError
 from smolquant.hub import Hub, hub_errors
 
 if TYPE_CHECKING:
+    from huggingface_hub.utils._safetensors import TensorInfo
+
     from smolquant.checkpoint.reader import Checkpoint
     from smolquant.checkpoint.tensors import Layout
 
@@ -49,16 +63,16 @@ class HubSource(Source):
         self._hub = hub
         self._notify = notify
         with hub_errors(repo, "reading the model"):
-            info = hub.api.model_info(repo, revision=revision, files_metadata=True)
-        self.revision = info.sha
-        self.license = _license_entries(info.card_data)
-        files = {file.rfilename: file for file in info.siblings or []}
+            listing = list_files(hub, repo, revision)
+        self.revision = listing.commit
+        self.license = _license_entries(listing.card_data)
+        self._files = files = listing.files
         self._sort_files(files, with_code=with_code)
-        small = sorted(name for name, file in files.items() if (file.size or 0) <= LARGEST_EXTRA)
+        small = sorted(name for name, file in files.items() if file.size <= LARGEST_EXTRA)
         self._processor_configs = list(filter(is_processor_config, small))
         self.license_files = list(filter(is_license, small))
         index = [self._layout] if self._layout.endswith(".json") else []
-        self._folder = self._download(
+        self._folder = self._fetch(
             [*self._auxiliary_files, *self._processor_configs, *self.license_files, *index]
         )
         self._shards = find_shards(self._folder, self._layout)
@@ -68,8 +82,9 @@ class HubSource(Source):
                     f"{self._layout} of {repo} names {shard}, which is not there.",
                     hint="Upload the missing shard.",
                 )
-        self._lfs = {name: file.lfs.sha256 for name, file in files.items() if file.lfs}
-        self._sizes = {name: file.size or 0 for name, file in files.items()}
+        self._lfs = {name: file.sha256 for name, file in files.items() if file.sha256}
+        self._copies: dict[str, LocalFile] = {}
+        """The weights that were fetched, being hashed."""
 
     @property
     def folder(self) -> Path:
@@ -80,7 +95,7 @@ class HubSource(Source):
         names = sorted({*self._auxiliary_files, *self.weights})
         unknown = [name for name in names if name not in self._lfs and name in self._shards]
         if unknown:  # small weights need not be in LFS, and the Hub lists no sha256 for them
-            self._download(unknown)
+            self._fetch(unknown)
         return {name: self._lfs.get(name) or sha256_of(self._folder / name) for name in names}
 
     @property
@@ -88,7 +103,21 @@ class HubSource(Source):
         return self.identity  # the Hub lists the digests of large files
 
     def require_unchanged(self) -> None:
-        """Nothing to do: a commit does not change."""
+        """Make sure that the weights that were fetched are those of the commit, which does not change.
+
+        Raises:
+            HubError: they are not; they are taken out of the client's cache.
+        """
+        for name, copy in self._copies.items():
+            arrived = copy.sha256
+            if copy.has_changed:
+                how = "the fetched copy was changed while it was read"
+            elif arrived != self._lfs[name]:
+                how = "its sha256 differs"
+            else:
+                continue
+            discard([copy.path])
+            raise not_as_listed(name, how)
 
     def to_fetch(self) -> Download:
         from huggingface_hub import try_to_load_from_cache
@@ -100,11 +129,24 @@ class HubSource(Source):
             for shard in self._shards
             if not isinstance(try_to_load_from_cache(self.repo, shard, revision=self.revision), str)
         ]
-        return Download(sum(self._sizes[shard] for shard in missing), Path(HF_HUB_CACHE))
+        return Download(sum(self._files[shard].size for shard in missing), Path(HF_HUB_CACHE))
 
     def fetch_weights(self) -> list[Path]:
-        self._notify(f"Fetching {len(self._shards)} weight file(s) of {self.repo}")
-        self._download(self._shards)
+        assert self.repo is not None
+        assert self.revision is not None
+        if not self._copies:
+            self._notify(f"Fetching {len(self._shards)} weight file(s) of {self.repo}")
+            large = [shard for shard in self._shards if shard in self._lfs]
+            if small := [shard for shard in self._shards if shard not in self._lfs]:
+                self._fetch(small)
+            doing = "downloading the model"
+            folder = snapshot(self._hub, self.repo, self.revision, large, doing=doing)
+            paths = {shard: folder / shard for shard in large}
+            self._copies = {
+                shard: LocalFile(path, FileState.of(path), Future())
+                for shard, path in paths.items()
+            }
+            hash_in_background(self._copies.values())
         return [self._folder / shard for shard in self._shards]
 
     @property
@@ -114,7 +156,8 @@ class HubSource(Source):
     @contextmanager
     def checkpoint(self, *, streamed: bool = False) -> "Iterator[Checkpoint]":
         if not streamed:
-            with super().checkpoint() as checkpoint:
+            with _telling_damage(self.require_unchanged), super().checkpoint() as checkpoint:
+                self._require_planned(checkpoint)
                 yield checkpoint
             return
         from smolquant.checkpoint.reader import Checkpoint
@@ -124,15 +167,19 @@ class HubSource(Source):
         assert self.revision is not None
         self._notify(f"Streaming {len(self._shards)} weight file(s) of {self.repo}")
         with closing(RemoteFiles(self._hub, self.repo, self.revision)) as files:
-            opened = [files.open(n, self._sizes[n], self._lfs[n]) for n in self._shards]
-            with Checkpoint(opened) as checkpoint:
-                if checkpoint.layout != self.layout():
-                    raise CheckpointError(
-                        f"The headers of the weight files of {self.repo} have changed during the run.",
-                        hint="Run again. If a proxy stands between this machine and the Hub, check "
-                        "the proxy.",
-                    )
+            opened = [files.open(n, self._files[n].size, self._lfs[n]) for n in self._shards]
+            with _telling_damage(files.recheck), Checkpoint(opened) as checkpoint:
+                self._require_planned(checkpoint)
                 yield checkpoint
+
+    def _require_planned(self, checkpoint: "Checkpoint") -> None:
+        """Make sure that the weights have the headers that the run was planned by.
+
+        Raises:
+            HubError: they have not, since one of both did not arrive whole.
+        """
+        if checkpoint.layout != self.layout():
+            raise not_as_listed("A weight file's header", "it is another one than before")
 
     @property
     def _is_safetensors(self) -> bool:
@@ -145,24 +192,11 @@ class HubSource(Source):
     def _layout_at_first(self) -> "Layout":
         if not self._is_safetensors:
             return layout_of(self.fetch_weights())  # only unpickling shows what a pickle holds
-        from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
-
         from smolquant.checkpoint.tensors import Layout, source_tensor
 
-        assert self.repo is not None
         tensors = {}
         for shard in self._shards:
-            with hub_errors(self.repo, f"reading the header of {shard}"):
-                try:
-                    header = self._hub.api.parse_safetensors_file_metadata(
-                        self.repo, shard, revision=self.revision
-                    )
-                except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
-                    raise CheckpointError(
-                        f"{shard} is truncated or corrupt: {error}", hint="Upload the file again."
-                    ) from error
-            in_order = sorted(header.tensors.items(), key=lambda item: item[1].data_offsets)
-            for name, entry in in_order:
+            for name, entry in self._header(shard):
                 tensors[name] = source_tensor(shard, name, entry.dtype, entry.shape)
         if not tensors:
             raise CheckpointError(
@@ -170,16 +204,44 @@ class HubSource(Source):
             )
         return Layout.unwrapped(tensors)
 
-    def _download(self, names: Iterable[str]) -> Path:
-        assert self.repo is not None
-        with hub_errors(self.repo, "downloading the model"):
-            return Path(
-                self._hub.api.snapshot_download(
-                    self.repo,
-                    revision=self.revision,
-                    allow_patterns=[glob.escape(name) for name in names],
-                )
+    def _header(self, shard: str) -> "list[tuple[str, TensorInfo]]":
+        """A weight file's tensors in its order; a header that cannot be read is fetched again, once.
+
+        Raises:
+            CheckpointError: it cannot be read then either.
+        """
+        from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+
+        # The latter are what the client lets through from a header that is JSON and none of tensors.
+        unreadable = (
+            *(NotASafetensorsRepoError, SafetensorsParsingError),
+            *(TypeError, KeyError, AttributeError, ValueError, RecursionError),
+        )
+
+        def read() -> "list[tuple[str, TensorInfo]]":
+            assert self.repo is not None
+            header = self._hub.api.parse_safetensors_file_metadata(
+                self.repo, shard, revision=self.revision
             )
+            return sorted(header.tensors.items(), key=lambda item: item[1].data_offsets)
+
+        assert self.repo is not None
+        with hub_errors(self.repo, f"reading the header of {shard}"):
+            with suppress(*unreadable):
+                return read()
+            try:
+                return read()
+            except unreadable as error:
+                raise CheckpointError(
+                    f"{shard} is truncated or corrupt: {error!r}", hint="Upload the file again."
+                ) from error
+
+    def _fetch(self, names: Iterable[str]) -> Path:
+        """Fetch small files, whole and as listed, and return their folder."""
+        assert self.repo is not None
+        assert self.revision is not None
+        files = {name: self._files[name] for name in names}
+        return fetch(self._hub, self.repo, self.revision, files, doing="downloading the model")
 
 
 def _license_entries(card: object) -> dict[str, str]:
@@ -187,3 +249,17 @@ def _license_entries(card: object) -> dict[str, str]:
     keys = ("license", "license_name", "license_link")
     entries = {key: getattr(card, key, None) for key in keys}
     return {key: value for key, value in entries.items() if isinstance(value, str)}
+
+
+@contextmanager
+def _telling_damage(check: Callable[[], None]) -> Iterator[None]:
+    """Where weights are found to be unusable, tell that they did not arrive whole, if that is why.
+
+    Args:
+        check: raises HubError for what did not.
+    """
+    try:
+        yield
+    except CheckpointError:
+        check()
+        raise

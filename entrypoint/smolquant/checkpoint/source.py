@@ -103,6 +103,7 @@ class Source(ABC):
 
         Raises:
             CheckpointError: a file was changed meanwhile.
+            HubError: a file that was fetched is not the one that the Hub lists.
         """
 
     @property

@@ -6,15 +6,18 @@ have pushed meanwhile, all that depends on the head is made again.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smolquant import record
+from smolquant.checkpoint.download import is_commit
 from smolquant.checkpoint.files import README
-from smolquant.errors import HubError, InputError
-from smolquant.hub import Hub, hub_errors, upload_errors
+from smolquant.errors import HubError, InputError, SmolquantError
+from smolquant.hub import Hub, OddAnswer, hub_errors, upload_errors
 from smolquant.publish.cards import root_card, variant_card
 from smolquant.publish.front_matter import declared_license
 from smolquant.publish.main_model import (
@@ -24,6 +27,7 @@ from smolquant.publish.main_model import (
     main_model_change,
     main_weights,
 )
+from smolquant.publish.preupload import refuse_ignored
 from smolquant.publish.target import Target, find_tag, inspect_target
 from smolquant.record import VariantRecord
 
@@ -151,25 +155,129 @@ def create_repo(hub: Hub, repo_id: str, *, private: bool) -> Target:
 def _commit_on_head(
     hub: Hub, target: Target, publication: Publication, notify: Callable[[str], None]
 ) -> "CommitInfo":
-    """Commit on the head of the branch, following it while others push."""
-    from huggingface_hub.errors import HfHubHTTPError
+    """Commit on the head of the branch, following it while others push.
 
-    pause = _FIRST_PAUSE
+    A commit whose answer is lost may have been made. Making it again is safe, since it names its parent,
+    and is only done after looking: what was made is not made twice.
+    """
     for attempt in range(1, MAX_TRIES + 1):
         operations = _operations(target, publication)
         notify(f"Uploading {len(operations)} files to {target.repo_id}")
         with hub_errors(target.repo_id, f"publishing to {target.repo_id}"):
+            _upload(hub, target, publication, operations)
             try:
                 return _create_commit(hub, target, publication, operations)
-            except HfHubHTTPError as error:
-                if error.response.status_code != 412 or attempt == MAX_TRIES:
+            except Exception as error:
+                outcome = _Outcome.of(error)
+                if outcome is _Outcome.REFUSED:
                     raise
-        notify(f"Others have pushed to {target.repo_id} meanwhile; starting from their commit")
-        time.sleep(pause)
-        pause *= 2
+                pause = _pause(attempt, error)
+                notify(f"The Hub has not confirmed the commit; looking for it in {pause:.0f} s")
+                time.sleep(pause)
+                if made := _find_commit(hub, target, publication, error):
+                    notify(f"The Hub has made the commit {made.oid[:7]}, and its answer was lost")
+                    return made
+                if outcome is _Outcome.ODD or attempt == MAX_TRIES:
+                    raise
         before, target = target, inspect_target(hub, target.repo_id)
+        if target.head == before.head:
+            notify("The Hub has not made the commit; trying again")
+            continue
+        notify(f"Others have pushed to {target.repo_id} meanwhile; starting from their commit")
         _refuse_changed_variants(before, target, publication)
     raise AssertionError("unreachable: the last try returns or raises")
+
+
+class _Outcome(Enum):
+    """What is known of a commit that ended with an error."""
+
+    REFUSED = auto()
+    """The Hub has refused it for good."""
+    PASSING = auto()
+    """Others have pushed, or the Hub was busy, or the answer was lost: it may be made, or made again."""
+    ODD = auto()
+    """The answer makes no sense: it may be made, and would not be answered better again."""
+
+    @classmethod
+    def of(cls, error: Exception) -> "_Outcome":
+        import httpx2
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if isinstance(error, SmolquantError):
+            return cls.REFUSED
+        if isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            return cls.PASSING if status in (408, 412, 429) or status >= 500 else cls.REFUSED
+        return cls.PASSING if isinstance(error, httpx2.TransportError) else cls.ODD
+
+
+def _pause(attempt: int, error: Exception) -> float:
+    """Seconds before looking what became of a commit: as the Hub asks, or longer with each try."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    from smolquant.wire import asked_pause
+
+    pause = _FIRST_PAUSE * 2.0 ** (attempt - 1)
+    if isinstance(error, HfHubHTTPError):
+        pause = max(pause, asked_pause(error.response.headers) or 0.0)
+    return pause
+
+
+def _find_commit(
+    hub: Hub, target: Target, publication: Publication, error: Exception
+) -> "CommitInfo | None":
+    """The commit or pull request of ``publication`` that was made on ``target``; None if there is none.
+
+    Args:
+        error: what making the commit ended with.
+
+    Raises:
+        HubError: the Hub does not tell.
+    """
+    from huggingface_hub import CommitInfo
+
+    repo_id = target.repo_id
+    try:
+        with hub_errors(repo_id, f"looking whether {repo_id} has the commit"):
+            for revision, pr_url in _candidates(hub, target, create_pr=publication.create_pr):
+                there = inspect_target(hub, repo_id, revision)
+                if there.head is not None and _is_published(there, publication):
+                    return CommitInfo(
+                        commit_url=f"{hub.url(repo_id)}/commit/{there.head}",
+                        commit_message=COMMIT_TITLE,
+                        commit_description="",
+                        oid=there.head,
+                        pr_url=pr_url,
+                        _endpoint=hub.api.endpoint,
+                    )
+    except HubError as unknown:
+        raise HubError(
+            f"{unknown.message} So it is not known whether the variants are published.",
+            hint="Run again later: what is published is not made again.",
+        ) from error
+    return None
+
+
+def _candidates(hub: Hub, target: Target, *, create_pr: bool) -> "Iterator[tuple[str, str | None]]":
+    """The revisions that may be this run's commit, each with the address of its pull request."""
+    if create_pr:
+        found = hub.api.get_repo_discussions(target.repo_id, discussion_type="pull_request")
+        ours = [one for one in found if one.title == COMMIT_TITLE and one.status == "open"]
+        for one in sorted(ours, key=lambda pull_request: -pull_request.num):
+            yield f"refs/pr/{one.num}", one.url
+        return
+    commits = hub.api.list_repo_commits(target.repo_id)
+    since = list(takewhile(lambda commit: commit.commit_id != target.head, commits))
+    if since and since[-1].title == COMMIT_TITLE:
+        yield since[-1].commit_id, None
+
+
+def _is_published(there: Target, publication: Publication) -> bool:
+    """Whether a commit has what was to be published."""
+    main = publication.main_model
+    return all(
+        there.records.get(variant) == made for variant, made in publication.records.items()
+    ) and (main is None or main_model_change(main, there.root_files) == MainModelChange())
 
 
 def _refuse_changed_variants(before: Target, now: Target, publication: Publication) -> None:
@@ -185,18 +293,49 @@ def _refuse_changed_variants(before: Target, now: Target, publication: Publicati
         )
 
 
+def _upload(
+    hub: Hub, target: Target, publication: Publication, operations: "list[CommitOperation]"
+) -> None:
+    """Upload what the commit names, and make sure that it will hold all of that, as it was recorded."""
+    from huggingface_hub import CommitOperationAdd
+
+    additions = [one for one in operations if isinstance(one, CommitOperationAdd)]
+    with upload_errors(target.repo_id):
+        hub.api.preupload_lfs_files(
+            target.repo_id, additions, create_pr=publication.create_pr, free_memory=False
+        )
+    refuse_ignored(target.repo_id, additions)
+    main_model = publication.main_model.files if publication.main_model else {}
+    known = {name: file.sha256 for name, file in main_model.items()}
+    for variant, made in publication.records.items():
+        known |= {f"{variant}/{name}": file.sha256 for name, file in made.files.items()}
+    for addition in additions:
+        path = addition.path_in_repo
+        if path in known and addition.upload_info.sha256.hex() != known[path]:
+            raise InputError(
+                f"{path} was changed while it was being published; the repository is as it was.",
+                hint="Run again when nothing else writes to the folders of the model and the output.",
+            )
+
+
 def _create_commit(
     hub: Hub, target: Target, publication: Publication, operations: "list[CommitOperation]"
 ) -> "CommitInfo":
+    """Make the commit of what is uploaded.
+
+    Raises:
+        InputError: the Hub does not accept the root card's front matter.
+        OddAnswer: the Hub does not say which commit it has made.
+        Exception: whatever else the client raises.
+    """
     try:
-        with upload_errors(target.repo_id):
-            return hub.api.create_commit(
-                target.repo_id,
-                operations,
-                commit_message=COMMIT_TITLE,
-                parent_commit=target.head,
-                create_pr=publication.create_pr,
-            )
+        made = hub.api.create_commit(
+            target.repo_id,
+            operations,
+            commit_message=COMMIT_TITLE,
+            parent_commit=target.head,
+            create_pr=publication.create_pr,
+        )
     except ValueError as error:
         if "README.md" not in str(error):
             raise
@@ -204,6 +343,9 @@ def _create_commit(
             f"The Hub does not accept the front matter of README.md: {error}",
             hint="Correct it in the repository, then run again.",
         ) from error
+    if not is_commit(made.oid):
+        raise OddAnswer(f"the commit is {made.oid!r}")
+    return made
 
 
 def _operations(target: Target, publication: Publication) -> "list[CommitOperation]":

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from smolquant.checkpoint.download import RemoteFile
 from smolquant.checkpoint.files import is_license
 from smolquant.checkpoint.folder import LocalFile
 from smolquant.errors import InputError
-from smolquant.publish.target import RemoteFile
 
 _WEIGHTS = re.compile(r"(?:pytorch_)?model(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 _INDEX = re.compile(r"(?:pytorch_)?model\.(?:safetensors|bin)\.index\.json")

@@ -4,10 +4,11 @@ A shard that was sent is a blob that no branch refers to, until the one commit n
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from smolquant.errors import HubError
 from smolquant.hub import Hub, hub_errors, upload_errors
 
 if TYPE_CHECKING:
@@ -57,6 +58,24 @@ class PreuploadedShards:
         operation = CommitOperationAdd(path, shard)
         with hub_errors(self._repo_id, f"sending {path}"), upload_errors(self._repo_id):
             self._hub.api.preupload_lfs_files(self._repo_id, [operation], create_pr=self._create_pr)
+        refuse_ignored(self._repo_id, [operation])
         if operation.path_or_fileobj == b"":  # this is how the client shows that it was sent
             self._operations[path] = operation
             shard.unlink()
+
+
+def refuse_ignored(repo_id: str, additions: "Iterable[CommitOperationAdd]") -> None:
+    """Make sure that a commit will hold every file: the client silently drops those of a .gitignore.
+
+    Args:
+        additions: as the client has asked the Hub about them.
+
+    Raises:
+        HubError: the Hub will leave a file out.
+    """
+    ignored = [addition.path_in_repo for addition in additions if addition._should_ignore]
+    if ignored:
+        raise HubError(
+            f"{repo_id} has a .gitignore that keeps {ignored[0]} out of every commit.",
+            hint="Take the pattern out of .gitignore, then run again.",
+        )

@@ -5,31 +5,19 @@ Everything is read at one commit, so that it is consistent whatever is pushed me
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from smolquant import record
+from smolquant.checkpoint.download import Listing, RemoteFile, fetch, list_files
 from smolquant.checkpoint.files import README
 from smolquant.errors import HubError, InputError
-from smolquant.hub import HOW_TO_SIGN_IN, Hub, hub_errors
+from smolquant.hub import HOW_TO_SIGN_IN, Hub, OddAnswer, hub_errors
 from smolquant.publish.front_matter import Readme, check_kinds, readme_text
 from smolquant.record import InvalidRecord, VariantRecord
 from smolquant.text import one_line
 
 _LARGEST_TEXT = 64 * 2**20
 """Bytes. A record of a model with a hundred thousand tensors has about 20 MiB."""
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file as the Hub lists it, without its content."""
-
-    size: int
-    """Bytes."""
-    sha256: str | None
-    """None for a file that git itself stores, not LFS."""
-    git_sha1: str
-    """Git's name of the blob, which is the pointer where the file is in LFS."""
 
 
 @dataclass(frozen=True)
@@ -51,41 +39,39 @@ class Target:
     """The files in and below each subfolder, as paths in the subfolder."""
 
 
-def inspect_target(hub: Hub, repo_id: str) -> Target:
+def inspect_target(hub: Hub, repo_id: str, revision: str | None = None) -> Target:
     """Read what is in a repository; one that cannot be seen counts as missing.
+
+    Args:
+        revision: a commit or pull request; None for the head of the main branch.
 
     Raises:
         HubError: it is gated, the token is not accepted, or the Hub cannot be reached.
         InputError: the id is not valid, or the README or its front matter cannot be read.
     """
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-    from huggingface_hub.hf_api import RepoFile
 
     with hub_errors(repo_id, f"looking into {repo_id}"):
         try:
-            info = hub.api.model_info(repo_id)
+            listing = list_files(hub, repo_id, revision)
         except GatedRepoError:
             raise
         except RepositoryNotFoundError:
             return Target(repo_id, exists=False)
-        listing = hub.api.list_repo_tree(repo_id, recursive=True, revision=info.sha)
-        files = {item.path: _remote_file(item) for item in listing if isinstance(item, RepoFile)}
-
-    assert info.sha is not None
+    files = listing.files
     folders: dict[str, list[str]] = {}
     for path in sorted(files):
         folder, slash, name = path.partition("/")
         if slash:
             folders.setdefault(folder, []).append(name)
-    readme = None
-    if README in files:  # a card that cannot be edited is refused now, not after hours of work
-        readme = readme_text(_download(hub, repo_id, README, info.sha), repo_id)
-    records, unreadable = _read_records(hub, repo_id, info.sha, files, folders)
+    texts = _read_texts(hub, repo_id, listing)
+    records, unreadable = _read_records(texts, folders)
     return Target(
         repo_id,
         exists=True,
-        head=info.sha,
-        readme=readme,
+        head=listing.commit,
+        # A card that cannot be edited is refused now, not after hours of work.
+        readme=readme_text(texts[README], repo_id) if README in texts else None,
         records=records,
         unreadable=unreadable,
         root_files={path: file for path, file in files.items() if "/" not in path},
@@ -108,7 +94,11 @@ def check_write_access(hub: Hub, target: Target) -> None:
         return
     with hub_errors(repo_id, "finding out whose the token is"):
         account = hub.api.whoami()
-    if reason := _why_not_create(account, repo_id):
+        try:
+            reason = _why_not_create(account, repo_id)
+        except (AttributeError, TypeError) as error:
+            raise OddAnswer("an account is described in another way") from error
+    if reason:
         raise HubError(
             f"{repo_id} does not exist (or is private and hidden from this token), and cannot be "
             f"created: {reason}.",
@@ -146,7 +136,10 @@ def check_readme(hub: Hub, readme: str | None, place: str) -> None:
         if response.status_code != 400:
             hf_raise_for_status(response)
             return
-        said = "; ".join(one_line(str(one.get("message"))) for one in response.json()["errors"])
+        try:
+            said = "; ".join(one_line(str(one["message"])) for one in response.json()["errors"])
+        except (LookupError, TypeError) as error:
+            raise OddAnswer("a refused card has no reasons") from error
     raise InputError(
         f"The Hub does not accept the front matter of {place}: {said}.",
         hint="Correct it, then run again; nothing was done so far.",
@@ -192,39 +185,41 @@ def find_tag(hub: Hub, repo_id: str, tag: str) -> str | None:
     return next((ref.target_commit for ref in tags if ref.name == tag), None)
 
 
-def _remote_file(entry: Any) -> RemoteFile:
-    return RemoteFile(
-        size=entry.size, sha256=entry.lfs.sha256 if entry.lfs else None, git_sha1=entry.blob_id
-    )
+def _read_texts(hub: Hub, repo_id: str, listing: Listing) -> dict[str, bytes]:
+    """The root card and every record that is not too large for one, by path."""
+    wanted = {
+        path: file
+        for path, file in listing.files.items()
+        if path == README
+        or (
+            (path.count("/") == 1 and path.endswith(f"/{record.FILE_NAME}"))
+            and file.size <= _LARGEST_TEXT
+        )
+    }
+    if not wanted:
+        return {}
+    folder = fetch(hub, repo_id, listing.commit, wanted, doing=f"reading the card of {repo_id}")
+    return {path: (folder / path).read_bytes() for path in wanted}
 
 
 def _read_records(
-    hub: Hub,
-    repo_id: str,
-    sha: str,
-    files: Mapping[str, RemoteFile],
-    folders: Mapping[str, list[str]],
+    texts: Mapping[str, bytes], folders: Mapping[str, list[str]]
 ) -> tuple[dict[str, VariantRecord], tuple[str, ...]]:
     records, unreadable = {}, []
     for folder, names in folders.items():
-        path = f"{folder}/{record.FILE_NAME}"
         if record.FILE_NAME not in names:
             continue
+        text = texts.get(f"{folder}/{record.FILE_NAME}")
         try:
-            if files[path].size > _LARGEST_TEXT:
+            if text is None:
                 raise InvalidRecord("too large")
-            published = VariantRecord.in_folder(folder, _download(hub, repo_id, path, sha))
+            published = VariantRecord.in_folder(folder, text)
             if missing := set(published.files) - set(names):
                 raise InvalidRecord(f"{len(missing)} of its files are missing")
             records[folder] = published
         except InvalidRecord:
             unreadable.append(folder)
     return records, tuple(unreadable)
-
-
-def _download(hub: Hub, repo_id: str, path: str, sha: str) -> bytes:
-    with hub_errors(repo_id, f"reading {path} of {repo_id}"):
-        return Path(hub.api.hf_hub_download(repo_id, path, revision=sha)).read_bytes()
 
 
 def _why_not_create(account: Mapping[str, Any], repo_id: str) -> str:
