@@ -39,6 +39,7 @@ from smolquant.report.failure import Failure
 from smolquant.report.run_report import RunReport
 from smolquant.schemes import BOTH, INT4_METHODS, SCHEMES, TABLE_SCHEMES
 from smolquant.schemes.base import GROUP_SIZES
+from smolquant.secrecy import remember_environment
 from smolquant.settings import default_of, make_settings
 from smolquant.supervise import run_in_child
 from smolquant.tokens import HUB_TOKEN, clean_token
@@ -347,6 +348,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _cancel)
     _quiet_libraries()
+    remember_environment(os.environ)
     # Libraries make a million objects that stay; looking for garbage among them takes a second.
     gc.set_threshold(100_000)
     arguments = sys.argv[1:]

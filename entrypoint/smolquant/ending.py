@@ -81,15 +81,15 @@ class Ending:
             console.info(render_dry_run(report.planned))
         if self.error is not None and not Failure.of(self.error).expected:
             with self._where_possible("There is no file of details"):
-                details = write_details(report, self.error, redact=console.redact)
+                details = write_details(report, self.error)
                 console.info(f"Please attach {details} when you report this.")
         with self._where_possible("There is no report.json"):
             if not report.dry_run:
-                write_report(report, output_dir, redact=console.redact)
+                write_report(report, output_dir)
         with self._where_possible("The step has no outputs"):
-            write_outputs(report, environ, redact=console.redact)
+            write_outputs(report, environ)
         with self._where_possible("There is no job summary"):
-            write_summary(render_summary(report), environ, redact=console.redact)
+            write_summary(render_summary(report), environ)
         tracker.finish(output_dir / REPORT_NAME)
         with self._where_possible("Files in the workspace stay root's"):
             own_like_workspace([output_dir], environ)

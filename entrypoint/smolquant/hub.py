@@ -5,7 +5,6 @@ This module knows nothing of variants. The client library is imported when it is
 
 import functools
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from urllib.parse import quote
 
 from smolquant import __version__
 from smolquant.errors import HubError, InputError, SmolquantError
-from smolquant.text import one_line
+from smolquant.secrecy import remember
+from smolquant.text import quoted
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -25,9 +25,6 @@ CONNECT_TIMEOUT = 30.0
 SILENCE_TIMEOUT = 120.0
 """Seconds without a byte in either direction. An upload of hours is never silent, but a commit of many
 large files keeps the Hub busy for a while before it answers."""
-
-_TOKEN = re.compile(r"\bhf_[\w.-]+")
-_LONGEST_QUOTE = 300
 
 HOW_TO_SIGN_IN = (
     "Set HF_TOKEN (in a workflow: the input hf-token, from a secret) to a token with write rights "
@@ -74,7 +71,9 @@ class Hub:
 
         _prepare_client()
         with hub_errors("the Hub", "getting a token"):
-            return bool(self.token or get_token())
+            token = self.token or get_token()
+        remember(token)
+        return bool(token)
 
     def url(self, repo_id: str, folder: str = "", revision: str = "main") -> str:
         """The page of a repository, or of a folder in it."""
@@ -130,7 +129,7 @@ def upload_errors(repo_id: str) -> Iterator[None]:
         if error.__cause__ is not None:  # the client's wrapping of what hub_errors explains
             raise
         raise HubError(
-            f"Uploading to {repo_id} failed: {one_line(str(error))}",
+            f"Uploading to {repo_id} failed: {quoted(error)}",
             hint=f"Run again: what has arrived is not sent again. {WITHOUT_XET}",
         ) from error
 
@@ -187,7 +186,7 @@ def _explain(error: BaseException, repo_id: str, failed: str) -> SmolquantError 
         case errors.LocalTokenNotFoundError():
             why, hint = "there is no Hugging Face token", HOW_TO_SIGN_IN
         case errors.OIDCError():
-            why = f"keyless publishing was asked for, and it gave no token: {_quote(error)}"
+            why = f"keyless publishing was asked for, and it gave no token: {quoted(error)}"
             hint = (
                 "Give the job `permissions: id-token: write` and make the workflow a trusted "
                 "publisher of the repository, or unset HF_OIDC_RESOURCE and give a token."
@@ -198,10 +197,10 @@ def _explain(error: BaseException, repo_id: str, failed: str) -> SmolquantError 
         case httpx2.TimeoutException() | TimeoutError():
             why = f"{_CUT_OFF}: it did not answer in time"
         case ConnectionError():  # of Xet, by which the client sends large files
-            why = f"{_CUT_OFF}: {_quote(error)}"
+            why = f"{_CUT_OFF}: {quoted(error)}"
             hint = f"{_CHECK_THE_NETWORK} {WITHOUT_XET}"
         case httpx2.TransportError():
-            why = f"{_CUT_OFF}: {_quote(error) or 'the connection broke'}"
+            why = f"{_CUT_OFF}: {quoted(error) or 'the connection broke'}"
         case json.JSONDecodeError():
             why = f"{_CUT_OFF}: the answer is not JSON, so something else may answer in its place"
         case _:
@@ -219,7 +218,8 @@ def _refused(error: "HfHubHTTPError", repo_id: str, failed: str) -> HubError:
     )
 
     status = error.response.status_code
-    said = f" The Hub said: {quoted}" if (quoted := _quote(error.server_message)) else ""
+    words = quoted(error.server_message)
+    said = f" The Hub said: {words}" if words else ""
     match error:
         case GatedRepoError():
             why = f"{repo_id} is gated, and this account was not granted access."
@@ -259,9 +259,3 @@ def _refused(error: "HfHubHTTPError", repo_id: str, failed: str) -> HubError:
             why = f"the Hub refused (HTTP {status}).{said}"
             hint = "The Hub's message says what to change."
     return HubError(f"{failed}: {why}", hint=hint)
-
-
-def _quote(text: object) -> str:
-    """Someone else's words, on one line, short, and without anything that looks like a token."""
-    line = _TOKEN.sub("hf_***", one_line(str(text or "")))
-    return line if len(line) <= _LONGEST_QUOTE else f"{line[:_LONGEST_QUOTE]}…"

@@ -1,6 +1,6 @@
 """The files a run leaves behind: the runner's step outputs and job summary, and report.json.
 
-Every function takes ``redact``, which takes the secrets out of a text: see ``Console.redact``.
+Secrets are taken out of all of them.
 """
 
 import json
@@ -10,13 +10,14 @@ import platform
 import secrets
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from smolquant.record import stack_versions
 from smolquant.report.run_report import RunReport
 from smolquant.schemes import BY_VARIANT
+from smolquant.secrecy import redact
 
 REPORT_NAME = "report.json"
 DETAILS_NAME = "error-details.txt"
@@ -25,10 +26,8 @@ MAX_SUMMARY_BYTES = 1024 * 1024
 
 _CUT_NOTE = "\n\nThe rest was left out: a job summary holds 1 MiB at most.\n"
 
-Redact = Callable[[str], str]
 
-
-def write_outputs(result: RunReport, environ: Mapping[str, str], *, redact: Redact) -> None:
+def write_outputs(result: RunReport, environ: Mapping[str, str]) -> None:
     """Append the step outputs to the file that ``GITHUB_OUTPUT`` names, if it names one."""
     path = environ.get("GITHUB_OUTPUT")
     if not path:
@@ -74,7 +73,7 @@ def step_outputs(result: RunReport, environ: Mapping[str, str]) -> dict[str, str
     }
 
 
-def write_summary(text: str, environ: Mapping[str, str], *, redact: Redact) -> None:
+def write_summary(text: str, environ: Mapping[str, str]) -> None:
     """Append markdown to the file that ``GITHUB_STEP_SUMMARY`` names, if it names one."""
     path = environ.get("GITHUB_STEP_SUMMARY")
     if not path:
@@ -83,7 +82,7 @@ def write_summary(text: str, environ: Mapping[str, str], *, redact: Redact) -> N
         file.write(_fitted(redact(text), MAX_SUMMARY_BYTES - file.tell()))
 
 
-def write_report(result: RunReport, output_dir: Path, *, redact: Redact) -> Path:
+def write_report(result: RunReport, output_dir: Path) -> Path:
     """Write report.json, whole or not at all.
 
     Raises:
@@ -91,7 +90,7 @@ def write_report(result: RunReport, output_dir: Path, *, redact: Redact) -> Path
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / REPORT_NAME
-    report = json.dumps(_portable(result.to_json(), redact), indent=2, allow_nan=False)
+    report = json.dumps(_portable(result.to_json()), indent=2, allow_nan=False)
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=".report-") as folder:
         unfinished = Path(folder) / REPORT_NAME
         unfinished.write_text(report + "\n", encoding="utf-8")
@@ -99,7 +98,7 @@ def write_report(result: RunReport, output_dir: Path, *, redact: Redact) -> Path
     return path
 
 
-def write_details(report: RunReport, error: BaseException, *, redact: Redact) -> Path:
+def write_details(report: RunReport, error: BaseException) -> Path:
     """Write what a maintainer needs to know of an unexpected error: command, versions and traceback.
 
     Raises:
@@ -164,12 +163,14 @@ def _fitted(text: str, limit: int) -> bytes:
     return (kept + _CUT_NOTE).encode() if kept else b""
 
 
-def _portable(value: Any, redact: Redact) -> Any:
+def _portable(value: Any) -> Any:
     """``value`` without secrets, and without the NaN and infinities that JSON does not have."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _portable(item, redact) for key, item in value.items()}
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_portable(item) for item in value]
     return value
