@@ -253,7 +253,7 @@ def check(
 @click.option(
     "--trackio-url",
     metavar="URL",
-    help="Trackio Space or server. The default is the one that the run was to be recorded in.",
+    help="Trackio Space or server. It has to be named: tokens go to no address out of a file.",
 )
 @hub_token("Hugging Face token, for a Space.")
 @click.pass_context

@@ -119,15 +119,15 @@ def _by_itself(secret: str) -> str:
 
 def _anywhere(spelling: str) -> str:
     """Finds a spelling, once its first character or the ``%`` before its code is read."""
-    first, *others = spelling
-    begin = rf"(?:(?<={re.escape(first)})|(?<=%){_code(first)})"
-    return begin + "".join(rf"{_BETWEEN}\\*(?:{re.escape(one)}|%{_code(one)})" for one in others)
+    begin = rf"(?:(?<={re.escape(spelling[0])})|(?<=%){_code(spelling[0])})"
+    others = (rf"{_BETWEEN}\\*(?:{re.escape(one)}|%{_code(one)})" for one in spelling[1:])
+    return begin + "".join(others)
 
 
 def _code(character: str) -> str:
     """A character percent-encoded, in either case and any number of times, after its first ``%``."""
     codes = (f"{byte:02x}" for byte in character.encode(errors="surrogateescape"))
-    return "%".join(f"(?:25)*[{high}{high.upper()}][{low}{low.upper()}]" for high, low in codes)
+    return "%".join("(?:25)*" + "".join(f"[{d}{d.upper()}]" for d in code) for code in codes)
 
 
 def _spellings(secret: str) -> list[str]:

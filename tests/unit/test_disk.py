@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from smolquant.checkpoint.disk import DiskFile
+from smolquant.checkpoint.disk import DiskFile, naming
+from smolquant.checkpoint.files import write_text
+from smolquant.errors import InputError
+from smolquant.secrecy import remember
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -94,3 +97,17 @@ def _cached_bytes(path: Path) -> int:
         text=True,
     )
     return int(found.stdout)
+
+
+def test_an_error_of_a_full_disk_names_the_file() -> None:
+    with pytest.raises(OSError, match=r"No space left on device: '/dev/full'"):
+        write_text(Path("/dev/full"), "a card")
+    with pytest.raises(OSError, match=r"No space left on device: 'a'"), naming(Path("b")):
+        raise OSError(28, "No space left on device", "a")
+
+
+def test_a_small_file_with_a_token_is_not_written(tmp_path: Path) -> None:
+    remember("hf_of_this_run")
+    with pytest.raises(InputError, match=r"quantization.json holds a token"):
+        write_text(tmp_path / "quantization.json", '{"token": "hf_of_this_run"}')
+    assert not (tmp_path / "quantization.json").exists()

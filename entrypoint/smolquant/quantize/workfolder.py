@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from smolquant.checkpoint.disk import naming
 from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CannotMeasure, CheckpointError, GateError, InputError, Unmeasured
 from smolquant.record import FileRecord
@@ -65,7 +66,7 @@ class Journal:
         with self._lock:
             self.shards[shard.name] = shard
             if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as file:
+                with naming(self.path), self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(shard)) + "\n")
 
 

@@ -341,8 +341,9 @@ class Recorder(Tracker):
         self._keeps_project = False
         kept = "" if self._log_broken else f" The events are kept in {self._log.path}"
         if kept and self._destination is not None:
-            folder = shlex.quote(str(self._output_dir))
-            kept += f"; `smolquant sync-trackio {folder}` sends them later"
+            command = ["smolquant", "sync-trackio", str(self._output_dir)]
+            command += ["--trackio-url", self._destination.address]
+            kept += f"; `{shlex.join(command)}` sends them later"
         kept += "." if kept else ""
         self._console.warning("The run is not recorded in Trackio", f"{why}{kept}")
 
