@@ -360,8 +360,9 @@ def _pass_on(
     for chunks in output:
         for chunk, stream in zip(chunks, streams, strict=True):
             if chunk:
-                stream.write(chunk)
-                stream.flush()
+                with suppress(OSError, ValueError):  # nobody reads it any more; the run goes on
+                    stream.write(chunk)
+                    stream.flush()
 
 
 def _wait(engine: Any, container: str) -> int:

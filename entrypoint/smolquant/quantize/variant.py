@@ -85,7 +85,7 @@ def finish_variant(
     for name in (*source.auxiliary_files, *license_files):
         if name != CONFIG and not is_code(name):
             target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(exist_ok=True)  # and no folder above, which may have been deleted
             _copy(source.folder / name, target, source.repo)
     write_text(folder / CONFIG, _config_text(config, plan, source.repo))
     if plan.index_text is not None:

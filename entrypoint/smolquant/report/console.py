@@ -1,9 +1,11 @@
 """The only writer to the terminal: groups and annotations in GitHub Actions, else plain lines.
 
 Whatever is written is freed of secrets, terminal escapes and workflow commands first. That holds
-outside Actions too: a ``docker run`` inside a workflow does not know that the runner reads it.
+outside Actions too: a ``docker run`` inside a workflow does not know that the runner reads it. A log that
+nobody can write to any more goes on where it can, and never ends a run.
 """
 
+import sys
 import threading
 import time
 import traceback
@@ -15,7 +17,7 @@ from smolquant.report.commands import MAX_ANNOTATION, defuse, workflow_command
 from smolquant.report.failure import Failure
 from smolquant.report.progress import BarProgress, LineProgress, Progress
 from smolquant.secrecy import redact, remember
-from smolquant.text import visible
+from smolquant.text import error_words, visible
 
 
 class Console:
@@ -31,6 +33,8 @@ class Console:
         """``environ`` tells whether GitHub Actions is listening; ``clock`` counts seconds."""
         self.in_actions = environ.get("GITHUB_ACTIONS") == "true"
         self._stream = stream
+        self._open_streams = [("stdout", stream), ("stderr", sys.stderr)]
+        """Where lines go: the first that can be written to."""
         self._clock = clock
         self._masked: set[str] = set()
         self._lock = threading.RLock()
@@ -117,10 +121,21 @@ class Console:
         return [redact(visible(line)) for line in lines]
 
     def _write(self, line: str) -> None:
-        encoding = self._stream.encoding or "utf-8"
-        printable = line.encode(encoding, "replace").decode(encoding)
         with self._lock:
             if self._bar is not None:
                 self._bar.clear()
-            self._stream.write(printable + "\n")
-            self._stream.flush()
+            while self._open_streams:
+                name, stream = self._open_streams[0]
+                try:
+                    _write_line(stream, line)
+                    return
+                except (OSError, ValueError) as error:  # it is full or closed, or nobody reads it
+                    del self._open_streams[0]
+                    why = getattr(error, "strerror", None) or error_words(error)
+                    line = f"warning: {name} cannot be written to: {why}.\n{line}"
+
+
+def _write_line(stream: TextIO, line: str) -> None:
+    encoding = stream.encoding or "utf-8"
+    stream.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+    stream.flush()
