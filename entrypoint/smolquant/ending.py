@@ -33,7 +33,8 @@ from smolquant.tracking.tracker import Tracker
 
 _PLACES = "variants go to --output-dir, what is downloaded to HF_HOME, and what passes to TMPDIR"
 _TASKS = (
-    "Raise the limit on processes (`ulimit -u`, or `--pids-limit` of the container), or end others."
+    "Raise the limit on processes (`ulimit -u`, or `--pids-limit` of the container) and on memory "
+    "(`ulimit -v`), or end others."
 )
 _NEXT_STEPS = {
     f"Make room there: {_PLACES}.": (errno.ENOSPC, errno.EDQUOT),

@@ -48,12 +48,14 @@ class Hub:
     @functools.cached_property
     def api(self) -> "HfApi":
         """The official client."""
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, get_token
 
         _prepare_client()
         if self.token:
             # The client's large-file transfers look for a token of their own, keyless first.
             os.environ.pop("HF_OIDC_RESOURCE", None)
+        elif "HF_OIDC_RESOURCE" not in os.environ:  # which would be asked for a token now
+            remember(get_token())  # of a login
         return HfApi(
             endpoint=self.endpoint,
             token=self.token or None,

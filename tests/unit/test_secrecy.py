@@ -2,14 +2,19 @@
 
 import base64
 import hashlib
+import io
 import json
 import textwrap
 import time
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-from smolquant.errors import InputError
+from smolquant.ending import Ending
+from smolquant.errors import HubError, InputError
+from smolquant.report.console import Console
+from smolquant.report.run_report import RunReport
 from smolquant.secrecy import (
     holds_secret,
     redact,
@@ -18,6 +23,7 @@ from smolquant.secrecy import (
     remember_environment,
 )
 from smolquant.text import error_words, escape_markdown, one_line, quoted
+from smolquant.tracking.recorder import Recorder
 
 TOKEN = "hf_AbCd-EfGh.iJ~kLmNoPqRs_4tUvWxYz0123"
 HALVES = (TOKEN[:17], TOKEN[17:])
@@ -147,3 +153,32 @@ def test_looking_at_a_file_takes_less_than_a_second_a_megabyte() -> None:
     assert not holds_secret(content)
     assert not holds_secret(b"h" + b"\\" * 200_000 + b"h" * 200_000 + b"h " * 100_000)
     assert time.process_time() - started < 2, "seconds for 1.2 MB, most of them for the last"
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["expected", "unexpected"])
+def test_no_spelling_that_the_hub_answers_with_reaches_anything_that_is_told(
+    tmp_path: Path, known: bool
+) -> None:
+    remember(TOKEN)
+    log = io.StringIO()
+    console = Console({"GITHUB_ACTIONS": "true"}, log)
+    environ = {name: str(tmp_path / name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+    recorder = Recorder(
+        tmp_path,
+        console,
+        destination=None,
+        project="p",
+        title=None,
+        revision=None,
+        quant_types={"int8": "int8_weight_only"},
+    )
+    answers = "\n".join(f"{number}: {one}" for number, one in enumerate(SPELLINGS.values()))
+    report = RunReport(model="alice/model", output_dir=tmp_path)
+    with Ending(report, console, environ, recorder):
+        raise HubError(answers, hint=answers) if known else ValueError(answers)
+    told = {path.name: path.read_text() for path in tmp_path.iterdir() if path.is_file()}
+    assert {"report.json", "events.jsonl", "GITHUB_STEP_SUMMARY"} <= told.keys()
+    assert ("error-details.txt" in told) is not known
+    for name, text in {**told, "the log": log.getvalue()}.items():
+        assert not holds_secret(text.encode()), name
+        assert not any(one in text for one in SPELLINGS.values()), name

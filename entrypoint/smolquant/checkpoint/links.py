@@ -68,6 +68,6 @@ def linked_weights(folder: Path, names: Iterable[str]) -> list[str]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{name} is a link out of the checkpoint folder to something other than weights: {error}.",
-                hint="Replace the link by the weight file, or remove it.",
+                hint="Replace the link by the weight file (`cp -L`), or remove it.",
             ) from error
     return linked

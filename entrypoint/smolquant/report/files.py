@@ -11,6 +11,7 @@ import secrets
 import tempfile
 import traceback
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,8 @@ def _chown_tree(path: Path, uid: int, gid: int) -> None:
     os.chown(path, uid, gid, follow_symlinks=False)
     for _, folders, files, descriptor in os.fwalk(path, follow_symlinks=False):
         for name in (*folders, *files):
-            os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)
+            with suppress(FileNotFoundError):  # another run in the same folder has moved it
+                os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)
 
 
 def _path_for_later_steps(path: Path, environ: Mapping[str, str]) -> str:

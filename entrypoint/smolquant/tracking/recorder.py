@@ -345,7 +345,7 @@ class Recorder(Tracker):
             command += ["--trackio-url", self._destination.address]
             kept += f"; `{shlex.join(command)}` sends them later"
         kept += "." if kept else ""
-        self._console.warning("The run is not recorded in Trackio", f"{why}{kept}")
+        self._console.warning("The run is not recorded in Trackio", f"{why.rstrip('.')}.{kept}")
 
 
 def layer_errors(record: VariantRecord) -> list[tuple[int, float]]:
