@@ -127,7 +127,7 @@ class Ending:
             why = error_words(error)
             if isinstance(error, OSError) and error.strerror:
                 place, why = _place_of(error) or place, error.strerror
-            self.console.warning(consequence, f"{place} cannot be written to: {why}.")
+            self.console.warning(consequence, f"{place or 'It'} cannot be written to: {why}.")
 
 
 def explained(error: BaseException) -> BaseException:

@@ -15,6 +15,7 @@ from smolquant import __version__
 from smolquant.errors import HubError, InputError, SmolquantError
 from smolquant.secrecy import remember
 from smolquant.text import quoted
+from smolquant.tokens import clean_token
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -47,7 +48,11 @@ class Hub:
 
     @functools.cached_property
     def api(self) -> "HfApi":
-        """The official client."""
+        """The official client.
+
+        Raises:
+            InputError: the token of a login is one that no header carries.
+        """
         from huggingface_hub import HfApi, get_token
 
         _prepare_client()
@@ -55,7 +60,7 @@ class Hub:
             # The client's large-file transfers look for a token of their own, keyless first.
             os.environ.pop("HF_OIDC_RESOURCE", None)
         elif "HF_OIDC_RESOURCE" not in os.environ:  # which would be asked for a token now
-            remember(get_token())  # of a login
+            clean_token(get_token(), "The Hugging Face token of this machine's login")
         return HfApi(
             endpoint=self.endpoint,
             token=self.token or None,

@@ -1,9 +1,12 @@
-"""Folders that users name, refused before any work where they cannot be what they are for."""
+"""Places on this machine: folders that users name, and files that are written whole or not at all."""
 
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from smolquant.errors import InputError
 from smolquant.text import quoted
@@ -51,6 +54,35 @@ def is_folder(text: str) -> bool:
 def is_file(text: str) -> bool:
     """Whether a text, whatever it is, names a file that is there."""
     return os.path.isfile(text)  # noqa: PTH113 - as above
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of the disk name ``path`` where the system names no file, as in writing an open one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all: on a full disk, what was there stays.
+
+    A link in its place is replaced, and never followed.
+
+    Raises:
+        OSError: naming ``path``.
+    """
+    try:
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            unfinished = Path(folder) / path.name
+            unfinished.write_bytes(content)
+            unfinished.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def _no_folder(text: str, why: str) -> InputError:

@@ -75,14 +75,14 @@ def holds_secret(content: bytes) -> bool:
 
 
 def refuse_secret(name: str, content: bytes) -> None:
-    """Refuse a file that is about to be written or published, if it holds a known secret.
+    """Refuse a file that is about to be saved or published, if it holds a known secret.
 
     Raises:
         InputError: naming the file, and never what it holds.
     """
     if holds_secret(content):
         raise InputError(
-            f"{name} holds a token that this run was given, and would be published with it.",
+            f"{name} holds a token that this run was given; no such file is saved or published.",
             hint="Take it out of the file that it comes from. If others could read that file already, "
             "revoke the token and make another.",
         )

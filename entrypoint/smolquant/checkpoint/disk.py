@@ -11,25 +11,14 @@ import hashlib
 import mmap
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from smolquant.places import naming
 
 _PAGE = 4096
 """Bytes; memory, offsets and lengths of direct transfers are multiples of it (open(2), O_DIRECT)."""
 
 _BUFFER_BYTES = 1 << 20
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Have an error of the disk name ``path`` where the system names no file, as in writing an open one."""
-    try:
-        yield
-    except OSError as error:
-        if error.filename is None:
-            error.filename = str(path)
-        raise
 
 
 class DiskFile:

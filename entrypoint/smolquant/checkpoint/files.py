@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from smolquant.checkpoint.disk import naming
 from smolquant.errors import CheckpointError
+from smolquant.places import write_whole
 from smolquant.record import FileRecord
 from smolquant.secrecy import refuse_secret
 
@@ -180,7 +180,7 @@ def identity(digests: Mapping[str, str]) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file of a variant, or a card.
+    """Write a small file of a variant, or a card, whole or not at all.
 
     Raises:
         InputError: it would hold a token that this run was given.
@@ -188,8 +188,7 @@ def write_text(path: Path, text: str) -> None:
     """
     content = text.encode()
     refuse_secret(str(path), content)
-    with naming(path):
-        path.write_bytes(content)
+    write_whole(path, content)
 
 
 def refuse_secrets(files: Mapping[str, bytes | Path]) -> None:

@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from smolquant.checkpoint.disk import naming
 from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CannotMeasure, CheckpointError, GateError, InputError, Unmeasured
+from smolquant.places import naming
 from smolquant.record import FileRecord
 
 _LOCK = "lock"

@@ -8,13 +8,13 @@ import math
 import os
 import platform
 import secrets
-import tempfile
 import traceback
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from smolquant.places import write_whole
 from smolquant.record import stack_versions
 from smolquant.report.run_report import RunReport
 from smolquant.schemes import BY_VARIANT
@@ -92,10 +92,7 @@ def write_report(result: RunReport, output_dir: Path) -> Path:
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / REPORT_NAME
     report = json.dumps(_portable(result.to_json()), indent=2, allow_nan=False)
-    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".report-") as folder:
-        unfinished = Path(folder) / REPORT_NAME
-        unfinished.write_text(report + "\n", encoding="utf-8")
-        unfinished.replace(path)
+    write_whole(path, f"{report}\n".encode())
     return path
 
 
@@ -114,8 +111,7 @@ def write_details(report: RunReport, error: BaseException) -> Path:
         "",
         "".join(traceback.format_exception(error)),
     ]
-    path.unlink(missing_ok=True)  # an earlier run's, or a link
-    path.write_text(redact("\n".join(lines)), encoding="utf-8")
+    write_whole(path, redact("\n".join(lines)).encode(errors="replace"))
     return path
 
 
