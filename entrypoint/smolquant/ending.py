@@ -36,23 +36,6 @@ _TASKS = (
     "Raise the limit on processes (`ulimit -u`, or `--pids-limit` of the container) and on memory "
     "(`ulimit -v`), or end others."
 )
-_NEXT_STEPS = {
-    f"Make room there: {_PLACES}.": (errno.ENOSPC, errno.EDQUOT),
-    f"Give access there: {_PLACES}.": (errno.EROFS, errno.EACCES, errno.EPERM),
-    "Raise the limit on the size of a file (`ulimit -f`), or choose a smaller --max-shard-size.": (
-        errno.EFBIG,
-    ),
-    "Raise the limit on open files (`ulimit -n`).": (errno.EMFILE, errno.ENFILE),
-    _TASKS: (errno.EAGAIN,),
-    "Look at the disk: it fails, or was taken away.": (
-        *(errno.EIO, errno.ENODEV, errno.ENXIO, errno.ESTALE),
-    ),
-    f"Look at what lies there, or was taken away while the run went on: {_PLACES}.": (
-        *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY),
-        *(errno.ELOOP, errno.ENAMETOOLONG, errno.EBUSY, errno.ETXTBSY, errno.EXDEV),
-    ),
-}
-"""Next step -> the errors of a system call that are the machine's, and none of smolquant's own."""
 
 
 @dataclass
@@ -138,14 +121,36 @@ def explained(error: BaseException) -> BaseException:
                 "The GPU ran out of memory.", hint="Use --device cpu, or a GPU with more memory."
             )
         return MachineError("The machine ran out of memory.", hint="Use a runner with more memory.")
-    if isinstance(error, OSError):
-        for next_step, numbers in _NEXT_STEPS.items():
-            if error.errno in numbers:
-                place = _place_of(error) or "A file"
-                return MachineError(f"{place} could not be used: {error.strerror}.", hint=next_step)
+    if isinstance(error, OSError) and (next_step := _next_step(error.errno)):
+        place = _place_of(error) or "A file"
+        return MachineError(f"{place} could not be used: {error.strerror}.", hint=next_step)
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):  # Python's words
         return MachineError("This machine lets the run start no more threads.", hint=_TASKS)
     return error
+
+
+def _next_step(number: int | None) -> str:
+    """What to do about an error of a system call; empty where it may be smolquant's own fault."""
+    match number:
+        case errno.ENOSPC | errno.EDQUOT:
+            step = f"Make room there: {_PLACES}."
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            step = f"Give access there: {_PLACES}."
+        case errno.EFBIG:
+            step = "Raise the limit on a file's size (`ulimit -f`), or choose a smaller --max-shard-size."
+        case errno.EMFILE | errno.ENFILE:
+            step = "Raise the limit on open files (`ulimit -n`)."
+        case errno.EAGAIN:
+            step = _TASKS
+        case errno.EIO | errno.ENODEV | errno.ENXIO | errno.ESTALE:
+            step = "Look at the disk: it fails, or was taken away."
+        case errno.ENOENT | errno.ENOTDIR | errno.EISDIR | errno.EEXIST | errno.ENOTEMPTY:
+            step = f"Look at what lies there, or was taken away while the run went on: {_PLACES}."
+        case errno.ELOOP | errno.ENAMETOOLONG | errno.EBUSY | errno.ETXTBSY | errno.EXDEV:
+            step = f"Look at what lies there: {_PLACES}."
+        case _:
+            step = ""
+    return step
 
 
 def _place_of(error: OSError) -> str | None:
