@@ -5,13 +5,13 @@ it is.
 """
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from smolquant.checkpoint.files import README, has_size, is_code, is_intact, write_text
 from smolquant.checkpoint.source import Source
 from smolquant.errors import InputError
+from smolquant.places import write_whole
 from smolquant.publish.cards import root_card, variant_card
 from smolquant.publish.front_matter import declared_license, own_readme, readme_text
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
@@ -72,7 +72,7 @@ def save(output_dir: Path, source: Source, results: Mapping[str, VariantResult])
     for name in _code(source):
         # transformers looks for a model's own code at the root, never in a subfolder.
         if not (output_dir / name).exists():
-            shutil.copyfile(source.folder / name, output_dir / name)
+            write_whole(output_dir / name, (source.folder / name).read_bytes())
     readme = own_readme(source, needed=not (output_dir / README).is_file())
     write_cards(
         output_dir,
