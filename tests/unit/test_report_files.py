@@ -2,6 +2,7 @@ import json
 import math
 import os
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -124,6 +125,19 @@ def test_nothing_is_written_where_no_runner_asks(
         write_outputs(run_result("int8"), environ)
         write_summary("text", environ)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_do_not_fit_leave_no_half_of_one(tmp_path: Path) -> None:
+    file = tmp_path / "output"
+    file.write_text("before=1")
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_outputs(run_result("int8"), {"GITHUB_OUTPUT": str(file)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_text() == "before=1"
 
 
 def test_no_secret_reaches_any_file(tmp_path: Path) -> None:

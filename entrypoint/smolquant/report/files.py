@@ -45,6 +45,8 @@ def write_outputs(result: RunReport, environ: Mapping[str, str]) -> None:
 def append_lines(path: Path, lines: str, *, follow_links: bool = True) -> None:
     """Append whole lines to a file, whose last line a full disk or a careless step may have cut short.
 
+    All of them or none: the runner fails a step whose outputs end in the middle of one.
+
     Args:
         follow_links: whether ``path`` may be a link; one would have a file elsewhere written to.
 
@@ -52,12 +54,19 @@ def append_lines(path: Path, lines: str, *, follow_links: bool = True) -> None:
         OSError: the file cannot be written, or is a link that is not followed.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (0 if follow_links else os.O_NOFOLLOW)
-    with open(os.open(path, flags, 0o666), "ab+") as file:  # noqa: PTH123 - a descriptor
-        if file.seek(0, os.SEEK_END):
+    with open(os.open(path, flags, 0o666), "ab+", buffering=0) as file:  # noqa: PTH123 - a descriptor
+        content, end = lines.encode(), file.seek(0, os.SEEK_END)
+        if end:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(lines.encode())
+                content = b"\n" + content
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            with suppress(OSError):  # no file that can be cut
+                file.truncate(end)
+            raise
 
 
 def step_outputs(result: RunReport, environ: Mapping[str, str]) -> dict[str, str]:
