@@ -298,13 +298,14 @@ def _refuse_token_in_argv(context: click.Context) -> None:
 
 def run(arguments: list[str], console: Console) -> int:
     """Run one command and return its exit code; every failure is told once, through ``console``."""
+    read_by_someone = sys.stdout
     try:
         outcome = cli.main(arguments, prog_name="smolquant", standalone_mode=False, obj=console)
     except click.ClickException as refusal:
         return _refuse(refusal, console)
-    except SystemExit as left:  # click's, when nobody reads its help any more
-        return int(left.code or 0)
     except BaseException as error:
+        if isinstance(error, SystemExit) and sys.stdout is not read_by_someone:
+            return 1  # click has replaced it, since nobody reads its help any more
         told = explained(error)
         console.error(told)
         return Failure.of(told).exit_code

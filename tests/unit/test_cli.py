@@ -205,3 +205,24 @@ def test_what_ends_a_thread_is_told_without_secrets() -> None:
     finally:
         threading.excepthook = before
     assert "ValueError: sent ***" in log.getvalue()
+
+
+def test_help_that_nobody_reads_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Left(StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Left())
+    log = StringIO()
+    assert cli.run(["--help"], Console({}, log)) == 1
+    assert log.getvalue() == ""
+
+
+def test_a_models_code_that_ends_the_process_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(*_: object, **__: object) -> None:
+        sys.exit(0)
+
+    monkeypatch.setattr("smolquant.check.check", leave)
+    log = StringIO()
+    assert cli.run(["check", "user/model"], Console({}, log)) == 1
+    assert "SystemExit" in log.getvalue()
