@@ -23,6 +23,7 @@ import models
 from command import Run, run_smolquant
 from localhub import LocalHub, Token
 from smollm2 import make_checkpoint
+from smolquant import secrecy
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +36,12 @@ def http_client_of_its_own() -> Iterator[None]:
 WRITE = Token("hf_alice_writes", "alice")
 READ = Token("hf_alice_reads", "alice", role="read")
 OTHER = Token("hf_bob_writes", "bob")
+
+
+@pytest.fixture(autouse=True)
+def _no_secrets() -> None:
+    """Each test begins without the secrets that another has given this process."""
+    secrecy._given.clear()
 
 
 @pytest.fixture(scope="session")

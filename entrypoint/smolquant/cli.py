@@ -8,14 +8,17 @@ import logging
 import os
 import signal
 import sys
+import threading
+import traceback
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from smolquant import __version__, gpu, tracking
-from smolquant.ending import Ending
+from smolquant.ending import Ending, explained
 from smolquant.errors import (
     Cancelled,
     CheckpointError,
@@ -39,6 +42,7 @@ from smolquant.report.failure import Failure
 from smolquant.report.run_report import RunReport
 from smolquant.schemes import BOTH, INT4_METHODS, SCHEMES, TABLE_SCHEMES
 from smolquant.schemes.base import GROUP_SIZES
+from smolquant.secrecy import remember_environment
 from smolquant.settings import default_of, make_settings
 from smolquant.supervise import run_in_child
 from smolquant.tokens import HUB_TOKEN, clean_token
@@ -262,7 +266,7 @@ def check(
 @click.option(
     "--trackio-url",
     metavar="URL",
-    help="Trackio Space or server. The default is the one that the run was to be recorded in.",
+    help="Trackio Space or server. It has to be named: tokens go to no address out of a file.",
 )
 @hub_token("Hugging Face token, for a Space.")
 @click.pass_context
@@ -304,13 +308,17 @@ def _refuse_token_in_argv(context: click.Context) -> None:
 
 def run(arguments: list[str], console: Console) -> int:
     """Run one command and return its exit code; every failure is told once, through ``console``."""
+    read_by_someone = sys.stdout
     try:
         outcome = cli.main(arguments, prog_name="smolquant", standalone_mode=False, obj=console)
     except click.ClickException as refusal:
         return _refuse(refusal, console)
     except BaseException as error:
-        console.error(error)
-        return Failure.of(error).exit_code
+        if isinstance(error, SystemExit) and sys.stdout is not read_by_someone:
+            return 1  # click has replaced it, since nobody reads its help any more
+        told = explained(error)
+        console.error(told)
+        return Failure.of(told).exit_code
     return int(outcome or 0)
 
 
@@ -352,22 +360,46 @@ def _fail(error: SmolquantError | Cancelled, console: Console) -> int:
 
 def main() -> None:
     """Entry point of the command, the image and ``python -m smolquant``."""
+    _hold_standard_streams()
     if os.getpid() == 1:
         run_in_child(_tell_killed)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _cancel)
     _quiet_libraries()
+    remember_environment(os.environ)
     # Libraries make a million objects that stay; looking for garbage among them takes a second.
     gc.set_threshold(100_000)
     arguments = sys.argv[1:]
     if not arguments and os.environ.get("GITHUB_ACTIONS") == "true":
         arguments = ["quantize"]  # an action passes its inputs in the environment and no argument
-    _leave(run(arguments or ["--help"], Console(os.environ, sys.stdout)))
+    console = Console(os.environ, sys.stdout)
+    threading.excepthook = partial(_tell_thread, console)
+    _leave(run(arguments or ["--help"], console))
+
+
+def _hold_standard_streams() -> None:
+    """Open those of the standard streams that were closed, so that no other file gets their numbers.
+
+    A library that writes to them would write into that file: a shard, or the report.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
+
+def _tell_thread(console: Console, failed: threading.ExceptHookArgs) -> None:
+    """Tell, without secrets, what ended a thread; whoever waits for its work tells the rest."""
+    if failed.exc_value is not None:
+        console.info("".join(traceback.format_exception(failed.exc_value)))
 
 
 def _leave(exit_code: int) -> NoReturn:
     """End here and now: taking apart what the libraries have built takes the interpreter a second."""
-    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed from the start
+    for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more, or nobody can write to it
             stream.flush()
     os._exit(exit_code)

@@ -8,6 +8,7 @@ import errno
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
@@ -16,6 +17,7 @@ from smolquant.memory import is_out_of_memory
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
 from smolquant.report.files import (
+    DETAILS_NAME,
     REPORT_NAME,
     own_like_workspace,
     write_details,
@@ -26,9 +28,14 @@ from smolquant.report.files import (
 from smolquant.report.plan_text import render_dry_run
 from smolquant.report.run_report import RunReport
 from smolquant.report.summary import render_summary
+from smolquant.text import error_words
 from smolquant.tracking.tracker import Tracker
 
-_MACHINE_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_PLACES = "variants go to --output-dir, what is downloaded to HF_HOME, and what passes to TMPDIR"
+_TASKS = (
+    "Raise the limit on processes (`ulimit -u`, or `--pids-limit` of the container) and on memory "
+    "(`ulimit -v`), or end others."
+)
 
 
 @dataclass
@@ -61,7 +68,7 @@ class Ending:
         traceback: TracebackType | None,
     ) -> Literal[True]:
         if error is not None:
-            self.error = _explained(error)
+            self.error = explained(error)
             self.console.error(self.error)
         if self.passed_on is None:
             self._tell()
@@ -80,32 +87,33 @@ class Ending:
         if report.dry_run and report.planned:
             console.info(render_dry_run(report.planned))
         if self.error is not None and not Failure.of(self.error).expected:
-            with self._where_possible("There is no file of details"):
-                details = write_details(report, self.error, redact=console.redact)
+            with self._where_possible("There is no file of details", output_dir / DETAILS_NAME):
+                details = write_details(report, self.error)
                 console.info(f"Please attach {details} when you report this.")
-        with self._where_possible("There is no report.json"):
+        with self._where_possible("There is no report.json", output_dir / REPORT_NAME):
             if not report.dry_run:
-                write_report(report, output_dir, redact=console.redact)
-        with self._where_possible("The step has no outputs"):
-            write_outputs(report, environ, redact=console.redact)
-        with self._where_possible("There is no job summary"):
-            write_summary(render_summary(report), environ, redact=console.redact)
+                write_report(report, output_dir)
+        with self._where_possible("The step has no outputs", environ.get("GITHUB_OUTPUT")):
+            write_outputs(report, environ)
+        with self._where_possible("There is no job summary", environ.get("GITHUB_STEP_SUMMARY")):
+            write_summary(render_summary(report), environ)
         tracker.finish(output_dir / REPORT_NAME)
-        with self._where_possible("Files in the workspace stay root's"):
+        with self._where_possible("Files in the workspace stay root's", output_dir):
             own_like_workspace([output_dir], environ)
 
     @contextmanager
-    def _where_possible(self, consequence: str) -> Iterator[None]:
+    def _where_possible(self, consequence: str, place: Path | str | None) -> Iterator[None]:
         """Warn of a file that cannot be written: the run is over, and its exit code stands."""
         try:
             yield
-        except OSError as error:
-            place = error.filename or "A file"
-            why = error.strerror or type(error).__name__
-            self.console.warning(consequence, f"{place} cannot be written to: {why}.")
+        except Exception as error:
+            why = error_words(error)
+            if isinstance(error, OSError) and error.strerror:
+                place, why = _place_of(error) or place, error.strerror
+            self.console.warning(consequence, f"{place or 'It'} cannot be written to: {why}.")
 
 
-def _explained(error: BaseException) -> BaseException:
+def explained(error: BaseException) -> BaseException:
     """Put the machine's own refusals in the user's terms; return any other error as it is."""
     if is_out_of_memory(error):
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for this
@@ -113,11 +121,39 @@ def _explained(error: BaseException) -> BaseException:
                 "The GPU ran out of memory.", hint="Use --device cpu, or a GPU with more memory."
             )
         return MachineError("The machine ran out of memory.", hint="Use a runner with more memory.")
-    if isinstance(error, OSError) and error.errno in _MACHINE_ERRNO:
-        place = error.filename or "A file"
-        return MachineError(
-            f"{place} could not be used: {error.strerror}.",
-            hint="Make room or give access there; variants go to --output-dir, and what is downloaded "
-            "to HF_HOME.",
-        )
+    if isinstance(error, OSError) and (next_step := _next_step(error.errno)):
+        place = _place_of(error) or "A file"
+        return MachineError(f"{place} could not be used: {error.strerror}.", hint=next_step)
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):  # Python's words
+        return MachineError("This machine lets the run start no more threads.", hint=_TASKS)
     return error
+
+
+def _next_step(number: int | None) -> str:
+    """What to do about an error of a system call; empty where it may be smolquant's own fault."""
+    match number:
+        case errno.ENOSPC | errno.EDQUOT:
+            step = f"Make room there: {_PLACES}."
+        case errno.EROFS | errno.EACCES | errno.EPERM:
+            step = f"Give access there: {_PLACES}."
+        case errno.EFBIG:
+            step = "Raise the limit on a file's size (`ulimit -f`), or choose a smaller --max-shard-size."
+        case errno.EMFILE | errno.ENFILE:
+            step = "Raise the limit on open files (`ulimit -n`)."
+        case errno.EAGAIN:
+            step = _TASKS
+        case errno.EIO | errno.ENODEV | errno.ENXIO | errno.ESTALE:
+            step = "Look at the disk: it fails, or was taken away."
+        case errno.ENOENT | errno.ENOTDIR | errno.EISDIR | errno.EEXIST | errno.ENOTEMPTY:
+            step = f"Look at what lies there, or was taken away while the run went on: {_PLACES}."
+        case errno.ELOOP | errno.ENAMETOOLONG | errno.EBUSY | errno.ETXTBSY | errno.EXDEV:
+            step = f"Look at what lies there: {_PLACES}."
+        case _:
+            step = ""
+    return step
+
+
+def _place_of(error: OSError) -> str | None:
+    """The file that an error is about; of two, the one that was to be written."""
+    place: str | None = error.filename2 or error.filename
+    return place

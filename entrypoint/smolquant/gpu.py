@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from smolquant.environment import RUN, child_environment
 from smolquant.errors import Cancelled, MachineError
 from smolquant.report.console import Console
 from smolquant.report.files import append_lines
@@ -39,6 +40,9 @@ GRACE_SECONDS = 4.0
 """The time that a cancelled sibling may take; it is less than this container's own, see supervise.py."""
 
 _PARENT_VARIABLE = "SMOLQUANT_SIBLING_OF"
+_SECRET_OPTIONS = {"--token": "INPUT_HF-TOKEN", "--trackio-url": "INPUT_TRACKIO-URL"}
+"""Options whose values may hold a token, and the inputs that set them too."""
+
 _GPU = {"Count": -1, "Capabilities": [["gpu"]]}
 _NO_CUDA = (
     64  # the exit code of a sibling without CUDA, which has neither done nor reported anything
@@ -115,8 +119,10 @@ def _run(
         _probe(engine, parent)
         image = _cuda_image(engine, parent, settings.cuda_image, console)
         console.info(f"The run goes on in {image}, which has the host's GPU.")
+        shown, hidden = _split_secrets(arguments)
+        config = sibling_config(parent, image, shown, {**environ, **hidden})
         try:
-            end = _run_to_end(engine, sibling_config(parent, image, arguments, environ))
+            end = _run_to_end(engine, config)
         except OSError as error:
             raise _NoGpuError(
                 f"{image} cannot be started: {_explained(error)}", level="warning"
@@ -264,15 +270,27 @@ def _pull(engine: Any, image: str) -> None:
             raise OSError(event["error"])
 
 
+def _split_secrets(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Arguments that a list of processes may show, and those that may hold a token, as inputs."""
+    shown, hidden, words = list[str](), dict[str, str](), iter(arguments)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option in _SECRET_OPTIONS:
+            hidden[_SECRET_OPTIONS[option]] = value if equals else next(words, "")
+        else:
+            shown.append(word)
+    return shown, hidden
+
+
 def sibling_config(
     parent: Mapping[str, Any], image: str, arguments: Iterable[str], environ: Mapping[str, str]
 ) -> dict[str, Any]:
     """The configuration of the sibling: this container (``parent``, as inspected) again, with the GPU.
 
-    The variables come from ``environ`` rather than from the parent's configuration, because in a job's
-    own container a step's variables are given to the process alone.
+    The variables that a run needs come from ``environ`` rather than from the parent's configuration,
+    because in a job's own container a step's variables are given to the process alone.
     """
-    own = {name: value for name, value in environ.items() if name != "HOSTNAME"}
+    own = child_environment(environ, RUN)
     host = parent["HostConfig"]
     return {
         "Image": image,
@@ -342,8 +360,9 @@ def _pass_on(
     for chunks in output:
         for chunk, stream in zip(chunks, streams, strict=True):
             if chunk:
-                stream.write(chunk)
-                stream.flush()
+                with suppress(OSError, ValueError):  # nobody reads it any more; the run goes on
+                    stream.write(chunk)
+                    stream.flush()
 
 
 def _wait(engine: Any, container: str) -> int:

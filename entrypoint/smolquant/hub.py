@@ -5,7 +5,6 @@ This module knows nothing of variants. The client library is imported when it is
 
 import functools
 import os
-import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +14,9 @@ from urllib.parse import quote
 
 from smolquant import __version__
 from smolquant.errors import HubError, InputError, SmolquantError
-from smolquant.text import one_line
+from smolquant.secrecy import remember
+from smolquant.text import quoted
+from smolquant.tokens import clean_token
 
 if TYPE_CHECKING:
     from httpx2 import Response
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 
 DEFAULT_TIMEOUT = 120
 """Seconds, see :class:`Hub`."""
-
-_TOKEN = re.compile(r"\bhf_[\w.-]+")
-_LONGEST_QUOTE = 300
 
 HOW_TO_SIGN_IN = (
     "Set HF_TOKEN (in a workflow: the input hf-token, from a secret) to a token with write rights "
@@ -53,8 +51,12 @@ class Hub:
 
     @functools.cached_property
     def api(self) -> "HfApi":
-        """The official client. A process has one HTTP client, which is the latest Hub's."""
-        from huggingface_hub import HfApi, set_client_factory
+        """The official client. A process has one HTTP client, which is the latest Hub's.
+
+        Raises:
+            InputError: the token of a login is one that no header carries.
+        """
+        from huggingface_hub import HfApi, get_token, set_client_factory
         from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
         from smolquant.wire import HubClient
@@ -64,6 +66,8 @@ class Hub:
         if self.token:
             # The client's large-file transfers look for a token of their own, keyless first.
             os.environ.pop("HF_OIDC_RESOURCE", None)
+        elif "HF_OIDC_RESOURCE" not in os.environ:  # which would be asked for a token now
+            clean_token(get_token(), "The Hugging Face token of this machine's login")
         api = HfApi(
             endpoint=self.endpoint,
             token=self.token or None,
@@ -84,7 +88,10 @@ class Hub:
         from huggingface_hub import get_token
 
         with hub_errors("the Hub", "getting a token"):
-            return bool(self.api.token or get_token())
+            given = self.api.token
+            token = given if isinstance(given, str) else get_token()
+        remember(token)
+        return bool(token)
 
     def url(self, repo_id: str, folder: str = "", revision: str = "main") -> str:
         """The page of a repository, or of a folder in it."""
@@ -144,7 +151,7 @@ def upload_errors(repo_id: str) -> Iterator[None]:
         if error.__cause__ is not None:  # the client's wrapping of what hub_errors explains
             raise
         raise HubError(
-            f"Uploading to {repo_id} failed: {one_line(str(error))}",
+            f"Uploading to {repo_id} failed: {quoted(error)}",
             hint=f"Run again: what has arrived is not sent again. {WITHOUT_XET}",
         ) from error
 
@@ -187,7 +194,7 @@ def _explain(error: BaseException, repo_id: str, failed: str) -> SmolquantError 
         case errors.LocalTokenNotFoundError():
             why, hint = "there is no Hugging Face token", HOW_TO_SIGN_IN
         case errors.OIDCError():
-            why = f"keyless publishing was asked for, and it gave no token: {_quote(error)}"
+            why = f"keyless publishing was asked for, and it gave no token: {quoted(error)}"
             hint = (
                 "Give the job `permissions: id-token: write` and make the workflow a trusted "
                 "publisher of the repository, or unset HF_OIDC_RESOURCE and give a token."
@@ -213,19 +220,19 @@ def _unanswered(error: BaseException, failed: str) -> HubError | None:
         case httpx2.TimeoutException() | TimeoutError():
             why = f"{_CUT_OFF}: it did not answer in time"
         case ConnectionError():  # of Xet, by which the client sends large files
-            why = f"{_CUT_OFF}: {_quote(error)}"
+            why = f"{_CUT_OFF}: {quoted(error)}"
             hint = f"{_CHECK_THE_NETWORK} {WITHOUT_XET}"
         case httpx2.RequestError() | httpx2.InvalidURL():
-            why = f"{_CUT_OFF}: {_quote(error) or 'the connection broke'}"
+            why = f"{_CUT_OFF}: {quoted(error) or 'the connection broke'}"
         case ForbiddenAddress():
-            why = f"the Hub's answer is not followed: {_quote(error)}"
+            why = f"the Hub's answer is not followed: {quoted(error)}"
             hint = "Check the network: something else may answer in the Hub's place."
         case OSError() if type(error) is OSError and error.errno is None:  # by the client library
-            why = f"a file did not arrive whole: {_quote(error)}"
+            why = f"a file did not arrive whole: {quoted(error)}"
         case json.JSONDecodeError():
             why = f"{_CUT_OFF}: the answer is not JSON, so something else may answer in its place"
         case _ if isinstance(error, OddAnswer) or _is_of_the_library(error):
-            why = f"the Hub's answer is not one that can be used ({_quote(repr(error))})"
+            why = f"the Hub's answer is not one that can be used ({quoted(repr(error))})"
             hint = "Run again later; if it stays so, check what HF_ENDPOINT names, and any proxy."
         case _:
             return None
@@ -255,7 +262,7 @@ def _refused(error: "HfHubHTTPError", repo_id: str, failed: str) -> HubError:
 
     from smolquant.wire import FROM_STORAGE
 
-    words = _quote(error.server_message)
+    words = quoted(error.server_message)
     said = f" The Hub said: {words}" if words else ""
     if error.response.extensions.get(FROM_STORAGE):
         why, hint = _by_storage(error.response.status_code)
@@ -328,9 +335,3 @@ def _by_storage(status: int) -> tuple[str, str]:
         return why, "Run again; if it stays so, the file has to be uploaded again."
     why = f"{where} does not serve it (HTTP {status})."
     return why, "Look at https://status.huggingface.co, and run again later."
-
-
-def _quote(text: object) -> str:
-    """Someone else's words, on one line, short, and without anything that looks like a token."""
-    line = _TOKEN.sub("hf_***", one_line(str(text or "")))
-    return line if len(line) <= _LONGEST_QUOTE else f"{line[:_LONGEST_QUOTE]}…"

@@ -1,10 +1,12 @@
 """The memory that this process may still take on this machine, and the most that it has taken."""
 
 import ctypes
+import errno
 import gc
 from collections.abc import Mapping
 from pathlib import Path
 
+_UNMAPPED = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -40,6 +42,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        # The dynamic linker's words; a limit on the address space is met while libraries are loaded.
+        or (isinstance(error, ImportError) and any(words in str(error) for words in _UNMAPPED))
     )
 
 

@@ -21,6 +21,7 @@ from smolquant.evaluate.text import (
     read_text,
 )
 from smolquant.names import is_repo_id
+from smolquant.places import is_file, is_folder, output_folder
 from smolquant.record import Options
 from smolquant.schemes import (
     BOTH,
@@ -183,7 +184,7 @@ class Settings:
     """Bytes."""
     create_pr: bool = _setting(False)
     save_only: bool = _setting(False)
-    output_dir: Path = _setting("./quantized", Path)
+    output_dir: Path = _setting("./quantized", output_folder)
     low_disk: When = _setting("auto")
     evaluate: When = _setting("auto")
     eval_text: Path | None = _setting(None, _read_text_file("--eval-text"))
@@ -304,7 +305,7 @@ def make_settings(*, model_path: str | None, repo_name: str | None, **options: A
     )
     settings = Settings(
         model=model,
-        model_is_folder=Path(model).is_dir(),
+        model_is_folder=is_folder(model),
         repo=repo,
         **{
             one.name: one.metadata["read"](options.get(name, one.metadata["default"]))
@@ -329,7 +330,7 @@ def _model_and_repo(
         return repo_name, None if save_only else repo_name
     if save_only:
         return model_path, None
-    if repo_name is None and not Path(model_path).is_dir():
+    if repo_name is None and not is_folder(model_path):
         return model_path, model_path
     return model_path, repo_name
 
@@ -350,12 +351,12 @@ def _check_source(settings: Settings) -> None:
 
 def _not_a_model(model: str) -> InputError:
     path = Path(model)
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix == ".gguf" and is_file(model):
         return InputError(
             f"{model} is a GGUF file: llama.cpp's own format, whose weights are mostly quantized already.",
             hint="Start from the checkpoint that it was made from, as `save_pretrained` wrote it.",
         )
-    if path.is_file():
+    if is_file(model):
         return InputError(
             f"{model} is a file, and a checkpoint is a folder with config.json and weights.",
             hint=f"Name the folder that it lies in: `{path.parent}`.",

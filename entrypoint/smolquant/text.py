@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 from urllib.parse import quote
 
+from smolquant.secrecy import redact
+
 _ANSI_ESCAPE = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]"  # colours and cursor moves
     r"|\][^\x07\x1b]*(?:\x07|\x1b\\)"  # window titles and hyperlinks
@@ -18,6 +20,7 @@ _ANSI_ESCAPE = re.compile(
 _BLANKS = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0]")
 _MARKDOWN_SPECIAL = re.compile(r"[\\`*_\[\]<>|#~&$!]")
 _BLOCK_START = re.compile(r"^(?=[-+=])|^(\d+)(?=[.)](?:\s|$))")
+_LONGEST_QUOTE = 300
 _AUTOLINK = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)
 
 
@@ -93,9 +96,15 @@ def one_line(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
+def quoted(text: object) -> str:
+    """Someone else's words: one line, of 300 characters at most, and without secrets."""
+    line = redact(one_line(str(text or "")))  # before it is cut, which might leave a part of one
+    return line if len(line) <= _LONGEST_QUOTE else f"{line[:_LONGEST_QUOTE]}…"
+
+
 def error_words(error: BaseException) -> str:
     """An error of somebody else's code in a few words, for the middle of a sentence."""
-    return f"{type(error).__name__}: {one_line(str(error))}"[:300].rstrip(".")
+    return quoted(f"{type(error).__name__}: {error}").rstrip(".")
 
 
 def escape_markdown(text: str) -> Markdown:

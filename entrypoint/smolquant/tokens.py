@@ -3,6 +3,7 @@
 import re
 
 from smolquant.errors import InputError
+from smolquant.secrecy import remember
 
 HUB_TOKEN = "The Hugging Face token (HF_TOKEN, hf-token or --token)"  # noqa: S105 - its name
 WRITE_TOKEN = "TRACKIO_WRITE_TOKEN"  # noqa: S105 - its name
@@ -14,6 +15,8 @@ _TOKEN = re.compile(r"[!#-&(-_a-~]*")
 def clean_token(token: str | None, name: str) -> str | None:
     """A token without the white space around it, which files and stores of secrets often end it with.
 
+    From now on it is kept out of whatever is told or published.
+
     Args:
         name: how a user gives it; the message holds this and never the token.
 
@@ -24,6 +27,7 @@ def clean_token(token: str | None, name: str) -> str | None:
         InputError: it holds what no token has and no header carries.
     """
     text = (token or "").strip()
+    remember(text)
     if not _TOKEN.fullmatch(text):
         raise InputError(
             f"{name} holds white space, a quotation mark or a character that is not ASCII, which no "

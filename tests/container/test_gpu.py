@@ -32,7 +32,7 @@ def build(engine: Engine, target: str) -> str:
 
 @pytest.fixture(scope="session")
 def stand_in(gpu_engine: Engine) -> str:
-    """An image in the place of the CUDA image, which does what SIBLING says."""
+    """An image in the place of the CUDA image, which does what SMOLQUANT_STAND_IN says."""
     return build(gpu_engine, "program")
 
 
@@ -154,7 +154,11 @@ def test_the_sibling_is_this_container_again_but_for_the_socket(
 ) -> None:
     step = gpu_runner.start(
         inputs(cuda_image=stand_in, device="cuda"),
-        env={"SIBLING": "waits", "OWN": "two words\nand lines"},
+        env={
+            "SMOLQUANT_STAND_IN": "waits",
+            "TRACKIO_OWN": "two words\nand lines",
+            "DEPLOY_KEY": "of another step",
+        },
         args=["quantize", "model", "--save-only"],
         options=["--network", "host", "--memory", "1g", "--add-host", "hub:127.0.0.1"],
     )
@@ -172,13 +176,15 @@ def test_the_sibling_is_this_container_again_but_for_the_socket(
     ]
     for key in ("WorkingDir", "User", "Cmd"):
         assert sibling["Config"][key] == parent["Config"][key]
-    given = {text for text in parent["Config"]["Env"] if not text.startswith("HOSTNAME=")}
-    assert given <= set(sibling["Config"]["Env"])
-    assert "OWN=two words\nand lines" in sibling["Config"]["Env"]
+    given = set(parent["Config"]["Env"])
+    inputs_and_files = {text for text in given if text.startswith(("INPUT_", "GITHUB_", "HF_"))}
+    assert inputs_and_files <= set(sibling["Config"]["Env"])
+    assert "TRACKIO_OWN=two words\nand lines" in sibling["Config"]["Env"]
+    assert "DEPLOY_KEY=of another step" in given - set(sibling["Config"]["Env"])
 
 
 def test_the_sibling_tells_the_run(gpu_runner: Runner, stand_in: str) -> None:
-    done = gpu_runner.run_as_runner(inputs(cuda_image=stand_in), env={"SIBLING": "ends"})
+    done = gpu_runner.run_as_runner(inputs(cuda_image=stand_in), env={"SMOLQUANT_STAND_IN": "ends"})
     assert done.returncode == 5
     assert done.annotations("notice") == ["a line that stays a command"]
     assert done.annotations("error") == []
@@ -216,7 +222,7 @@ def test_a_whole_run_that_fails_in_the_sibling(gpu_runner: Runner, believer: str
 def test_cancellation_reaches_the_sibling(
     gpu_runner: Runner, stand_in: str, number: signal.Signals, returncode: int
 ) -> None:
-    step = gpu_runner.start(inputs(cuda_image=stand_in), env={"SIBLING": "waits"})
+    step = gpu_runner.start(inputs(cuda_image=stand_in), env={"SMOLQUANT_STAND_IN": "waits"})
     waiting_sibling(gpu_runner, step)
     step.cancel(number)
     done = step.wait(60)
@@ -226,7 +232,7 @@ def test_cancellation_reaches_the_sibling(
 
 
 def test_a_sibling_that_does_not_end_is_removed_in_time(gpu_runner: Runner, stand_in: str) -> None:
-    step = gpu_runner.start(inputs(cuda_image=stand_in), env={"SIBLING": "is stubborn"})
+    step = gpu_runner.start(inputs(cuda_image=stand_in), env={"SMOLQUANT_STAND_IN": "is stubborn"})
     waiting_sibling(gpu_runner, step)
     step.cancel()
     cancelled = time.monotonic()
@@ -239,7 +245,9 @@ def test_a_sibling_that_does_not_end_is_removed_in_time(gpu_runner: Runner, stan
 
 def test_a_sibling_out_of_memory_is_called_that(gpu_runner: Runner, stand_in: str) -> None:
     done = gpu_runner.run_as_runner(
-        inputs(cuda_image=stand_in), env={"SIBLING": "eats"}, options=["--memory", "300m"]
+        inputs(cuda_image=stand_in),
+        env={"SMOLQUANT_STAND_IN": "eats"},
+        options=["--memory", "300m"],
     )
     assert done.returncode == 4
     (error,) = done.annotations("error")
@@ -248,7 +256,9 @@ def test_a_sibling_out_of_memory_is_called_that(gpu_runner: Runner, stand_in: st
 
 
 def test_a_sibling_that_crashes_is_called_that(gpu_runner: Runner, stand_in: str) -> None:
-    done = gpu_runner.run_as_runner(inputs(cuda_image=stand_in), env={"SIBLING": "crashes"})
+    done = gpu_runner.run_as_runner(
+        inputs(cuda_image=stand_in), env={"SMOLQUANT_STAND_IN": "crashes"}
+    )
     assert done.returncode == 4
     (error,) = done.annotations("error")
     assert "exit code 139" in error
@@ -275,7 +285,7 @@ def test_cuda_fails_where_the_sibling_sees_none(gpu_runner: Runner, image: str) 
 def test_a_container_that_has_the_gpu_makes_no_sibling(gpu_runner: Runner, stand_in: str) -> None:
     done = gpu_runner.run_as_runner(
         inputs(cuda_image=stand_in, device="cuda"),
-        env={"SIBLING": "ends"},
+        env={"SMOLQUANT_STAND_IN": "ends"},
         options=["--device", "/dev/null:/dev/nvidia0"],
     )
     assert done.returncode == 4  # this image's torch has no CUDA, and says so itself
@@ -285,7 +295,7 @@ def test_a_container_that_has_the_gpu_makes_no_sibling(gpu_runner: Runner, stand
 
 def test_a_folder_of_this_container_alone_stays_with_it(gpu_runner: Runner, stand_in: str) -> None:
     done = gpu_runner.run_as_runner(
-        inputs(cuda_image=stand_in, output_dir="/only/here"), env={"SIBLING": "ends"}
+        inputs(cuda_image=stand_in, output_dir="/only/here"), env={"SMOLQUANT_STAND_IN": "ends"}
     )
     assert done.returncode == 0
     (warning,) = done.annotations("warning")
@@ -303,19 +313,19 @@ def test_in_a_jobs_own_container_the_steps_variables_go_along(
     ).strip()  # fmt: skip
     try:
         engine.docker(
-            "exec", "-e", "SIBLING=ends", "-e", "STEP=its own", job, "sh", "-e", "-c",
+            "exec", "-e", "SMOLQUANT_STAND_IN=ends", "-e", "TRACKIO_STEP=its own", job, "sh", "-e", "-c",
             f"smolquant quantize model --save-only --cuda-image {stand_in} || [ $? = 5 ]",
         )  # fmt: skip
     finally:
         engine.docker("rm", "--force", job)
     given = json.loads((workspace / "given.json").read_text())
-    assert given["environ"]["STEP"] == "its own"
+    assert given["environ"]["TRACKIO_STEP"] == "its own"
     assert given["arguments"] == ["quantize", "model", "--save-only", "--cuda-image", stand_in]
 
 
 def test_the_post_step_removes_what_a_killed_run_left(gpu_runner: Runner, stand_in: str) -> None:
     engine = gpu_runner.engine
-    step = gpu_runner.start(inputs(cuda_image=stand_in), env={"SIBLING": "waits"})
+    step = gpu_runner.start(inputs(cuda_image=stand_in), env={"SMOLQUANT_STAND_IN": "waits"})
     waiting_sibling(gpu_runner, step)
     other = engine.docker("run", "--detach", "--label", f"{PARENT_LABEL}=another", "--entrypoint",
                           "tail", stand_in, "-f", "/dev/null").strip()  # fmt: skip

@@ -247,9 +247,9 @@ def test_sending_again_changes_nothing(server: Server, tmp_path: Path) -> None:
     job.begin()
     job.end()
     before = server.runs(PROJECT)
-    environ = {**os.environ, "TRACKIO_WRITE_TOKEN": TOKEN}
+    there = make_destination(server.url, write_token=TOKEN)
     for _ in range(2):
-        url = sync(job.folder, None, console=Console({}, job.output), environ=environ)
+        url = sync(job.folder, there, console=Console({}, job.output), environ=os.environ)
     assert url == job.url
     assert server.runs(PROJECT) == before
 
@@ -382,14 +382,14 @@ def test_a_server_that_dies_gets_the_events_later(server: Server, tmp_path: Path
     server.stop()
     job.end()
     assert_job_unharmed(job)
-    environ = {**os.environ, "TRACKIO_WRITE_TOKEN": TOKEN}
+    there = make_destination(server.url, write_token=TOKEN)
     console = Console({}, job.output)
     with pytest.raises(TrackioError, match="refused") as refusal:
-        sync(job.folder, None, console=console, environ=environ)
+        sync(job.folder, there, console=console, environ=os.environ)
     assert refusal.value.exit_code == 5
 
     server.start()
-    sync(job.folder, None, console=console, environ=environ)
+    sync(job.folder, there, console=console, environ=os.environ)
     for run in server.runs(PROJECT):
         events = [log["event"] for log in run["logs"] if "event" in log]
         assert events == [

@@ -70,12 +70,13 @@ def test_a_refused_connection_costs_a_warning_and_the_events_are_sent_later(
     assert run.exit_code == 0, run.log
     warnings = [line for line in run.log.splitlines() if line.startswith("::warning")]
     assert len(warnings) == 1
-    assert "smolquant sync-trackio quantized" in warnings[0]
+    command = f"sync-trackio quantized --trackio-url {trackio.url}"
+    assert f"`smolquant {command}` sends them later" in warnings[0]
     assert run.outputs["trackio-url"] == ""
     assert run.report["trackio_url"] is None
 
     trackio.start()
-    sent = smolquant("sync-trackio", "quantized", env=environ)
+    sent = smolquant(*command.split(), env=environ)
     assert sent.exit_code == 0, sent.log
     assert f"Sent: {trackio.url}/" in sent.log
     (found,) = trackio.runs("checkpoint")

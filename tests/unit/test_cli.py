@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import pytest
 from smolquant import cli, pipeline
 from smolquant.report.console import Console
 from smolquant.report.run_report import RunReport
+from smolquant.secrecy import remember
 from smolquant.settings import Settings
 
 
@@ -185,3 +188,41 @@ def test_closed_streams_are_no_failure(closed: int) -> None:
     environment = {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
     command = f"exec {closed}>&-; exec {sys.executable} -m smolquant --version"
     assert subprocess.run(["sh", "-c", command], env=environment, check=False).returncode == 0
+
+
+def test_what_ends_a_thread_is_told_without_secrets() -> None:
+    remember("hf_of_this_run")
+    log = StringIO()
+
+    def fail() -> None:
+        raise ValueError("sent hf%5Fof%5Fthis%5Frun")
+
+    before, threading.excepthook = threading.excepthook, partial(cli._tell_thread, Console({}, log))
+    try:
+        thread = threading.Thread(target=fail)
+        thread.start()
+        thread.join()
+    finally:
+        threading.excepthook = before
+    assert "ValueError: sent ***" in log.getvalue()
+
+
+def test_help_that_nobody_reads_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Left(StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Left())
+    log = StringIO()
+    assert cli.run(["--help"], Console({}, log)) == 1
+    assert log.getvalue() == ""
+
+
+def test_a_models_code_that_ends_the_process_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leave(*_: object, **__: object) -> None:
+        sys.exit(0)
+
+    monkeypatch.setattr("smolquant.check.check", leave)
+    log = StringIO()
+    assert cli.run(["check", "user/model"], Console({}, log)) == 1
+    assert "SystemExit" in log.getvalue()

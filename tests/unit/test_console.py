@@ -9,6 +9,7 @@ import pytest
 
 from smolquant.errors import CheckpointError, HubError
 from smolquant.report.console import Console
+from smolquant.secrecy import redact
 
 ACTIONS = {"GITHUB_ACTIONS": "true"}
 RUNNER_COMMAND = re.compile(r"^\s*::|##\[")
@@ -81,7 +82,7 @@ def test_an_empty_secret_masks_nothing_and_the_longer_secret_wins() -> None:
     assert stream.getvalue() == ""
     console.mask("abc")
     console.mask("abcdef")
-    assert console.redact("abcdef abc x") == "*** *** x"
+    assert redact("abcdef abc x") == "*** *** x"
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,31 @@ def test_a_stream_without_unicode_still_gets_the_text() -> None:
     stream = io.TextIOWrapper(raw, encoding="ascii")
     Console({}, stream).info("a → b")
     assert raw.getvalue() == b"a ? b\n"
+
+
+def test_a_log_that_cannot_be_written_goes_on_in_stderr_and_fails_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Full(io.StringIO):
+        def flush(self) -> None:
+            raise OSError(28, "No space left on device")
+
+    console = Console({}, Full())
+    console.info("a line")
+    console.warning("Slow", "no GPU")
+    assert capsys.readouterr().err == (
+        "warning: stdout cannot be written to: No space left on device.\n"
+        "a line\nwarning: Slow: no GPU\n"
+    )
+
+
+def test_without_any_stream_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", closed)
+    console = Console({}, closed)
+    console.info("a line")
+    console.error(HubError("The Hub is away."))
 
 
 def test_groups_fold_in_actions_and_do_not_nest() -> None:

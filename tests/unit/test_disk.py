@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import os
 import random
+import resource
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ from pathlib import Path
 import pytest
 
 from smolquant.checkpoint.disk import DiskFile
+from smolquant.checkpoint.files import write_text
+from smolquant.errors import InputError
+from smolquant.places import naming
+from smolquant.secrecy import remember
 
 
 @pytest.fixture(params=["disk", "memory"])
@@ -94,3 +99,39 @@ def _cached_bytes(path: Path) -> int:
         text=True,
     )
     return int(found.stdout)
+
+
+def test_a_card_that_does_not_fit_leaves_the_one_that_was_there(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    card.write_text("the owner's")
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{card}'"):
+            write_text(card, "x" * 200)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert card.read_text() == "the owner's"
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_card_replaces_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text("precious")
+    (tmp_path / "README.md").symlink_to("elsewhere")
+    write_text(tmp_path / "README.md", "a card")
+    assert (tmp_path / "elsewhere").read_text() == "precious"
+    assert (tmp_path / "README.md").read_text() == "a card"
+
+
+def test_an_error_of_an_open_file_names_it() -> None:
+    with pytest.raises(OSError, match=r"No space left on device: 'b'"), naming(Path("b")):
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match=r"No space left on device: 'a'"), naming(Path("b")):
+        raise OSError(28, "No space left on device", "a")
+
+
+def test_a_small_file_with_a_token_is_not_written(tmp_path: Path) -> None:
+    remember("hf_of_this_run")
+    with pytest.raises(InputError, match=r"quantization.json holds a token"):
+        write_text(tmp_path / "quantization.json", '{"token": "hf_of_this_run"}')
+    assert not (tmp_path / "quantization.json").exists()

@@ -1,5 +1,6 @@
 """However a run ends, all that can be told of it is told, and its exit code stands."""
 
+import errno
 import io
 import json
 import os
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from smolquant import ending as ending_module
 from smolquant.ending import Ending
 from smolquant.errors import GateError
 from smolquant.report.console import Console
@@ -83,10 +85,86 @@ def test_a_workspace_whose_files_cannot_be_given_away_is_a_warning(
     assert "out cannot be written to: Operation not permitted." in log
 
 
-def test_a_full_disk_is_the_machines_and_says_where(tmp_path: Path) -> None:
-    code, log = end(tmp_path, {}, OSError(28, "No space left on device", "/data/model"))
+@pytest.mark.parametrize(
+    ("number", "next_step"),
+    [
+        (errno.ENOSPC, "Make room there"),
+        (errno.EDQUOT, "Make room there"),
+        (errno.EROFS, "Give access there"),
+        (errno.EACCES, "Give access there"),
+        (errno.EFBIG, "ulimit -f"),
+        (errno.EMFILE, "ulimit -n"),
+        (errno.EAGAIN, "ulimit -u"),
+        (errno.EIO, "Look at the disk"),
+        (errno.ENOENT, "was taken away while the run went on"),
+        (errno.ENOTDIR, "Look at what lies there"),
+        (errno.EISDIR, "--output-dir, what is downloaded to HF_HOME"),
+    ],
+)
+def test_what_the_machine_refuses_is_no_bug_and_says_where(
+    tmp_path: Path, number: int, next_step: str
+) -> None:
+    code, log = end(tmp_path, {}, OSError(number, os.strerror(number), "/data/model"))
     assert code == 4
-    assert "/data/model could not be used: No space left on device." in log
+    assert f"/data/model could not be used: {os.strerror(number)}." in log
+    assert next_step in log
+    assert "bug" not in log
+
+
+def test_of_two_files_the_one_that_was_to_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as moved:
+        (tmp_path / "missing").rename(tmp_path / "there")
+    _, log = end(tmp_path, {}, moved.value)
+    assert f"{tmp_path / 'there'} could not be used" in log
+
+
+@pytest.mark.parametrize(
+    ("error", "what"),
+    [
+        (RuntimeError("can't start new thread"), "no more threads"),
+        (ImportError("x.so: failed to map segment from shared object"), "ran out of memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "ran out of memory"),
+    ],
+)
+def test_limits_of_processes_and_memory_are_the_machines(
+    tmp_path: Path, error: Exception, what: str
+) -> None:
+    code, log = end(tmp_path, {}, error)
+    assert code == 4
+    assert what in log
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EINVAL, "Invalid argument"), OSError("odd"), ImportError("no x")]
+)
+def test_other_errors_of_the_system_are_unexpected(tmp_path: Path, error: Exception) -> None:
+    code, log = end(tmp_path, {}, error)
+    assert code == 1
+    assert "This is a bug" in log
+
+
+def test_a_summary_that_cannot_be_made_hides_no_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> str:
+        raise KeyError("a field")
+
+    monkeypatch.setattr(ending_module, "render_summary", broken)
+    environ = {"GITHUB_STEP_SUMMARY": str(tmp_path / "summary")}
+    code, log = end(tmp_path, environ, GateError("Too much was lost."))
+    assert code == 6
+    assert "There is no job summary" in log
+    assert "KeyError" in log
+
+
+@pytest.mark.parametrize("error", [None, GateError("Too much was lost.")])
+def test_files_of_the_runner_on_a_full_disk_are_warnings(
+    tmp_path: Path, error: BaseException | None
+) -> None:
+    full = {"GITHUB_OUTPUT": "/dev/full", "GITHUB_STEP_SUMMARY": "/dev/full"}
+    code, log = end(tmp_path, full, error)
+    assert code == (0 if error is None else 6)
+    assert log.count("/dev/full cannot be written to: No space left on device.") == 2
 
 
 @pytest.mark.parametrize(
@@ -115,12 +193,16 @@ def test_an_unexpected_error_leaves_a_file_to_attach_without_secrets(tmp_path: P
         model="user/model", output_dir=tmp_path / "out", command="smolquant quantize user/model"
     )
     with Ending(report, console, {}) as ending:
-        raise KeyError("hf_secret")
+        try:
+            raise ConnectionResetError("https://u:hf%5Fsecret@host reset")
+        except ConnectionResetError as cause:
+            raise KeyError("hf_secret") from cause
     assert ending.exit_code == 1
     details = (tmp_path / "out/error-details.txt").read_text()
     assert "command: smolquant quantize user/model" in details
     assert "torchao: " in details
     assert "Traceback (most recent call last)" in details
+    assert "https://u:***@host reset" in details
     assert "hf_secret" not in details + log.getvalue()
     assert f"Please attach {tmp_path / 'out/error-details.txt'}" in log.getvalue()
 

@@ -109,6 +109,31 @@ def test_a_sibling_makes_no_sibling(
     assert gpu.run_in_sibling(settings(), [], console(io.StringIO()), environ) == expected
 
 
+@pytest.mark.parametrize("given", [["--token", "hf_a"], ["--token=hf_a"]])
+def test_no_token_is_among_the_siblings_arguments(given: list[str]) -> None:
+    url = "https://host/?write_token=b"
+    words = ["quantize", "a=b", *given, "--trackio-url", url, "--private"]
+    shown, hidden = gpu._split_secrets(words)
+    assert shown == ["quantize", "a=b", "--private"]
+    assert hidden == {"INPUT_HF-TOKEN": "hf_a", "INPUT_TRACKIO-URL": url}
+
+
+def test_the_sibling_gets_what_a_run_needs_and_no_other_secret_of_the_job() -> None:
+    needed = {
+        "GITHUB_OUTPUT": "/o",
+        "HF_HOME": "/cache",
+        "HF_OIDC_RESOURCE": "you/tiny",
+        "HF_TOKEN": "hf_a",
+        "INPUT_SKIP": "a\nb",
+        "TRACKIO_WRITE_TOKEN": "w",
+        "http_proxy": "http://proxy",
+    }
+    others = {"GITHUB_TOKEN": "ghs_x", "DEPLOY_KEY": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    config = gpu.sibling_config(PARENT, "image:cuda", [], needed | others)
+    given = {*config["Env"]} - {f"SMOLQUANT_SIBLING_OF={ID}"}
+    assert given == {f"{name}={value}" for name, value in needed.items()}
+
+
 def test_the_sibling_is_the_parent_again() -> None:
     environ = {"INPUT_QUANT-TYPE": "both", "HOSTNAME": ID[:12], "PATH": "/usr/bin"}
     config = gpu.sibling_config(PARENT, "image:cuda", ["quantize", "a b"], environ)

@@ -29,6 +29,7 @@ from huggingface_hub.utils._http import (
 
 from smolquant.errors import HubError, InputError, SmolquantError
 from smolquant.hub import Hub, hub_errors, valid_repo_id
+from smolquant.secrecy import redact
 
 TOKEN = "hf_verysecret0123456789"
 REPO = "alice/model"
@@ -196,3 +197,19 @@ def test_importing_the_module_does_not_import_the_client() -> None:
     code = "import sys, smolquant.publish.commit; print('huggingface_hub' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("token", ["hf_caf\u00e9_of_a_login", '"hf_quoted_of_a_login"'])
+def test_a_login_that_is_no_token_is_refused_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+    with pytest.raises(InputError, match="this machine's login holds") as refused:
+        _ = Hub().api
+    assert "of_a_login" not in str(refused.value)
+
+
+def test_the_token_of_a_login_is_kept_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_of-a-login")
+    _ = Hub().api
+    assert redact("hf_of-a-login") == "***"

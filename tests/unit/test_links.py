@@ -1,5 +1,6 @@
 """Nothing that lies outside a checkpoint folder is published, whatever the folder links to."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -109,9 +110,30 @@ def test_links_inside_the_folder_and_of_the_hubs_cache_are_followed(
     assert source.layout().tensors
 
 
-def test_devices_and_pipes_are_no_files_of_a_model(folder: Path) -> None:
-    import os
+@pytest.mark.parametrize(
+    ("target", "what"),
+    [
+        ("/dev/null", "is a device"),
+        ("/dev/stdin", "is a device|is a link out"),
+        ("/proc/self/environ", "is a link out"),
+        ("nowhere", "is a link to nothing"),
+        ("tokenizer_other.json", "is a link to nothing"),
+    ],
+)
+def test_what_is_no_file_is_refused_by_name(folder: Path, target: str, what: str) -> None:
+    (folder / "tokenizer_other.json").symlink_to(target)
+    with pytest.raises(CheckpointError, match=f"tokenizer_other.json (?:{what})"):
+        FolderSource(folder)
 
-    os.mkfifo(folder / "tokenizer_pipe.json")
-    (folder / "tokenizer_null.json").symlink_to("/dev/null")
-    assert not {"tokenizer_pipe.json", "tokenizer_null.json"} & set(FolderSource(folder).files)
+
+def test_a_pipe_is_refused_before_anything_waits_for_it(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model.safetensors is a device, a pipe"):
+        FolderSource(folder)
+
+
+def test_what_is_no_file_of_a_model_may_be_anything(folder: Path) -> None:
+    os.mkfifo(folder / "notes.pipe")
+    (folder / "data.link").symlink_to("nowhere")
+    assert "config.json" in FolderSource(folder).files

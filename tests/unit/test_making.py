@@ -12,7 +12,7 @@ from transformers import FalconConfig, MambaConfig
 import smolquant
 from models import llama, logits, save_with_tokenizer
 from smolquant.checkpoint.folder import FolderSource
-from smolquant.errors import CheckpointError, InputError
+from smolquant.errors import CheckpointError, InputError, MachineError
 from smolquant.publish.local import is_whole, local_records
 from smolquant.quantize import making, planning
 from smolquant.report.console import Console
@@ -122,6 +122,23 @@ def test_a_source_that_changes_meanwhile_leaves_no_variant(
     with pytest.raises(CheckpointError, match="changed while the checkpoint was being read"):
         make(source, asked, log, watch=touch)
     assert not local_records(asked.output_dir)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_file_that_is_gone_is_noticed_before_the_variant_is_in_its_place(
+    source: FolderSource, log: io.StringIO, name: str
+) -> None:
+    asked = settings(source)
+    console = Console({}, log)
+    plans = planning.plan_variants(source, asked, asked.quant_types, console)
+    with (
+        pytest.raises(MachineError, match=f"{name} was deleted or changed while"),
+        making.open_work(plans, source, asked, console, send=None) as work,
+    ):
+        results = making.quantize_variants(work, console, watch=lambda n_bytes: None)
+        (work.folders["int8"].folder / name).unlink()
+        making.keep_variants(work, results)
+    assert not (asked.output_dir / "int8").exists()
 
 
 def test_measuring_adds_the_numbers_to_what_was_made(

@@ -1,5 +1,7 @@
 """What may be published into a repository as it stands, decided before the work; no process, no Hub."""
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,8 +14,10 @@ from smolquant.checkpoint.files import sha256_of
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.errors import InputError
 from smolquant.hub import Hub
-from smolquant.publish import release
+from smolquant.publish import commit, release
 from smolquant.publish.target import Target
+from smolquant.report.console import Console
+from smolquant.secrecy import remember
 from smolquant.settings import Settings, make_settings
 
 REPO = "alice/model"
@@ -94,3 +98,60 @@ def test_a_tag_that_names_another_commit_is_refused(source: FolderSource) -> Non
 def test_nobody_looks_at_a_repository_that_nothing_is_published_to(source: FolderSource) -> None:
     asked = make_settings(model_path=str(source.folder), repo_name=None, save_only=True)
     assert release.open_target(Hub(), asked, warn=lambda title, text: None) is None
+
+
+def test_a_token_in_a_file_that_travels_is_refused_before_the_work(source: FolderSource) -> None:
+    remember("hf_of_this_run")
+    (source.folder / "tokenizer_config.json").write_text('{"auth": "hf_of_this_run"}')
+    target, console = Target(REPO, exists=True), Console({}, io.StringIO())
+    with pytest.raises(InputError, match=r"tokenizer_config.json holds a token"):
+        release.announce(source, target, settings(source), ["int8"], console)
+
+
+def test_a_token_in_the_repositorys_own_card_is_not_published_again(source: FolderSource) -> None:
+    remember("hf_of_this_run")
+    target = Target(REPO, exists=True, readme="# Mine\nrun with hf%5Fof%5Fthis%5Frun")
+    publication = commit.Publication({}, {}, source.identity, base_model=REPO)
+    with pytest.raises(InputError, match=r"README.md holds a token"):
+        commit._operations(target, publication)
+    assert commit._operations(replace(target, readme="# Mine"), publication)
+
+
+def saving(folder: Path, output_dir: Path) -> None:
+    """What a run that saves checks before the work, for a model with code of its own."""
+    (folder / "modeling_own.py").write_text("class OwnModel: ...")
+    source = FolderSource(folder, with_code=True)
+    asked = make_settings(
+        model_path=str(folder), repo_name=None, save_only=True, output_dir=str(output_dir)
+    )
+    release.announce(source, None, asked, ["int8"], Console({}, io.StringIO()))
+
+
+@pytest.mark.parametrize("name", ["modeling_own.py", "README.md"])
+@pytest.mark.parametrize("what", ["folder", "link", "loop"])
+def test_what_is_no_file_is_not_replaced_by_a_saved_one(
+    source: FolderSource, tmp_path: Path, name: str, what: str
+) -> None:
+    place = tmp_path / "out" / name
+    place.parent.mkdir()
+    if what == "folder":
+        place.mkdir()
+    else:
+        place.symlink_to(tmp_path / "elsewhere" if what == "link" else place)
+    with pytest.raises(InputError, match=f"{name} (?:exists|is)"):
+        saving(source.folder, place.parent)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_foreign_code_in_the_output_folder_is_never_replaced(
+    source: FolderSource, tmp_path: Path
+) -> None:
+    code = tmp_path / "out/modeling_own.py"
+    code.parent.mkdir()
+    code.write_text("years of work")
+    with pytest.raises(InputError, match=r"modeling_own.py exists, and is not the code"):
+        saving(source.folder, code.parent)
+    assert code.read_text() == "years of work"
+    code.write_text("class OwnModel: ...")
+    saving(source.folder, code.parent)  # what an earlier run has put there
+    saving(source.folder, source.folder)  # or the checkpoint's own

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -20,15 +21,8 @@ from smolquant.report.files import (
 )
 from smolquant.schemes import BY_VARIANT
 from smolquant.schemes.int8_weight_only import Int8WeightOnly
+from smolquant.secrecy import remember
 from unit.report_samples import REPO_URL, SHA, run_result, variant_result
-
-
-def unchanged(text: str) -> str:
-    return text
-
-
-def redact(text: str) -> str:
-    return text.replace("hf_secret", "***")
 
 
 def read_outputs(path: Path) -> dict[str, str]:
@@ -49,7 +43,7 @@ def read_outputs(path: Path) -> dict[str, str]:
 def test_outputs_of_a_published_run(tmp_path: Path) -> None:
     file = tmp_path / "output"
     result = run_result("int8", "int8_dynamic", trackio_url="https://t.example")
-    write_outputs(result, {"GITHUB_OUTPUT": str(file)}, redact=unchanged)
+    write_outputs(result, {"GITHUB_OUTPUT": str(file)})
     assert read_outputs(file) == {
         "repo-url": REPO_URL,
         "commit-sha": SHA,
@@ -79,7 +73,7 @@ def test_every_scheme_has_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_value_cannot_smuggle_in_another_output(tmp_path: Path) -> None:
     file = tmp_path / "output"
     result = run_result("int8", repo_url="https://x.example\nEOF\nchanged<<EOF\nfalse\nEOF")
-    write_outputs(result, {"GITHUB_OUTPUT": str(file)}, redact=unchanged)
+    write_outputs(result, {"GITHUB_OUTPUT": str(file)})
     outputs = read_outputs(file)
     assert outputs["changed"] == "true"
     assert outputs["repo-url"] == result.repo_url
@@ -93,14 +87,14 @@ def test_a_line_that_an_earlier_step_left_open_never_joins_ours(
 ) -> None:
     file = tmp_path / "output"
     file.write_text(before, encoding="utf-8")
-    write_outputs(run_result("int8"), {"GITHUB_OUTPUT": str(file)}, redact=unchanged)
+    write_outputs(run_result("int8"), {"GITHUB_OUTPUT": str(file)})
     assert file.read_text(encoding="utf-8").startswith(f"{after}repo-url<<")
 
 
 def test_delimiters_differ_from_run_to_run(tmp_path: Path) -> None:
     file = tmp_path / "output"
     for _ in range(2):
-        write_outputs(run_result("int8"), {"GITHUB_OUTPUT": str(file)}, redact=unchanged)
+        write_outputs(run_result("int8"), {"GITHUB_OUTPUT": str(file)})
     assert len(set(re.findall(r"<<(.+)", file.read_text()))) == 2
 
 
@@ -109,7 +103,7 @@ def test_outputs_of_a_run_that_failed_early(tmp_path: Path) -> None:
     result = run_result(
         error=HubError("no"), repo_url=None, commit_sha=None, source=None, changed=False
     )
-    write_outputs(result, {"GITHUB_OUTPUT": str(file)}, redact=unchanged)
+    write_outputs(result, {"GITHUB_OUTPUT": str(file)})
     outputs = read_outputs(file)
     assert outputs.pop("report") == "quantized/report.json"
     assert outputs.pop("changed") == "false"
@@ -119,7 +113,7 @@ def test_outputs_of_a_run_that_failed_early(tmp_path: Path) -> None:
 def test_the_report_is_named_as_later_steps_on_the_host_find_it(tmp_path: Path) -> None:
     environ = {"GITHUB_OUTPUT": str(tmp_path / "output"), "GITHUB_WORKSPACE": "/github/workspace"}
     result = run_result("int8", output_dir=Path("/github/workspace/out"))
-    write_outputs(result, environ, redact=unchanged)
+    write_outputs(result, environ)
     assert read_outputs(tmp_path / "output")["report"] == "out/report.json"
 
 
@@ -128,9 +122,22 @@ def test_nothing_is_written_where_no_runner_asks(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for environ in ({}, {"GITHUB_OUTPUT": "", "GITHUB_STEP_SUMMARY": ""}):
-        write_outputs(run_result("int8"), environ, redact=unchanged)
-        write_summary("text", environ, redact=unchanged)
+        write_outputs(run_result("int8"), environ)
+        write_summary("text", environ)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_outputs_that_do_not_fit_leave_no_half_of_one(tmp_path: Path) -> None:
+    file = tmp_path / "output"
+    file.write_text("before=1")
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_outputs(run_result("int8"), {"GITHUB_OUTPUT": str(file)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert file.read_text() == "before=1"
 
 
 def test_no_secret_reaches_any_file(tmp_path: Path) -> None:
@@ -138,10 +145,11 @@ def test_no_secret_reaches_any_file(tmp_path: Path) -> None:
         "GITHUB_OUTPUT": str(tmp_path / "output"),
         "GITHUB_STEP_SUMMARY": str(tmp_path / "summary"),
     }
+    remember("hf_secret")
     result = run_result("int8", repo_url="https://hf_secret@x.example", error=HubError("hf_secret"))
-    write_outputs(result, environ, redact=redact)
-    write_summary("hf_secret", environ, redact=redact)
-    write_report(result, tmp_path, redact=redact)
+    write_outputs(result, environ)
+    write_summary("hf_secret", environ)
+    write_report(result, tmp_path)
     for file in tmp_path.iterdir():
         assert "***" in file.read_text()
         assert "hf_secret" not in file.read_text()
@@ -150,7 +158,7 @@ def test_no_secret_reaches_any_file(tmp_path: Path) -> None:
 def test_the_summary_is_appended(tmp_path: Path) -> None:
     file = tmp_path / "summary"
     file.write_text("before\n")
-    write_summary("→ after\n", {"GITHUB_STEP_SUMMARY": str(file)}, redact=unchanged)
+    write_summary("→ after\n", {"GITHUB_STEP_SUMMARY": str(file)})
     assert file.read_text() == "before\n→ after\n"
 
 
@@ -159,9 +167,7 @@ def test_a_summary_too_long_loses_its_last_details_and_keeps_the_verdict(tmp_pat
     file.write_text("x" * 1000)
     small = "<details>small</details>\n\n"
     huge = f"<details>{'y' * MAX_SUMMARY_BYTES}</details>\n"
-    write_summary(
-        "verdict\n\n" + small + huge, {"GITHUB_STEP_SUMMARY": str(file)}, redact=unchanged
-    )
+    write_summary("verdict\n\n" + small + huge, {"GITHUB_STEP_SUMMARY": str(file)})
     text = file.read_text()
     assert text.startswith("x" * 1000 + "verdict\n\n" + small.strip())
     assert "yyy" not in text
@@ -170,7 +176,7 @@ def test_a_summary_too_long_loses_its_last_details_and_keeps_the_verdict(tmp_pat
 
 def test_a_summary_without_details_is_cut_at_a_character(tmp_path: Path) -> None:
     file = tmp_path / "summary"
-    write_summary("→" * MAX_SUMMARY_BYTES, {"GITHUB_STEP_SUMMARY": str(file)}, redact=unchanged)
+    write_summary("→" * MAX_SUMMARY_BYTES, {"GITHUB_STEP_SUMMARY": str(file)})
     assert MAX_SUMMARY_BYTES - 4 <= file.stat().st_size <= MAX_SUMMARY_BYTES
     assert file.read_text().startswith("→→")
 
@@ -178,14 +184,14 @@ def test_a_summary_without_details_is_cut_at_a_character(tmp_path: Path) -> None
 def test_a_full_summary_file_is_left_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "summary"
     file.write_text("x" * MAX_SUMMARY_BYTES)
-    write_summary("more", {"GITHUB_STEP_SUMMARY": str(file)}, redact=unchanged)
+    write_summary("more", {"GITHUB_STEP_SUMMARY": str(file)})
     assert file.stat().st_size == MAX_SUMMARY_BYTES
 
 
 def test_the_report_holds_what_the_design_promises(tmp_path: Path) -> None:
     metrics = Metrics(perplexity=12.5, source_perplexity=12.0)
     result = run_result(variants={"int8": variant_result("int8", metrics=metrics)})
-    path = write_report(result, tmp_path / "new" / "folder", redact=unchanged)
+    path = write_report(result, tmp_path / "new" / "folder")
     assert path == tmp_path / "new" / "folder" / "report.json"
     report = json.loads(path.read_text())
     assert list(report) == [
@@ -212,14 +218,15 @@ def test_the_report_holds_what_the_design_promises(tmp_path: Path) -> None:
 
 
 def test_the_report_says_why_nothing_was_measured(tmp_path: Path) -> None:
+    remember("hf_secret")
     result = run_result("int8", unmeasured="It needs hf_secret GB.")
-    report = json.loads(write_report(result, tmp_path, redact=redact).read_text())
+    report = json.loads(write_report(result, tmp_path).read_text())
     assert report["unmeasured"] == "It needs *** GB."
 
 
 def test_the_report_of_a_failure_says_what_to_do(tmp_path: Path) -> None:
     error = HubError("No write access.", hint="Use another token.")
-    path = write_report(run_result(error=error, source=None), tmp_path, redact=unchanged)
+    path = write_report(run_result(error=error, source=None), tmp_path)
     assert json.loads(path.read_text())["error"] == {
         "type": "HubError",
         "message": "No write access.",
@@ -229,7 +236,7 @@ def test_the_report_of_a_failure_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_the_report_of_a_bug_has_exit_code_1(tmp_path: Path) -> None:
-    path = write_report(run_result(error=KeyError("lm_head")), tmp_path, redact=unchanged)
+    path = write_report(run_result(error=KeyError("lm_head")), tmp_path)
     error = json.loads(path.read_text())["error"]
     assert (error["type"], error["exit_code"]) == ("KeyError", 1)
     assert "'lm_head'" in error["message"]
@@ -238,17 +245,17 @@ def test_the_report_of_a_bug_has_exit_code_1(tmp_path: Path) -> None:
 def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     metrics = Metrics(perplexity=math.inf, mean_kl=math.nan)
     result = run_result(variants={"int8": variant_result("int8", metrics=metrics)})
-    report = json.loads(write_report(result, tmp_path, redact=unchanged).read_text())
+    report = json.loads(write_report(result, tmp_path).read_text())
     assert report["variants"]["int8"]["metrics"]["perplexity"] is None
     assert report["variants"]["int8"]["metrics"]["mean_kl"] is None
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    write_report(run_result("int8"), tmp_path, redact=unchanged)
+    write_report(run_result("int8"), tmp_path)
     before = (tmp_path / "report.json").read_text()
     unwritable = replace(run_result("int8"), commit_sha=object())  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        write_report(unwritable, tmp_path, redact=unchanged)
+        write_report(unwritable, tmp_path)
     assert (tmp_path / "report.json").read_text() == before
     assert [file.name for file in tmp_path.iterdir()] == ["report.json"]
 

@@ -122,3 +122,12 @@ def test_a_bucket_goes_with_a_space_only() -> None:
 def test_nothing_was_asked_for() -> None:
     assert make_destination(None, write_token="t") is None
     assert make_destination("") is None
+
+
+@pytest.mark.parametrize(
+    "token", ["caf%C3%A9-token", "one%20two", "%22quoted%22", "a%0D%0AHost:%20b"]
+)
+def test_a_write_token_that_no_header_carries_is_refused_and_not_shown(token: str) -> None:
+    with pytest.raises(InputError, match="write_token in --trackio-url holds") as refused:
+        make_destination(f"http://host/?write_token={token}")
+    assert not any(part in str(refused.value) for part in ("caf", "one", 'quoted"', "Host"))

@@ -14,7 +14,7 @@ from smolquant.report.console import Console
 from smolquant.tracking.destination import Destination
 from smolquant.tracking.events import Entries, Entry, EventLog, read_events
 from smolquant.tracking.naming import project_name, run_name
-from smolquant.tracking.process import child_environment
+from smolquant.tracking.process import trackio_environment
 from smolquant.tracking.recorder import Recorder, layer_errors
 from unit.report_samples import SHA, SOURCE, variant_record
 
@@ -272,30 +272,31 @@ LEAKY = {
     "HF_TOKEN": "hf_secret",
     "HF_OIDC_RESOURCE": "you/tiny",
     "ACTIONS_ID_TOKEN_REQUEST_TOKEN": "oidc",
+    "DEPLOY_KEY": "deploys",
 }
 
 
 def test_a_servers_child_knows_the_write_token_alone(tmp_path: Path) -> None:
     server = Destination("http://host", write_token="ours")
-    environ = child_environment(LEAKY, server, tmp_path, hub_token="hf_secret")
+    environ = trackio_environment(LEAKY, server, tmp_path, hub_token="hf_secret")
     trackio = {name: value for name, value in environ.items() if name.startswith("TRACKIO_")}
     assert trackio == {"TRACKIO_DIR": str(tmp_path), "TRACKIO_WRITE_TOKEN": "ours"}
     assert environ["HF_HUB_OFFLINE"] == "1"
     assert environ["PATH"] == "/bin"
-    assert not {"hf_secret", "oidc", "theirs"} & set(environ.values())
+    assert not {"hf_secret", "oidc", "theirs", "deploys"} & set(environ.values())
 
 
 def test_a_local_childs_environment_reaches_nobody(tmp_path: Path) -> None:
-    environ = child_environment(LEAKY, None, tmp_path, hub_token="hf_secret")
+    environ = trackio_environment(LEAKY, None, tmp_path, hub_token="hf_secret")
     assert environ["HF_HUB_OFFLINE"] == "1"
-    assert not {"hf_secret", "oidc", "theirs", "else/where"} & set(environ.values())
+    assert not {"hf_secret", "oidc", "theirs", "deploys", "else/where"} & set(environ.values())
 
 
 def test_a_space_is_opened_by_its_own_token_or_the_given_one(tmp_path: Path) -> None:
     own = Destination("https://u-n.hf.space", space="u/n", write_token="hf_own")
-    assert child_environment(LEAKY, own, tmp_path, "hf_given")["HF_TOKEN"] == "hf_own"
+    assert trackio_environment(LEAKY, own, tmp_path, "hf_given")["HF_TOKEN"] == "hf_own"
     other = Destination("https://u-n.hf.space", space="u/n")
-    environ = child_environment(LEAKY, other, tmp_path, "hf_given")
+    environ = trackio_environment(LEAKY, other, tmp_path, "hf_given")
     assert environ["HF_TOKEN"] == "hf_given"
     assert "HF_OIDC_RESOURCE" not in environ
     assert "HF_HUB_OFFLINE" not in environ

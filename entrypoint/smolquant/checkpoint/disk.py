@@ -6,11 +6,14 @@ only the edges between writes are cached. Where a file system cannot do that (tm
 everything is.
 """
 
+import errno
 import hashlib
 import mmap
 import os
 import threading
 from pathlib import Path
+
+from smolquant.places import naming
 
 _PAGE = 4096
 """Bytes; memory, offsets and lengths of direct transfers are multiples of it (open(2), O_DIRECT)."""
@@ -31,18 +34,28 @@ class DiskFile:
             OSError: ENOSPC when the disk is too small.
         """
         self.size = size
+        self._path = path
         self._cached = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
         self._open_files = [self._cached]
         try:
-            os.posix_fallocate(self._cached, 0, size)
+            with naming(path):
+                os.posix_fallocate(self._cached, 0, size)
             self._direct = _open_direct(path) if size >= _PAGE else None
             self._open_files += [] if self._direct is None else [self._direct]
-        except OSError as error:
+        except OSError:
             self.close()
-            raise OSError(error.errno, error.strerror, str(path)) from error
+            raise
 
     def write(self, data: memoryview, offset: int) -> None:
-        """Write ``data`` at ``offset``, both in bytes."""
+        """Write ``data`` at ``offset``, both in bytes.
+
+        Raises:
+            OSError: with the file's name.
+        """
+        with naming(self._path):
+            self._write(data, offset)
+
+    def _write(self, data: memoryview, offset: int) -> None:
         first = min(-offset % _PAGE, len(data))
         whole = (len(data) - first) // _PAGE * _PAGE if self._direct is not None else 0
         for start in range(first, first + whole, _BUFFER_BYTES):
@@ -66,7 +79,8 @@ class DiskFile:
         while position < self.size:
             count = os.preadv(file, [buffer], position)
             if not count:
-                raise OSError(f"The file ends at {position} bytes instead of {self.size}.")
+                ends = f"The file ends at {position} bytes instead of {self.size}"
+                raise OSError(errno.EIO, ends, str(self._path))
             digest.update(memoryview(buffer)[:count])
             position += count
         return digest.hexdigest()

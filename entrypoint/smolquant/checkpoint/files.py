@@ -12,7 +12,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from smolquant.errors import CheckpointError
+from smolquant.places import write_whole
 from smolquant.record import FileRecord
+from smolquant.secrecy import refuse_secret
 
 CONFIG = "config.json"
 README = "README.md"
@@ -64,6 +66,11 @@ _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 def is_auxiliary(name: str) -> bool:
     """Whether a file travels with the weights into every variant: config, tokenizer, template."""
     return _AUXILIARY_FILES.fullmatch(name) is not None
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file holds weights, by its name."""
+    return name.endswith((".safetensors", ".bin"))
 
 
 def is_code(name: str) -> bool:
@@ -170,6 +177,36 @@ def identity(digests: Mapping[str, str]) -> str:
     """``sha256:<hex>`` over the sha256 of each file, by name."""
     lines = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file of a variant, or a card, whole or not at all.
+
+    Raises:
+        InputError: it would hold a token that this run was given.
+        OSError: with the file's name.
+    """
+    content = text.encode()
+    refuse_secret(str(path), content)
+    write_whole(path, content)
+
+
+def refuse_secrets(files: Mapping[str, bytes | Path]) -> None:
+    """Refuse files that are about to be published, or taken along, if they hold a token of this run's.
+
+    Weights are not looked at: they are written tensor by tensor.
+
+    Args:
+        files: name -> content, or a file on this machine.
+
+    Raises:
+        InputError: naming the file.
+    """
+    for name, content in files.items():
+        if isinstance(content, bytes):
+            refuse_secret(name, content)
+        elif not is_weights(name):
+            refuse_secret(name, content.read_bytes())
 
 
 def sha256_of(path: Path) -> str:

@@ -18,7 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from smolquant.checkpoint.extras import find_extras
 from smolquant.checkpoint.files import file_names, sha256_of
-from smolquant.checkpoint.links import linked_weights, refuse_links_out
+from smolquant.checkpoint.links import (
+    linked_weights,
+    refuse_links_out,
+    refuse_what_is_no_file,
+)
 from smolquant.checkpoint.source import Download, Source, find_shards, layout_of
 from smolquant.errors import CheckpointError
 
@@ -87,10 +91,11 @@ class FolderSource(Source):
             with_code: whether the model's own Python files belong to it (--trust-remote-code).
 
         Raises:
-            CheckpointError: there are no weights, the index names a missing shard, or a link leads out of
-                the folder.
+            CheckpointError: there are no weights, the index names a missing shard, a link leads out of the
+                folder, or a device stands for a file.
         """
         self._folder = folder
+        refuse_what_is_no_file(folder)
         states = {name: FileState.of(folder / name) for name in file_names(folder, *_FILE_PATTERNS)}
         self._sort_files(states, with_code=with_code)
         if self._layout.endswith(".json"):

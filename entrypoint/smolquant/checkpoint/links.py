@@ -7,6 +7,7 @@ the folder, and those of a snapshot in the Hub's cache to its own blobs, are fol
 from collections.abc import Iterable
 from pathlib import Path
 
+from smolquant.checkpoint.files import is_auxiliary, is_weights
 from smolquant.errors import CheckpointError
 
 
@@ -34,6 +35,22 @@ def refuse_links_out(folder: Path, names: Iterable[str]) -> None:
             )
 
 
+def refuse_what_is_no_file(folder: Path) -> None:
+    """Refuse what has the name of a model's file and cannot be read as one, by name.
+
+    Raises:
+        CheckpointError: naming one: a link to nothing, a device, a pipe or a socket.
+    """
+    for path in sorted(folder.iterdir()):
+        is_named_so = is_auxiliary(path.name) or is_weights(path.name)
+        if is_named_so and not path.is_file() and not path.is_dir():
+            what = "a device, a pipe or a socket" if path.exists() else "a link to nothing"
+            raise CheckpointError(
+                f"{path.name} is {what}, and the model has a file of that name.",
+                hint="Put the file itself there, or remove what is in its place.",
+            )
+
+
 def linked_weights(folder: Path, names: Iterable[str]) -> list[str]:
     """Those weight files that are links out of the folder, as to another disk: plain weights, and no more.
 
@@ -51,6 +68,6 @@ def linked_weights(folder: Path, names: Iterable[str]) -> list[str]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(
                 f"{name} is a link out of the checkpoint folder to something other than weights: {error}.",
-                hint="Replace the link by the weight file, or remove it.",
+                hint="Replace the link by the weight file (`cp -L`), or remove it.",
             ) from error
     return linked

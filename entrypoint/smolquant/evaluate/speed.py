@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from smolquant.environment import child_environment
 from smolquant.memory import available_bytes, is_out_of_memory, peak_bytes
 from smolquant.model.context import longest_context
 from smolquant.schemes import BY_VARIANT
@@ -131,16 +132,11 @@ def _local(code: Any) -> Any:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without secrets, able to find this package, and kept off the network."""
+    """A child's, able to find this package, and kept off the network."""
     package_root = os.fspath(Path(__file__).parents[2])
     search_path = os.environ.get("PYTHONPATH")
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not any(word in name.upper() for word in ("TOKEN", "SECRET", "PASSWORD"))
-    }
     return {
-        **kept,
+        **child_environment(os.environ),
         "PYTHONPATH": os.pathsep.join([package_root, *filter(None, [search_path])]),
         "HF_HUB_OFFLINE": "1",
     }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from smolquant import record
 from smolquant.checkpoint.download import is_commit
-from smolquant.checkpoint.files import README
+from smolquant.checkpoint.files import README, refuse_secrets
 from smolquant.errors import HubError, InputError, SmolquantError
 from smolquant.hub import Hub, OddAnswer, hub_errors, upload_errors
 from smolquant.publish.cards import root_card, variant_card
@@ -389,6 +389,7 @@ def _operations(target: Target, publication: Publication) -> "list[CommitOperati
         contents |= {f"{name}/{file}": content for file, content in files.items()}
         gone = set(target.folders.get(name, ())) - set(files)
         stale += [f"{name}/{file}" for file in sorted(gone)]
+    refuse_secrets({path: contents[path] for path in contents.keys() - publication.preuploaded})
     return [
         *(
             publication.preuploaded.get(path) or CommitOperationAdd(path, content)

@@ -4,13 +4,14 @@ The layout is that of a repository, so that a folder that was saved can be loade
 it is.
 """
 
-import shutil
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from smolquant.checkpoint.files import README, has_size, is_code, is_intact
+from smolquant.checkpoint.files import README, has_size, is_code, is_intact, write_text
 from smolquant.checkpoint.source import Source
 from smolquant.errors import InputError
+from smolquant.places import write_whole
 from smolquant.publish.cards import root_card, variant_card
 from smolquant.publish.front_matter import declared_license, own_readme, readme_text
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
@@ -37,6 +38,26 @@ def is_whole(folder: Path, made: VariantRecord) -> bool:
     )
 
 
+def check_place(output_dir: Path, source: Source) -> None:
+    """Make sure that completing a folder of variants replaces nothing that somebody else put there.
+
+    Raises:
+        InputError: naming the file.
+    """
+    _check_readme(output_dir / README)
+    for name in _code(source):
+        place = output_dir / name
+        if not os.path.lexists(place):
+            continue
+        ours = place.is_file() and not place.is_symlink()
+        if not ours or place.read_bytes() != (source.folder / name).read_bytes():
+            raise InputError(
+                f"{place} exists, and is not the code that the model brings along under that name.",
+                hint="Move it away (delete it if an earlier run put it there), or choose another "
+                "--output-dir.",
+            )
+
+
 def save(output_dir: Path, source: Source, results: Mapping[str, VariantResult]) -> None:
     """Complete a folder of variants that stay on this machine: cards, and the model's own code.
 
@@ -44,11 +65,14 @@ def save(output_dir: Path, source: Source, results: Mapping[str, VariantResult])
         results: the variants that this run has put there, by name.
 
     Raises:
-        InputError: the README.md that is there cannot be edited.
+        InputError: the README.md that is there cannot be edited, or a file that is another's would be
+            replaced.
     """
-    for name in filter(is_code, source.auxiliary_files):
+    check_place(output_dir, source)
+    for name in _code(source):
         # transformers looks for a model's own code at the root, never in a subfolder.
-        shutil.copyfile(source.folder / name, output_dir / name)
+        if not (output_dir / name).exists():
+            write_whole(output_dir / name, (source.folder / name).read_bytes())
     readme = own_readme(source, needed=not (output_dir / README).is_file())
     write_cards(
         output_dir,
@@ -113,10 +137,25 @@ def _is_complete(folder: Path, made: VariantRecord) -> bool:
     return all(has_size(folder / name, file) for name, file in made.files.items())
 
 
+def _code(source: Source) -> Iterator[str]:
+    """The names of the model's own code, which travels if it is trusted."""
+    return filter(is_code, source.auxiliary_files)
+
+
 def _write(path: Path, text: str) -> None:
+    _check_readme(path)
+    write_text(path, text)
+
+
+def _check_readme(path: Path) -> None:
+    """Refuse a place for a card in which something else than a file lies."""
     if path.is_symlink():
         raise InputError(
             f"{path} is a link, and writing it would change a file elsewhere.",
             hint="Remove the link, or choose another --output-dir.",
         )
-    path.write_text(text, encoding="utf-8", newline="")
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"{path} is not a file, and the card is written there.",
+            hint="Move it away, or choose another --output-dir.",
+        )

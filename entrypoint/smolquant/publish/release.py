@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from smolquant.checkpoint.files import LARGEST_EXTRA, README
+from smolquant.checkpoint.files import LARGEST_EXTRA, README, refuse_secrets
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.checkpoint.source import Source
 from smolquant.hub import Hub
 from smolquant.publish.cards import same_owner_text
 from smolquant.publish.commit import Publication, Published, create_repo, publish, tag_commit
 from smolquant.publish.front_matter import own_readme
+from smolquant.publish.local import check_place
 from smolquant.publish.main_model import (
     MainModel,
     MainModelChange,
@@ -97,13 +98,19 @@ def announce(
 ) -> None:
     """Tell, before the work, which files of a checkpoint folder travel beside the model, and which stay.
 
+    None travels that holds a token of this run's, and none replaces a file that somebody else has saved.
+
     Args:
         target: as it passed :func:`check`; None where nothing is published.
         variants: those that the run will make or publish.
 
     Raises:
-        InputError: the folder's README.md is to be the root card, and cannot be edited.
+        InputError: the folder's README.md is to be the root card, and cannot be edited; a file holds a
+            token; or something else lies where a file will be saved.
     """
+    refuse_secrets({name: source.folder / name for name in _travelling(source)})
+    if settings.save_only:
+        check_place(settings.output_dir, source)
     if not isinstance(source, FolderSource):
         return
     extras = source.extras
@@ -202,6 +209,14 @@ def tag(hub: Hub, target: Target, settings: Settings, commit: str | None) -> Non
     """
     if settings.tag is not None and commit is not None:
         tag_commit(hub, target.repo_id, settings.tag, commit)
+
+
+def _travelling(source: Source) -> set[str]:
+    """The files of a source, here already, that may be published or saved."""
+    names = {*source.auxiliary_files, *source.license_files}
+    if isinstance(source, FolderSource):
+        names |= {*source.files, *source.extras.names}
+    return names if source.readme is None else {*names, README}
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
+from smolquant.checkpoint.files import has_size
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.source import Source
-from smolquant.errors import InputError
+from smolquant.errors import InputError, MachineError
 from smolquant.evaluate.text import load_tokenizer
 from smolquant.machine import (
     DiskUse,
@@ -35,7 +36,7 @@ from smolquant.quantize.planned import VariantPlan
 from smolquant.quantize.planning import Plans
 from smolquant.quantize.variant import finish_variant, work_key, write_record
 from smolquant.quantize.workfolder import WorkFolder, work_folder
-from smolquant.record import FILE_NAME, SourceRecord
+from smolquant.record import FILE_NAME, SourceRecord, VariantRecord
 from smolquant.report.console import Console
 from smolquant.report.run_report import VariantResult
 from smolquant.settings import Settings
@@ -220,15 +221,29 @@ def keep_variants(work: Work, results: Mapping[str, VariantResult]) -> dict[str,
     """Write the records and move each variant to its place in the output folder, whole.
 
     What is left of a variant whose shards were taken away waits beside its place until it is published.
+
+    Raises:
+        MachineError: files that were written are gone, or were cut short.
     """
     kept = {}
     for variant, one in results.items():
         folder = work.folders[variant].folder
         write_record(folder, one.record)
+        if not work.send:
+            _require_complete(folder, one.record)
         place = work.settings.output_dir / (f".sent-{variant}" if work.send else variant)
         _put_in_place(folder, place)
         kept[variant] = replace(one, folder=place)
     return kept
+
+
+def _require_complete(folder: Path, record: VariantRecord) -> None:
+    missing = [name for name, file in record.files.items() if not has_size(folder / name, file)]
+    if missing:
+        raise MachineError(
+            f"{folder / missing[0]} was deleted or changed while the run went on.",
+            hint="Run again when nothing else works in --output-dir.",
+        )
 
 
 def _license_files(work: Work) -> Sequence[str]:

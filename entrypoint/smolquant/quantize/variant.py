@@ -12,7 +12,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from smolquant.checkpoint.files import CONFIG, file_names, is_code, sha256_of
+from smolquant.checkpoint.files import (
+    CONFIG,
+    file_names,
+    is_code,
+    refuse_secrets,
+    sha256_of,
+    write_text,
+)
 from smolquant.checkpoint.source import Source
 from smolquant.quantize.output import Written
 from smolquant.quantize.planned import VariantPlan
@@ -70,19 +77,24 @@ def finish_variant(
         license_files: names of the source's files that are copied too.
         device: the device that computed the stored bytes, if they depend on it.
         task: what the model is for.
+
+    Raises:
+        InputError: a file of it holds a token that this run was given.
+        OSError: the disk is full.
     """
     for name in (*source.auxiliary_files, *license_files):
         if name != CONFIG and not is_code(name):
             target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target.parent.mkdir(exist_ok=True)  # and no folder above, which may have been deleted
             _copy(source.folder / name, target, source.repo)
-    (folder / CONFIG).write_text(_config_text(config, plan, source.repo), encoding="utf-8")
+    write_text(folder / CONFIG, _config_text(config, plan, source.repo))
     if plan.index_text is not None:
-        (folder / INDEX).write_text(plan.index_text, encoding="utf-8")
+        write_text(folder / INDEX, plan.index_text)
     picture = plot.relative_error_plot(plan.scheme.variant, written.tensors)
     if picture is not None:
-        (folder / plot.FILE_NAME).write_text(picture, encoding="utf-8")
+        write_text(folder / plot.FILE_NAME, picture)
     others = [name for name in file_names(folder, "**/*") if name not in written.files]
+    refuse_secrets({name: folder / name for name in others})
     return VariantRecord(
         variant=plan.scheme.variant,
         quant_type=plan.scheme.quant_type,
@@ -104,7 +116,7 @@ def finish_variant(
 
 def write_record(folder: Path, record: VariantRecord) -> None:
     """Write ``quantization.json``."""
-    (folder / FILE_NAME).write_text(record.to_json(), encoding="utf-8")
+    write_text(folder / FILE_NAME, record.to_json())
 
 
 def _config_text(config: dict[str, Any], plan: VariantPlan, repo: str | None) -> str:
@@ -138,7 +150,7 @@ def _copy(path: Path, target: Path, repo: str | None) -> None:
         shutil.copyfile(path, target)
         return
     entries = _with_code_in(repo, json.loads(path.read_bytes()))
-    target.write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(target, json.dumps(entries, indent=2, ensure_ascii=False) + "\n")
 
 
 def _with_code_in(repo: str, config: Any) -> Any:

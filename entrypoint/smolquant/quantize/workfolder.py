@@ -20,6 +20,7 @@ from pathlib import Path
 
 from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CannotMeasure, CheckpointError, GateError, InputError, Unmeasured
+from smolquant.places import naming
 from smolquant.record import FileRecord
 
 _LOCK = "lock"
@@ -65,7 +66,7 @@ class Journal:
         with self._lock:
             self.shards[shard.name] = shard
             if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as file:
+                with naming(self.path), self.path.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(asdict(shard)) + "\n")
 
 

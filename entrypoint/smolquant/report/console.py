@@ -1,9 +1,11 @@
 """The only writer to the terminal: groups and annotations in GitHub Actions, else plain lines.
 
 Whatever is written is freed of secrets, terminal escapes and workflow commands first. That holds
-outside Actions too: a ``docker run`` inside a workflow does not know that the runner reads it.
+outside Actions too: a ``docker run`` inside a workflow does not know that the runner reads it. A log that
+nobody can write to any more goes on where it can, and never ends a run.
 """
 
+import sys
 import threading
 import time
 import traceback
@@ -14,9 +16,8 @@ from typing import TextIO
 from smolquant.report.commands import MAX_ANNOTATION, defuse, workflow_command
 from smolquant.report.failure import Failure
 from smolquant.report.progress import BarProgress, LineProgress, Progress
-from smolquant.text import visible
-
-_REDACTED = "***"
+from smolquant.secrecy import redact, remember
+from smolquant.text import error_words, visible
 
 
 class Console:
@@ -32,28 +33,22 @@ class Console:
         """``environ`` tells whether GitHub Actions is listening; ``clock`` counts seconds."""
         self.in_actions = environ.get("GITHUB_ACTIONS") == "true"
         self._stream = stream
+        self._open_streams = [("stdout", stream), ("stderr", sys.stderr)]
+        """Where lines go: the first that can be written to."""
         self._clock = clock
-        self._secrets: list[str] = []
+        self._masked: set[str] = set()
         self._lock = threading.RLock()
         self._group_open = False
         self._bar: BarProgress | None = None
 
     def mask(self, secret: str) -> None:
         """Keep ``secret`` out of everything written from now on, and have the runner do so too."""
-        for line in secret.split("\n"):  # the runner, and this class, see one line at a time
+        remember(secret)
+        for line in secret.split("\n"):  # the runner sees one line at a time
             part = line.strip()
-            if not part or part in self._secrets:
-                continue
-            # The longest first: a secret may be a part of another.
-            self._secrets = sorted([*self._secrets, part], key=len, reverse=True)
-            if self.in_actions:
+            if part and part not in self._masked and self.in_actions:
                 self._write(workflow_command("add-mask", part))
-
-    def redact(self, text: str) -> str:
-        """``text`` with every masked secret replaced by ``***``."""
-        for secret in self._secrets:
-            text = text.replace(secret, _REDACTED)
-        return text
+            self._masked.add(part)
 
     @contextmanager
     def group(self, title: str) -> Iterator[None]:
@@ -121,14 +116,26 @@ class Console:
         self._write(workflow_command(kind, message, title=" ".join(self._clean(title))))
 
     def _clean(self, text: str) -> list[str]:
-        # Redacted last: taking characters out of a text can put a secret together.
-        return [self.redact(visible(line)) for line in text.expandtabs(4).splitlines() or [""]]
+        # Before, as a secret may be broken over lines; and last, as what is taken out may part one.
+        lines = redact(text).expandtabs(4).splitlines() or [""]
+        return [redact(visible(line)) for line in lines]
 
     def _write(self, line: str) -> None:
-        encoding = self._stream.encoding or "utf-8"
-        printable = line.encode(encoding, "replace").decode(encoding)
         with self._lock:
             if self._bar is not None:
                 self._bar.clear()
-            self._stream.write(printable + "\n")
-            self._stream.flush()
+            while self._open_streams:
+                name, stream = self._open_streams[0]
+                try:
+                    _write_line(stream, line)
+                    return
+                except (OSError, ValueError) as error:  # it is full or closed, or nobody reads it
+                    del self._open_streams[0]
+                    why = getattr(error, "strerror", None) or error_words(error)
+                    line = f"warning: {name} cannot be written to: {why}.\n{line}"
+
+
+def _write_line(stream: TextIO, line: str) -> None:
+    encoding = stream.encoding or "utf-8"
+    stream.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+    stream.flush()

@@ -1,6 +1,6 @@
 """The files a run leaves behind: the runner's step outputs and job summary, and report.json.
 
-Every function takes ``redact``, which takes the secrets out of a text: see ``Console.redact``.
+Secrets are taken out of all of them.
 """
 
 import json
@@ -8,15 +8,17 @@ import math
 import os
 import platform
 import secrets
-import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from smolquant.places import write_whole
 from smolquant.record import stack_versions
 from smolquant.report.run_report import RunReport
 from smolquant.schemes import BY_VARIANT
+from smolquant.secrecy import redact
 
 REPORT_NAME = "report.json"
 DETAILS_NAME = "error-details.txt"
@@ -25,10 +27,8 @@ MAX_SUMMARY_BYTES = 1024 * 1024
 
 _CUT_NOTE = "\n\nThe rest was left out: a job summary holds 1 MiB at most.\n"
 
-Redact = Callable[[str], str]
 
-
-def write_outputs(result: RunReport, environ: Mapping[str, str], *, redact: Redact) -> None:
+def write_outputs(result: RunReport, environ: Mapping[str, str]) -> None:
     """Append the step outputs to the file that ``GITHUB_OUTPUT`` names, if it names one."""
     path = environ.get("GITHUB_OUTPUT")
     if not path:
@@ -45,6 +45,8 @@ def write_outputs(result: RunReport, environ: Mapping[str, str], *, redact: Reda
 def append_lines(path: Path, lines: str, *, follow_links: bool = True) -> None:
     """Append whole lines to a file, whose last line a full disk or a careless step may have cut short.
 
+    All of them or none: the runner fails a step whose outputs end in the middle of one.
+
     Args:
         follow_links: whether ``path`` may be a link; one would have a file elsewhere written to.
 
@@ -52,12 +54,19 @@ def append_lines(path: Path, lines: str, *, follow_links: bool = True) -> None:
         OSError: the file cannot be written, or is a link that is not followed.
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | (0 if follow_links else os.O_NOFOLLOW)
-    with open(os.open(path, flags, 0o666), "ab+") as file:  # noqa: PTH123 - a descriptor
-        if file.seek(0, os.SEEK_END):
+    with open(os.open(path, flags, 0o666), "ab+", buffering=0) as file:  # noqa: PTH123 - a descriptor
+        content, end = lines.encode(), file.seek(0, os.SEEK_END)
+        if end:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(lines.encode())
+                content = b"\n" + content
+        try:
+            while content:
+                content = content[file.write(content) :]
+        except OSError:
+            with suppress(OSError):  # no file that can be cut
+                file.truncate(end)
+            raise
 
 
 def step_outputs(result: RunReport, environ: Mapping[str, str]) -> dict[str, str]:
@@ -74,7 +83,7 @@ def step_outputs(result: RunReport, environ: Mapping[str, str]) -> dict[str, str
     }
 
 
-def write_summary(text: str, environ: Mapping[str, str], *, redact: Redact) -> None:
+def write_summary(text: str, environ: Mapping[str, str]) -> None:
     """Append markdown to the file that ``GITHUB_STEP_SUMMARY`` names, if it names one."""
     path = environ.get("GITHUB_STEP_SUMMARY")
     if not path:
@@ -83,7 +92,7 @@ def write_summary(text: str, environ: Mapping[str, str], *, redact: Redact) -> N
         file.write(_fitted(redact(text), MAX_SUMMARY_BYTES - file.tell()))
 
 
-def write_report(result: RunReport, output_dir: Path, *, redact: Redact) -> Path:
+def write_report(result: RunReport, output_dir: Path) -> Path:
     """Write report.json, whole or not at all.
 
     Raises:
@@ -91,15 +100,12 @@ def write_report(result: RunReport, output_dir: Path, *, redact: Redact) -> Path
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / REPORT_NAME
-    report = json.dumps(_portable(result.to_json(), redact), indent=2, allow_nan=False)
-    with tempfile.TemporaryDirectory(dir=output_dir, prefix=".report-") as folder:
-        unfinished = Path(folder) / REPORT_NAME
-        unfinished.write_text(report + "\n", encoding="utf-8")
-        unfinished.replace(path)
+    report = json.dumps(_portable(result.to_json()), indent=2, allow_nan=False)
+    write_whole(path, f"{report}\n".encode())
     return path
 
 
-def write_details(report: RunReport, error: BaseException, *, redact: Redact) -> Path:
+def write_details(report: RunReport, error: BaseException) -> Path:
     """Write what a maintainer needs to know of an unexpected error: command, versions and traceback.
 
     Raises:
@@ -114,8 +120,7 @@ def write_details(report: RunReport, error: BaseException, *, redact: Redact) ->
         "",
         "".join(traceback.format_exception(error)),
     ]
-    path.unlink(missing_ok=True)  # an earlier run's, or a link
-    path.write_text(redact("\n".join(lines)), encoding="utf-8")
+    write_whole(path, redact("\n".join(lines)).encode(errors="replace"))
     return path
 
 
@@ -139,7 +144,8 @@ def _chown_tree(path: Path, uid: int, gid: int) -> None:
     os.chown(path, uid, gid, follow_symlinks=False)
     for _, folders, files, descriptor in os.fwalk(path, follow_symlinks=False):
         for name in (*folders, *files):
-            os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)
+            with suppress(FileNotFoundError):  # another run in the same folder has moved it
+                os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)
 
 
 def _path_for_later_steps(path: Path, environ: Mapping[str, str]) -> str:
@@ -164,12 +170,14 @@ def _fitted(text: str, limit: int) -> bytes:
     return (kept + _CUT_NOTE).encode() if kept else b""
 
 
-def _portable(value: Any, redact: Redact) -> Any:
+def _portable(value: Any) -> Any:
     """``value`` without secrets, and without the NaN and infinities that JSON does not have."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _portable(item, redact) for key, item in value.items()}
+        return {key: _portable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_portable(item) for item in value]
     return value

@@ -79,6 +79,7 @@ def make_destination(
         return _space(text, write_token, (), bucket)
     parts = _split(text)
     in_address = dict(parse_qsl(parts.query)).get(_TOKEN_PARAMETER)
+    in_address = clean_token(in_address, f"{_TOKEN_PARAMETER} in --trackio-url")
     secrets = _spellings(parts.query, in_address)
     if parts.hostname in _HUB_HOSTS:
         space = parts.path.removeprefix("/spaces/").rstrip("/")

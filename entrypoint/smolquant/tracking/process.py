@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,20 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import smolquant
-from smolquant.text import one_line
+from smolquant.environment import child_environment
+from smolquant.text import quoted
 from smolquant.tracking.destination import Destination
 
 SECONDS_TO_START = 10.0
 SECONDS_TO_FINISH = 10.0
 
-_KEYLESS = (  # these work for the published repository only, and Trackio's client would try them first
-    "HF_OIDC_RESOURCE",
-    "HF_OIDC_ID_TOKEN",
-    "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
-    "ACTIONS_ID_TOKEN_REQUEST_URL",
-)
-_HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
-_LONGEST_REASON = 300
+_LOGIN = re.compile(r"HF_TOKEN|HUGGING_FACE_HUB_TOKEN|HF_TOKEN_PATH|HF_STORED_TOKENS_PATH")
+"""The ways to log in to the Hub that a Space may need. Keyless login is none of them: it works for the
+published repository only, and Trackio's client would try it first."""
 
 
 class TrackioProcess:
@@ -79,7 +76,7 @@ class TrackioProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=child_environment(environ, destination, folder, hub_token),
+            env=trackio_environment(environ, destination, folder, hub_token),
             start_new_session=True,  # Ctrl-C must not end the child, which still has to report it
             text=True,
             encoding="utf-8",
@@ -141,7 +138,7 @@ class TrackioProcess:
 
     def _parse(self, line: str) -> None:
         answer, _, text = line.strip().partition(" ")
-        reason = one_line(text)[:_LONGEST_REASON]
+        reason = quoted(text)
         with self._changed:
             self._has_started |= answer == "started"
             self._has_finished |= answer == "finished"
@@ -173,32 +170,27 @@ class TrackioProcess:
             self._changed.notify_all()
 
 
-def child_environment(
+def trackio_environment(
     environ: Mapping[str, str],
     destination: Destination | None,
     folder: Path,
     hub_token: str | None = None,
 ) -> dict[str, str]:
-    """The child's environment, without foreign TRACKIO_ settings and without secrets that it does not need.
+    """The child's environment: no TRACKIO_ settings but ours, and only the token for where it writes to.
 
     Args:
         folder: the folder that Trackio may write to.
         hub_token: the token for a Space that has none of its own.
     """
-    kept = {
-        name: value
-        for name, value in environ.items()
-        if not name.startswith(("TRACKIO_", "INPUT_")) and name not in _KEYLESS
-    }
+    to_space = destination is not None and destination.is_space
+    kept = child_environment(environ, *([_LOGIN] if to_space else []))
     ours = Path(smolquant.__file__).parent.parent  # not installed when it runs from a checkout
     kept["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ours), environ.get("PYTHONPATH"))))
     kept["TRACKIO_DIR"] = str(folder)
     kept["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    if destination is not None and destination.is_space:
+    if destination is not None and to_space:
         token = destination.write_token or hub_token
         return {**kept, "HF_TOKEN": token} if token else kept
-    for name in _HUB_TOKENS:
-        kept.pop(name, None)
     kept["HF_HUB_OFFLINE"] = "1"  # Trackio asks the Hub for the user's name
     if destination is not None and destination.write_token:
         kept["TRACKIO_WRITE_TOKEN"] = destination.write_token

@@ -18,6 +18,7 @@ from smolquant.names import layer_number
 from smolquant.record import Metrics, Options, VariantRecord
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
+from smolquant.secrecy import redact
 from smolquant.text import one_line
 from smolquant.tracking.destination import Destination
 from smolquant.tracking.events import EVENTS_NAME, EventLog
@@ -320,7 +321,7 @@ class Recorder(Tracker):
             "event": event,
             "id": uuid.uuid4().hex,
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            **_portable(facts, self._console.redact),
+            **_portable(facts),
         }
         line = json.dumps(record, ensure_ascii=False, allow_nan=False)
         with self._lock:
@@ -340,10 +341,11 @@ class Recorder(Tracker):
         self._keeps_project = False
         kept = "" if self._log_broken else f" The events are kept in {self._log.path}"
         if kept and self._destination is not None:
-            folder = shlex.quote(str(self._output_dir))
-            kept += f"; `smolquant sync-trackio {folder}` sends them later"
+            command = ["smolquant", "sync-trackio", str(self._output_dir)]
+            command += ["--trackio-url", self._destination.address]
+            kept += f"; `{shlex.join(command)}` sends them later"
         kept += "." if kept else ""
-        self._console.warning("The run is not recorded in Trackio", f"{why}{kept}")
+        self._console.warning("The run is not recorded in Trackio", f"{why.rstrip('.')}.{kept}")
 
 
 def layer_errors(record: VariantRecord) -> list[tuple[int, float]]:
@@ -382,14 +384,14 @@ def _metrics(
     }
 
 
-def _portable(value: Any, redact: Callable[[str], str]) -> Any:
+def _portable(value: Any) -> Any:
     """``value`` in JSON's own types, without secrets, control characters, NaN and infinity."""
     if isinstance(value, str):
         return redact(one_line(value))
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Mapping):
-        return {key: _portable(item, redact) for key, item in value.items()}
+        return {key: _portable(item) for key, item in value.items()}
     if isinstance(value, Iterable):
-        return [_portable(item, redact) for item in value]
+        return [_portable(item) for item in value]
     return value

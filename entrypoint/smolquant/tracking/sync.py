@@ -34,21 +34,21 @@ def sync(
 
     Args:
         report_dir: an output folder, with events.jsonl.
-        destination: the dashboard; None for the one at which the newest job was to be recorded.
-        environ: the process's environment; TRACKIO_WRITE_TOKEN goes with the recorded address.
+        destination: the dashboard, with its write token; None where the user named none, which is refused.
+        environ: the process's environment.
         hub_token: the token for a Space that has none of its own.
 
     Returns:
         The dashboard's address with the newest job's runs; None when no run was recorded.
 
     Raises:
-        InputError: there are no events, or no address to send them to.
+        InputError: there are no events, or no address to send them to was given.
         TrackioError: Trackio did not accept all of them.
     """
     events = _read(report_dir)
     job = [event for _, event in events if event["event"] == "job"][-1]
     if destination is None:
-        destination = _recorded(job, environ, report_dir)
+        raise _no_address(job.get("address"), report_dir)
     for secret in destination.secrets:
         console.mask(secret)
     runs = _runs_of_newest_job(event for _, event in events)
@@ -101,16 +101,19 @@ def _runs_of_newest_job(events: Iterable[Event]) -> list[str]:
     return runs
 
 
-def _recorded(
-    job: Mapping[str, str | None], environ: Mapping[str, str], report_dir: Path
-) -> Destination:
-    destination = make_destination(
-        job["address"], write_token=environ.get("TRACKIO_WRITE_TOKEN"), bucket=job.get("bucket")
+def _no_address(recorded: object, report_dir: Path) -> InputError:
+    """What to say where no address was given.
+
+    The one that the events name is shown and not used: whoever wrote that file would get the token.
+    """
+    try:
+        named = make_destination(recorded) if isinstance(recorded, str) else None
+    except InputError:  # none that a run of ours has written
+        named = None
+    address = named.address if named else "URL"
+    command = ["smolquant", "sync-trackio", str(report_dir), "--trackio-url", address]
+    return InputError(
+        "No Trackio dashboard was named, and a token goes only where you send it. "
+        f"{EVENTS_NAME} names {address if named else 'none'}.",
+        hint=f"Name yours: `{shlex.join(command)}`.",
     )
-    if destination is None:
-        raise InputError(
-            f"The run in {report_dir} was recorded locally, and names no Trackio dashboard to send it to.",
-            hint=f"Add --trackio-url: `smolquant sync-trackio {shlex.quote(str(report_dir))} "
-            "--trackio-url URL`.",
-        )
-    return destination

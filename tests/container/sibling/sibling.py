@@ -1,4 +1,4 @@
-"""What a GPU sibling may do, as its one argument says, or as SIBLING says."""
+"""What a GPU sibling may do, as its one argument says, or as SMOLQUANT_STAND_IN says."""
 
 import json
 import os
@@ -44,7 +44,7 @@ def eats() -> None:
         eaten.append(os.urandom(1 << 24))
 
 
-match os.environ["SIBLING"]:
+match os.environ["SMOLQUANT_STAND_IN"]:
     case "ends":
         ends(5)
     case "waits":

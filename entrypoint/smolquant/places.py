@@ -1,0 +1,92 @@
+"""Places on this machine: folders that users name, and files that are written whole or not at all."""
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from smolquant.errors import InputError
+from smolquant.text import quoted
+
+_NO_PLACE = {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+_DEEPEST = 200
+"""Folders in a path; Python makes them by recursion, one in the other."""
+
+
+def output_folder(text: str) -> Path:
+    """The folder that is written to; it need not exist yet.
+
+    Raises:
+        InputError: no folder can be made there; it says why.
+        OSError: it cannot be looked at.
+    """
+    path = Path(text)
+    if len(path.parts) > _DEEPEST:
+        raise _no_folder(text, f"it lies more than {_DEEPEST} folders deep")
+    try:
+        text.encode()
+        if not stat.S_ISDIR(os.stat(text).st_mode):  # noqa: PTH116 - pathlib recurses into long paths
+            raise _no_folder(text, "it is not a folder")
+    except UnicodeEncodeError as error:
+        raise _no_folder(text, "its name is not UTF-8") from error
+    except FileNotFoundError as error:
+        for place in (path, *path.parents):
+            if place.exists():
+                break
+            if place.is_symlink():
+                raise _no_folder(text, f"{place} is a link to nothing") from error
+    except OSError as error:
+        if error.errno in _NO_PLACE:
+            raise _no_folder(text, os.strerror(error.errno).lower()) from error
+        raise
+    return path
+
+
+def is_folder(text: str) -> bool:
+    """Whether a text, whatever it is, names a folder that is there."""
+    return os.path.isdir(text)  # noqa: PTH112 - pathlib raises where a name is too long for any file
+
+
+def is_file(text: str) -> bool:
+    """Whether a text, whatever it is, names a file that is there."""
+    return os.path.isfile(text)  # noqa: PTH113 - as above
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an error of the disk name ``path`` where the system names no file, as in writing an open one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all: on a full disk, what was there stays.
+
+    A link in its place is replaced, and never followed.
+
+    Raises:
+        OSError: naming ``path``.
+    """
+    try:
+        with TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            unfinished = Path(folder) / path.name
+            unfinished.write_bytes(content)
+            unfinished.replace(path)
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
+
+
+def _no_folder(text: str, why: str) -> InputError:
+    return InputError(
+        f"--output-dir {quoted(text)} cannot be written to: {quoted(why)}.",
+        hint="Move away what lies there, or choose another --output-dir.",
+    )
