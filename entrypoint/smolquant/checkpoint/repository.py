@@ -147,9 +147,11 @@ class HubSource(Source):
             return layout_of(self.fetch_weights())  # only unpickling shows what a pickle holds
         from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
 
-        from smolquant.checkpoint.tensors import Layout, source_tensor
+        from smolquant.checkpoint.tensors import Layout, require_shape, source_tensor
 
         assert self.repo is not None
+        # What the client lets through from a header that is JSON and none of tensors.
+        not_readable = (TypeError, KeyError, AttributeError, ValueError, RecursionError)
         tensors = {}
         for shard in self._shards:
             with hub_errors(self.repo, f"reading the header of {shard}"):
@@ -157,12 +159,13 @@ class HubSource(Source):
                     header = self._hub.api.parse_safetensors_file_metadata(
                         self.repo, shard, revision=self.revision
                     )
-                except (NotASafetensorsRepoError, SafetensorsParsingError) as error:
+                    in_order = sorted(header.tensors.items(), key=lambda item: item[1].data_offsets)
+                except (*not_readable, NotASafetensorsRepoError, SafetensorsParsingError) as error:
                     raise CheckpointError(
-                        f"{shard} is truncated or corrupt: {error}", hint="Upload the file again."
+                        f"{shard} is truncated or corrupt: {error!r}", hint="Upload the file again."
                     ) from error
-            in_order = sorted(header.tensors.items(), key=lambda item: item[1].data_offsets)
             for name, entry in in_order:
+                require_shape(shard, name, entry.shape)
                 tensors[name] = source_tensor(shard, name, entry.dtype, entry.shape)
         if not tensors:
             raise CheckpointError(

@@ -47,6 +47,8 @@ class Parameter:
     """It belongs to what sees or hears, and not to the language model: kept by design."""
     is_linear: bool = False
     """The weight of a linear layer, whether it is to be quantized or not."""
+    is_buffer: bool = False
+    """It is no weight, but what a module computes or counts."""
 
 
 class Architecture:
@@ -117,6 +119,7 @@ class Architecture:
             is_linear=name.endswith(".weight")
             and isinstance(self._modules[module_name], nn.Linear)
             and self._modules[module_name] is not self._head,
+            is_buffer=name in self._buffers,
         )
 
     def unplaced(self, tensor: SourceTensor) -> Unplaced | None:
