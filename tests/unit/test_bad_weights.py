@@ -171,7 +171,7 @@ def test_a_tensor_is_never_read_beyond_its_record(tmp_path: Path) -> None:
         (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
          b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', "its header has 'a' twice"),
         (b'{"a":' + b"[" * 1_000_000, "header cannot be read"),
-        (b'{"a":{"dtype":"F32","data_offsets":[0,4],"shape":[1' + b",1" * 500_000 + b"]}}", "'a' has a shape"),
+        (b'{"a":{"dtype":"F32","data_offsets":[0,4],"shape":[1' + b",1" * 500_000 + b"]}}", "has a shape"),
         (b'{"a":{"dtype":"F32","shape":[' + b"9" * 4000 + b'],"data_offsets":[0,4]}}', "'a' has a shape"),
         (b" " * 30_000_000, "header is too long"),
     ],

@@ -48,7 +48,10 @@ _DOCUMENT = re.compile(
     r"|params\.json|configuration\.json"
 )
 _PICTURE = re.compile(r"\.(?:png|jpe?g|gif|svg|webp)$", re.IGNORECASE)
-_SHOWN = re.compile(r"""!\[[^\]\n]*\]\(\s*<?([^)\s>]+)|<img\s[^>]*?src\s*=\s*["']([^"'\n]+)""")
+_SHOWN = re.compile(
+    # No try goes beyond where the next one begins, or a line of openings would take minutes.
+    r"""!\[(?:(?!!\[)[^\]\n])*\]\(\s*<?([^)\s>]+)|<img\s[^<>]*?src\s*=\s*["']([^"'\n]+)"""
+)
 
 _WEIGHT_LAYOUTS = (
     "model.safetensors",
