@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolquant.errors import CannotMeasure, CheckpointError, GateError, SmolquantError
+from smolquant.evaluate.documents import EvalText
 from smolquant.evaluate.text import (
-    EvalText,
     default_tokens,
     load_tokenizer,
     require_known,
