@@ -4,13 +4,14 @@ Windows are taken from the documents in turn, so that few tokens are as multilin
 tokenized as far as it is needed, however long it is.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from smolquant.errors import CheckpointError, InputError
+from smolquant.evaluate.bounded import at
 from smolquant.evaluate.documents import Conversation, EvalText, TextFile
 from smolquant.text import one_line
 
@@ -38,6 +39,9 @@ _CUT_TOKENS = 64
 
 _SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 """Package -> a module of it."""
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "The tokenizer")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 _SHORT_CONVERSATIONS: tuple[Conversation, ...] = (
     [
@@ -71,10 +75,13 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> "PreTrainedToken
     """
     from transformers import AutoTokenizer
 
+    at(_first_of(folder, _TOKENIZERS))
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )
+    except MemoryError:
+        raise
     except Exception as error:  # transformers raises what a missing or broken file makes it raise
         hint = (
             "Save the tokenizer beside the model. A run without one can use no limits, no --evaluate "
@@ -94,6 +101,11 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> "PreTrainedToken
             hint=hint,
         ) from error
     return tokenizer
+
+
+def _first_of(folder: str | Path, names: Sequence[str]) -> str:
+    """The first of these files that is in ``folder``, or else the last name."""
+    return next((name for name in names if (Path(folder) / name).is_file()), names[-1])
 
 
 def _missing_packages(folder: Path) -> list[str]:
@@ -189,12 +201,15 @@ def _ids_of_template(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The ids of a short conversation; none where there is no template, or it wants another one."""
     if not tokenizer.chat_template:
         return []
+    at(_first_of(tokenizer.name_or_path, _TEMPLATES))
     for conversation in _SHORT_CONVERSATIONS:
         try:
             text = tokenizer.apply_chat_template(
                 conversation, tokenize=False, add_generation_prompt=True
             )
             return _encode(str(text), tokenizer)
+        except MemoryError:
+            raise
         except Exception:  # noqa: S112 - a template is the model's code: it raises what it likes
             continue
     return []
@@ -268,8 +283,11 @@ def _longer(head: str, pieces: Iterator[str], wanted: int) -> tuple[str, bool]:
 
 
 def _rendered(conversation: Conversation, name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    at(_first_of(tokenizer.name_or_path, _TEMPLATES))
     try:
         return str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    except MemoryError:
+        raise
     except Exception as error:  # a template is the model's code: it raises what it likes
         said = one_line(str(error)) or type(error).__name__
         if len(said) > _LONGEST_QUOTE:
@@ -306,6 +324,7 @@ def _opened(ids: list[int], opening: list[int]) -> list[int]:
 
 
 def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    at(_first_of(tokenizer.name_or_path, _TOKENIZERS))
     encoded: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return encoded
 
