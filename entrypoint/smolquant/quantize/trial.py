@@ -170,7 +170,9 @@ class _Laboratory:
         kept_by_plan = {
             re.escape(tensor.name.rpartition(".")[0]): "kept by the plan"
             for tensor in full.tensors
-            if not decided[tensor.name] and tensor.name.endswith(".weight")
+            if tensor.name in self.weights  # the small model has few of the layers
+            and tensor.name.endswith(".weight")
+            and not decided[tensor.name]
         }
         keep: dict[str, str] = {}
         failure: Failure | None = None
