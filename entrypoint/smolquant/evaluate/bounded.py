@@ -20,7 +20,7 @@ from smolquant.text import human_size
 
 T = TypeVar("T")
 
-CPU_SECONDS = 60
+CPU_SECONDS = 30
 """The slowest tokenizers, converted from their makers' own format, take about 15 to load."""
 MEMORY_BYTES = 2_000_000_000
 """Beside what this process has already; the largest vocabularies take half of it."""
