@@ -4,6 +4,7 @@
 # make check         lint, types, workflows and forms
 # make bench         speed and memory against stock transformers, at 3 B parameters (SIZE= for others)
 # make bench-experts the same for a mixture of experts, beside a dense model of its size
+# make bench-scale   planning of very deep and very divided checkpoints
 # make bench-quality what each scheme and method costs in quality
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -22,7 +23,7 @@ PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
-.PHONY: demo test test-container bench bench-experts bench-quality check docs clean
+.PHONY: demo test test-container bench bench-experts bench-scale bench-quality check docs clean
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
@@ -40,6 +41,9 @@ bench: $(INSTALLED)
 
 bench-experts: $(INSTALLED)
 	PYTHONPATH=bench $(PYTHON) bench/experts.py
+
+bench-scale: $(INSTALLED)
+	$(PYTHON) bench/scale.py
 
 bench-quality: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) bench/quality.py

@@ -26,7 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from quality_model import held_out_windows, make_trained_model
 from smollm2 import make_checkpoint
 from smolquant.checkpoint.reader import Checkpoint
-from smolquant.evaluate.text import bundled_calibration_text, bundled_text, token_windows
+from smolquant.evaluate.documents import bundled_calibration_text, bundled_text
+from smolquant.evaluate.text import token_windows
 from smolquant.memory import keep_freed_blocks
 from smolquant.model.architecture import Architecture
 from smolquant.quantize.calibrate import TOKENS, CalibratedWeights, Calibration, calibrated_weights

@@ -13,13 +13,8 @@ from typing import Any, Literal
 
 from smolquant.errors import InputError
 from smolquant.evaluate import Measurement
+from smolquant.evaluate.documents import EvalText, bundled_calibration_text, bundled_text, read_text
 from smolquant.evaluate.gate import Gate, Limits, parse_limits
-from smolquant.evaluate.text import (
-    EvalText,
-    bundled_calibration_text,
-    bundled_text,
-    read_text,
-)
 from smolquant.names import is_repo_id
 from smolquant.places import is_file, is_folder, output_folder
 from smolquant.record import Options

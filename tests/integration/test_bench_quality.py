@@ -8,7 +8,8 @@ import torch
 from transformers import AutoTokenizer
 
 import quality
-from smolquant.evaluate.text import bundled_text, token_windows
+from smolquant.evaluate.documents import bundled_text
+from smolquant.evaluate.text import token_windows
 from smolquant.schemes import SCHEMES, scheme_of
 
 

@@ -19,10 +19,11 @@ from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CheckpointError, GateError, MachineError
 from smolquant.evaluate import Measurement, measure, speed
 from smolquant.evaluate import machine as machine_name
+from smolquant.evaluate.documents import EvalText, bundled_text
 from smolquant.evaluate.gate import Gate, check_plausible, judge, parse_limits
 from smolquant.evaluate.measure import Evaluation
 from smolquant.evaluate.speed import Speed, measure_speed
-from smolquant.evaluate.text import EvalText, bundled_text, token_windows
+from smolquant.evaluate.text import token_windows
 from smolquant.model.architecture import Architecture
 from smolquant.record import Metrics
 from smolquant.runtime.kernels import pack_model

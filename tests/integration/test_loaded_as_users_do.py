@@ -15,8 +15,8 @@ from smolquant import evaluate
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CannotMeasure, GateError
 from smolquant.evaluate import Measurement
+from smolquant.evaluate.documents import EvalText
 from smolquant.evaluate.speed import DoesNotRun, measure_speed
-from smolquant.evaluate.text import EvalText
 from smolquant.model.architecture import Architecture
 from smolquant.record import Metrics
 

@@ -13,12 +13,8 @@ import models
 from smolquant import machine
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CannotMeasure, CheckpointError, InputError, MachineError
-from smolquant.evaluate.text import (
-    EvalText,
-    bundled_calibration_text,
-    bundled_text,
-    load_tokenizer,
-)
+from smolquant.evaluate.documents import EvalText, bundled_calibration_text, bundled_text
+from smolquant.evaluate.text import load_tokenizer
 from smolquant.model.architecture import Architecture
 from smolquant.quantize.calibrate import (
     TOKENS,

@@ -29,6 +29,8 @@ def write(folder: Path, content: str) -> Path:
         ({"num_experts": 10**6}, "'num_experts' is 1,000,000"),
         ({"vocab_size": 10**12}, "'vocab_size' is 1,000,000,000,000"),
         ({"hidden_size": 10**9}, "'hidden_size' is"),
+        ({"num_labels": 10**9}, "'num_labels' is"),
+        ({"vision_config": {"num_classes": 10**8}}, "'num_classes' is"),
     ],
 )
 def test_numbers_that_no_model_has_are_refused(

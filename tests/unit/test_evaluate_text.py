@@ -1,5 +1,6 @@
 """Texts are cut into the same windows on every run, in every language's turn."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,11 @@ from transformers import PreTrainedTokenizerFast
 import models
 from smolquant.errors import CheckpointError, InputError
 from smolquant.evaluate import text as text_module
+from smolquant.evaluate.documents import EvalText, bundled_text, read_text
 from smolquant.evaluate.text import (
     WINDOW,
-    EvalText,
-    bundled_text,
     default_tokens,
     load_tokenizer,
-    read_text,
     require_known,
     token_windows,
     unknown_tokens,
@@ -45,7 +44,7 @@ def words(first: int, count: int) -> str:
 
 
 def test_the_bundled_text_is_six_languages_without_repetition() -> None:
-    documents = bundled_text().documents
+    documents = list(map(str, bundled_text().documents))
     assert len(documents) == 6
     paragraphs = [p for text in documents for p in str(text).strip().split("\n\n")]
     assert len(paragraphs) == len(set(paragraphs))
@@ -318,6 +317,50 @@ def test_a_file_that_is_not_what_it_says_is_refused(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=complaint):
         read_text(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_a_text_of_any_size_is_tokenized_as_far_as_needed(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few megabytes stand for gigabytes: what is tokenized does not depend on the size."""
+    encode, given = text_module._encode, []
+
+    def noted(text: str, tokenizer: Any) -> list[int]:
+        given.append(len(text))
+        return encode(text, tokenizer)
+
+    monkeypatch.setattr(text_module, "_encode", noted)
+    line = words(100, 20)
+    if suffix == ".jsonl":
+        line = json.dumps([{"role": "user", "content": line + "\n"}])
+    short, long = tmp_path / f"short{suffix}", tmp_path / f"long{suffix}"
+    short.write_text(f"{line}\n" * 2_000)
+    long.write_text(f"{line}\n" * 30_000)
+    expected = token_windows(read_text(short), tokenizer(), 1024)
+    given.clear()
+    assert torch.equal(token_windows(read_text(long), tokenizer(), 1024), expected)
+    assert sum(given) < 50_000
+    entries = (
+        [json.loads(one) for one in long.read_text().splitlines()] if suffix == ".jsonl" else None
+    )
+    whole = json.dumps(entries or [long.read_text()])
+    assert read_text(long).digest == hashlib.sha256(whole.encode()).hexdigest()
+
+
+def test_a_text_of_few_tokens_is_read_on(tmp_path: Path) -> None:
+    (tmp_path / "sparse.txt").write_text((" " * 5_000).join(f"w{i}" for i in range(100, 400)))
+    windows = token_windows(read_text(tmp_path / "sparse.txt"), tokenizer(), 256, exact=True)
+    assert windows.flatten().tolist() == list(range(100, 356))
+
+
+def test_a_list_that_does_not_fit_in_memory_is_refused_with_what_does(tmp_path: Path) -> None:
+    with (tmp_path / "long.json").open("w") as file:
+        file.write("[")
+        file.truncate(65_000_000)
+    with pytest.raises(InputError, match="a list of more than 64,000,000 bytes") as refusal:
+        read_text(tmp_path / "long.json")
+    assert ".jsonl" in refusal.value.hint
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, Cohere2Config, Olmo2Config, PretrainedConfig
 
 import models
+from smolquant.model import norms
 from smolquant.model.norms import Norm, norms_in_front
+from smolquant.model.trunk import trunk_of
 
 IN = "input_layernorm"
 POST = "post_attention_layernorm"
@@ -159,3 +161,20 @@ def test_what_torch_makes_by_default_does_not_reach_the_energies() -> None:
         mean_squares = norm.input_mean_squares(values, 8)
     assert mean_squares is not None
     assert torch.allclose(mean_squares, torch.arange(8.0).double().square() + 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted(models.FAMILIES.keys() - {"smollm3"}))  # lists its layers
+def test_a_very_deep_model_runs_one_layer_of_each_kind_and_knows_as_much(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = models.FAMILIES[family]()
+    config.num_hidden_layers = 5
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1] * 5
+    model = skeleton(config)
+    expected = norms_in_front(model)
+    monkeypatch.setattr(norms, "_MOST_LAYERS", 4)
+    found = norms_in_front(model)
+    assert found == expected
+    assert of_layer(found, 4) == EXPECTED[family]
+    assert len(trunk_of(model)[1]) == 5

@@ -299,3 +299,22 @@ def test_a_norm_whose_weights_are_not_in_the_checkpoint_tells_nothing(tmp_path: 
     architecture.norms_in_front = {up: elsewhere}
     (plan,) = plan_of(folder, "int4_weight_only", architecture=architecture).values()
     assert not any(tensor.norm for tensor in plan.tensors)
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [
+        (torch.ones(256, 128, dtype=torch.int8), "stored as I8, integers where the model has"),
+        (torch.ones(256, 128, dtype=torch.bool), "stored as BOOL, integers where the model has"),
+        (torch.ones(0, 128), "has the shape \\[0, 128\\], and so no values"),
+    ],
+    ids=["int8", "bool", "empty"],
+)
+def test_a_weight_without_numbers_of_its_kind_is_named(
+    tmp_path: Path, weight: torch.Tensor, said: str
+) -> None:
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+    name = "model.layers.1.mlp.up_proj.weight"
+    change_weights(folder, lambda state: state.update({name: weight}))
+    with pytest.raises(CheckpointError, match=f"'{re.escape(name)}' .*{said}"):
+        plan_of(folder, "int8_weight_only")

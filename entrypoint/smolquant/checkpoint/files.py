@@ -50,7 +50,10 @@ _DOCUMENT = re.compile(
     r"|params\.json|configuration\.json"
 )
 _PICTURE = re.compile(r"\.(?:png|jpe?g|gif|svg|webp)$", re.IGNORECASE)
-_SHOWN = re.compile(r"""!\[[^\]\n]*\]\(\s*<?([^)\s>]+)|<img\s[^>]*?src\s*=\s*["']([^"'\n]+)""")
+_SHOWN = re.compile(
+    # No try goes beyond where the next one begins, or a line of openings would take minutes.
+    r"""!\[(?:(?!!\[)[^\]\n])*\]\(\s*<?([^)\s>]+)|<img\s[^<>]*?src\s*=\s*["']([^"'\n]+)"""
+)
 
 _WEIGHT_LAYOUTS = (
     "model.safetensors",
@@ -159,7 +162,7 @@ def shard_names(index_name: str, index: bytes) -> list[str]:
         shards = sorted({str(shard) for shard in weight_map.values()})
         if not shards:
             raise ValueError("it names no shard")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{index_name} is not a readable index of shards: {error!r}.",
             hint="Save the model again with `save_pretrained`.",

@@ -8,12 +8,22 @@ from pathlib import Path
 
 import torch
 
+from smolquant.checkpoint.archive import (
+    SAVE_PLAIN,
+    Record,
+    check_legacy,
+    is_zip,
+    records_of,
+    verify_records,
+)
 from smolquant.checkpoint.tensors import DTYPES, SourceTensor, not_plain
 from smolquant.errors import CheckpointError, MachineError
 from smolquant.memory import available_bytes
-from smolquant.text import human_size
+from smolquant.text import human_size, one_line
 
 _LIBC = ctypes.CDLL(None)
+
+_LONGEST_REASON = 200
 
 
 class PickleFile:
@@ -32,7 +42,14 @@ class PickleFile:
         """
         self.name, self._path = path.name, path
         self._loaded = loaded
-        self._mapped = _unpickle(path, mapped=True) if _is_zip(path) else None
+        self._records: Sequence[Record] = ()
+        self._mapped: dict[str, torch.Tensor] | None = None
+        if is_zip(path):
+            self._records = records_of(path)
+            self._mapped = _unpickle(path, mapped=True)
+            _require_own_data(path.name, self._mapped, self._records)
+        else:
+            check_legacy(path)
         state = self._state()
         self.tensors: Sequence[SourceTensor] = [
             SourceTensor(name, value.dtype, tuple(value.shape)) for name, value in state.items()
@@ -50,7 +67,12 @@ class PickleFile:
         return copy
 
     def verify(self) -> None:
-        """Do nothing, because the source compares a folder's files itself."""
+        """Compare the data with its checksums; the source compares the files themselves.
+
+        Raises:
+            CheckpointError: a checksum is wrong.
+        """
+        verify_records(self._path, self._records)
 
     def close(self) -> None:
         self._mapped = {}
@@ -99,24 +121,57 @@ def _unpickle(path: Path, *, mapped: bool) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # the unpickler raises whatever a bad file makes it raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        reason = one_line(str(error)) or type(error).__name__
+        if "weights" in reason.lower():  # its advice is to run whatever the file says
+            reason = "unpickling it would run code"
         raise CheckpointError(
-            f"{path.name} cannot be read as plain weights: {reason}",
-            hint="If you trust it, convert it to safetensors: load it and `save_pretrained`.",
+            f"{path.name} cannot be read as plain weights: {reason[:_LONGEST_REASON].rstrip('.')}.",
+            hint=SAVE_PLAIN,
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()
     ):
         raise CheckpointError(
             f"{path.name} holds something other than a mapping of names to tensors.",
-            hint="Save the model's own state with `save_pretrained`.",
+            hint=SAVE_PLAIN,
         )
     for name, value in state.items():
-        if value.layout is not torch.strided or value.is_meta:
-            raise not_plain(path.name, name, "meta" if value.is_meta else str(value.layout))
-        if value.dtype not in DTYPES.values():
-            raise not_plain(path.name, name, str(value.dtype))
+        _require_plain(path.name, name, value)
     return {name: value.detach() for name, value in state.items()}  # parameters want gradients
+
+
+def _require_plain(file: str, name: str, value: torch.Tensor) -> None:
+    """Refuse a tensor whose values do not each lie in the file."""
+    if value.layout is not torch.strided or value.is_meta:
+        raise not_plain(file, name, "meta" if value.is_meta else str(value.layout))
+    if value.dtype not in DTYPES.values():
+        raise not_plain(file, name, str(value.dtype))
+    held = value.untyped_storage().nbytes()
+    if value.numel() * value.element_size() > held:
+        raise CheckpointError(
+            f"{file} stores {name!r} as an expanded view: {human_size(held)} of values, repeated to the "
+            f"shape {list(value.shape)}.",
+            hint="Save the model again with every weight stored in full (`weight.contiguous()`).",
+        )
+
+
+def _require_own_data(
+    file: str, state: Mapping[str, torch.Tensor], records: Sequence[Record]
+) -> None:
+    """Make sure that every storage is a whole record, since the mapping goes on behind it."""
+    storages = {
+        (storage.data_ptr(), storage.nbytes())
+        for storage in (value.untyped_storage() for value in state.values())
+        if storage.nbytes()
+    }
+    found, expected = sorted(storages), [(one.offset, one.size) for one in records if one.size]
+    if found and expected:
+        base = found[0][0] - expected[0][0]
+        found = [(place - base, size) for place, size in found]
+    if found != expected:
+        raise CheckpointError(
+            f"{file} is damaged: its tensors are not what its records hold.", hint=SAVE_PLAIN
+        )
 
 
 def _aliases(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
@@ -142,8 +197,3 @@ def _release_pages(mapped: torch.Tensor) -> None:
     begin = mapped.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     length = mapped.data_ptr() + span - begin
     _LIBC.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(length), mmap.MADV_DONTNEED)
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"

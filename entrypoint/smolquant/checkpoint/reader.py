@@ -6,6 +6,7 @@ knows file formats and nothing of quantization.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,12 +26,15 @@ from smolquant.checkpoint.tensors import (
     Layout,
     SourceTensor,
     bytes_of,
+    require_shape,
     source_tensor,
 )
 from smolquant.errors import CheckpointError
 
-_LONGEST_HEADER = 100_000_000
-"""Bytes; safetensors' own limit."""
+_LONGEST_HEADER = 25_000_000
+"""Bytes, enough for 150,000 tensors; the Hub's own client reads none that is longer."""
+_LONGEST_OF_VARIANT = 100_000_000
+"""Bytes; safetensors' own limit. Each header of a variant describes all of the variant."""
 
 
 class FileBytes(Protocol):
@@ -98,6 +102,7 @@ class SafetensorsFile:
         self.name = data.name
         self.verify, self.close = data.verify, data.close
         self._data = data
+        self._longest = _LONGEST_HEADER if dtypes is DTYPES else _LONGEST_OF_VARIANT
         header, begin = self._header()
         self._offsets: dict[str, int] = {}
         tensors = []
@@ -116,9 +121,9 @@ class SafetensorsFile:
             CheckpointError: as for the class itself.
         """
         try:
+            file = cls(LocalBytes(path), dtypes)  # bounds what the library has to read
             with safe_open(path, framework="pt"):
-                pass  # checks the header against the file's length
-            return cls(LocalBytes(path), dtypes)
+                return file  # the header agrees with the file's length
         except (SafetensorError, OSError) as error:
             raise _corrupt(path.name, error) from error
 
@@ -139,27 +144,40 @@ class SafetensorsFile:
     def _header(self) -> tuple[dict[str, dict[str, Any]], int]:
         """The entries of the tensors, and where their data begins."""
         length = int.from_bytes(self._bytes(0, 8), "little")
-        if length > min(self._data.size - 8, _LONGEST_HEADER):
+        if length > min(self._data.size - 8, self._longest):
             raise _corrupt(self.name, "its header is too long")
         try:
-            header: dict[str, dict[str, Any]] = json.loads(self._bytes(8, length))
+            header: dict[str, dict[str, Any]] = json.loads(
+                self._bytes(8, length), object_pairs_hook=self._once
+            )
             header.pop("__metadata__", None)
+            for name, entry in header.items():
+                require_shape(self.name, name, entry["shape"])
             spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
             sizes = {
                 name: prod(entry["shape"]) * _itemsize(entry["dtype"])
                 for name, entry in header.items()
             }
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise _corrupt(self.name, "its header cannot be read") from error
         ends = [0, *(end for _, end in spans)]
         if [begin for begin, _ in spans] != ends[:-1] or ends[-1] != self._data.size - 8 - length:
             raise _corrupt(self.name, "its tensors do not cover it")
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
-            shape = entry["shape"]
-            if min(shape, default=0) < 0 or (sizes[name] and end - begin != sizes[name]):
+            if sizes[name] and end - begin != sizes[name]:
                 raise _corrupt(self.name, f"{name!r} has another size than its shape")
         return header, 8 + length
+
+    def _once(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """An object of the header, whose keys differ; of two alike, libraries read this one or that."""
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            twice = next(
+                key for key, count in Counter(key for key, _ in pairs).items() if count > 1
+            )
+            raise _corrupt(self.name, f"its header has {twice!r} twice")
+        return entries
 
     def _bytes(self, offset: int, count: int) -> bytearray:
         content = bytearray(count)

@@ -192,11 +192,12 @@ class HubSource(Source):
     def _layout_at_first(self) -> "Layout":
         if not self._is_safetensors:
             return layout_of(self.fetch_weights())  # only unpickling shows what a pickle holds
-        from smolquant.checkpoint.tensors import Layout, source_tensor
+        from smolquant.checkpoint.tensors import Layout, require_shape, source_tensor
 
         tensors = {}
         for shard in self._shards:
             for name, entry in self._header(shard):
+                require_shape(shard, name, entry.shape)
                 tensors[name] = source_tensor(shard, name, entry.dtype, entry.shape)
         if not tensors:
             raise CheckpointError(

@@ -126,6 +126,28 @@ def source_tensor(
     return SourceTensor(name, dtypes[dtype], tuple(shape))
 
 
+_MOST_AXES = 64
+"""PyTorch's own limit."""
+_LONGEST_AXIS = 2**63
+
+
+def require_shape(file: str, name: str, shape: Any) -> None:
+    """Make sure that an entry of the header of ``file`` has a shape that a tensor can have.
+
+    Raises:
+        CheckpointError: naming the tensor.
+    """
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _MOST_AXES
+        or any(type(length) is not int or not 0 <= length < _LONGEST_AXIS for length in shape)
+    ):
+        raise CheckpointError(
+            f"{file} is truncated or corrupt: {name!r} has a shape that no tensor has.",
+            hint="Fetch or save the file again.",
+        )
+
+
 def not_plain(file: str, name: str, dtype: str) -> CheckpointError:
     """The error for a tensor whose dtype, here by its name, only quantized weights have."""
     return CheckpointError(

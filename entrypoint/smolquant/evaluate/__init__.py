@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from smolquant.errors import CannotMeasure, CheckpointError, GateError, SmolquantError
+from smolquant.evaluate.bounded import bounded
+from smolquant.evaluate.documents import EvalText
 from smolquant.evaluate.text import (
-    EvalText,
     default_tokens,
     load_tokenizer,
     require_known,
@@ -60,25 +61,30 @@ class Measurement:
             (windows, length) int64 token ids.
 
         Raises:
-            CannotMeasure: there is no tokenizer.
+            CannotMeasure: there is no tokenizer, or it or its chat template takes too much time or memory.
             CheckpointError: the tokenizer or its chat template yields tokens that the model does not have.
             InputError: the text is too short, or conversations do not suit the chat template.
         """
         parameters = sum(parameter.numel() for parameter in architecture.model.parameters())
-        try:
-            tokenizer = load_tokenizer(source_folder, trust_remote_code=self.trust_remote_code)
-        except CheckpointError as error:
-            raise CannotMeasure(error.message, hint=error.hint) from error
-        windows = token_windows(
-            self.text,
-            tokenizer,
-            self.tokens or default_tokens(parameters),
-            longest=longest_context(architecture.model.config),
-            exact=self.tokens is not None,
-        )
         known = known_tokens(architecture.model)
-        require_known(windows, tokenizer, known)
-        if unknown := unknown_tokens(tokenizer, known):
+
+        def cut() -> "tuple[torch.Tensor, list[str]]":
+            try:
+                tokenizer = load_tokenizer(source_folder, trust_remote_code=self.trust_remote_code)
+            except CheckpointError as error:
+                raise CannotMeasure(error.message, hint=error.hint) from error
+            windows = token_windows(
+                self.text,
+                tokenizer,
+                self.tokens or default_tokens(parameters),
+                longest=longest_context(architecture.model.config),
+                exact=self.tokens is not None,
+            )
+            require_known(windows, tokenizer, known)
+            return windows, unknown_tokens(tokenizer, known)
+
+        windows, unknown = bounded(cut)
+        if unknown:
             notice(
                 "The tokenizer has more tokens than the model",
                 f"The model has no row for {', '.join(map(repr, unknown[:3]))}"

@@ -1,33 +1,27 @@
 """The text to measure or calibrate on, cut into windows of tokens that are the same on every run.
 
-The bundled texts are prose in six languages, from one book to measure on and from another to calibrate on;
-see text/ORIGIN. Windows are taken from the languages in turn, so that few tokens are as multilingual as
-many.
+Windows are taken from the documents in turn, so that few tokens are as multilingual as many. A document is
+tokenized as far as it is needed, however long it is.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from smolquant.errors import CheckpointError, InputError
+from smolquant.evaluate.bounded import at
+from smolquant.evaluate.documents import Conversation, EvalText, TextFile
 from smolquant.text import one_line
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-BUNDLED_NAME = "Debian Reference 2.100, six languages"
-CALIBRATION_NAME = "Debian GNU/Linux Installation Guide 20230508, six languages"
 WINDOW = 512
 """Tokens that see each other: long enough for context to matter, short enough to keep memory low."""
 
-_BUNDLED = Path(__file__).parent / "text"
-_LANGUAGES = ("en", "fr", "de", "es", "it", "pt")
 _DEFAULT_TOKENS = (
     (1_000_000_000, 4_096),
     (8_000_000_000, 2_048),
@@ -37,10 +31,17 @@ _DEFAULT_TOKENS_OF_LARGEST = 1_024
 
 _LONGEST_QUOTE = 200
 
+_CHARACTERS_AT_FIRST = 16
+"""A token has about four characters, and a text with fewer is read on."""
+_MOST_CHARACTERS = 16_000_000
+_CUT_TOKENS = 64
+"""Tokens that the end of a text may change, if it is cut."""
+
 _SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 """Package -> a module of it."""
 
-Conversation = list[dict[str, str]]
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "The tokenizer")
+_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
 
 _SHORT_CONVERSATIONS: tuple[Conversation, ...] = (
     [
@@ -52,19 +53,6 @@ _SHORT_CONVERSATIONS: tuple[Conversation, ...] = (
     [{"role": "user", "content": "Hello!"}],
 )
 """What a template should be able to render: with all roles, or, where it knows no system, with one."""
-
-
-@dataclass(frozen=True)
-class EvalText:
-    """Documents to measure or calibrate on, and what to call them."""
-
-    name: str
-    documents: Sequence[str | Conversation]
-
-    @property
-    def digest(self) -> str:
-        """The sha256 of the documents, which does not depend on their name."""
-        return hashlib.sha256(json.dumps(self.documents).encode()).hexdigest()
 
 
 def default_tokens(parameters: int) -> int:
@@ -79,100 +67,6 @@ def default_tokens(parameters: int) -> int:
     return _DEFAULT_TOKENS_OF_LARGEST
 
 
-def bundled_text() -> EvalText:
-    """The text to measure on that comes with smolquant."""
-    return EvalText(BUNDLED_NAME, _bundled(""))
-
-
-def bundled_calibration_text() -> EvalText:
-    """The text to calibrate on that comes with smolquant; from another book than the one above."""
-    return EvalText(CALIBRATION_NAME, _bundled("calibration-"))
-
-
-def _bundled(prefix: str) -> list[str]:
-    return [
-        (_BUNDLED / f"{prefix}{language}.txt").read_text(encoding="utf-8")
-        for language in _LANGUAGES
-    ]
-
-
-def read_text(path: Path, option: str = "--eval-text") -> EvalText:
-    """The owner's text: plain UTF-8, or conversations.
-
-    A ``.json`` file is a list of conversations, a ``.jsonl`` file has one a line: a list of
-    ``{"role", "content"}``, or an object that has one as ``messages``. A content is a text, a list of
-    ``{"type": "text", "text"}``, or null.
-
-    Args:
-        option: the option that named the file.
-
-    Raises:
-        InputError: a file that cannot be read, is empty, or is not what its name says.
-    """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{option} {path} cannot be read: {error}.", hint="Give a UTF-8 text file."
-        ) from error
-    if not content.strip():
-        raise InputError(
-            f"{option} {path} is empty.", hint="Leave the option out to use the bundled text."
-        )
-    if path.suffix not in {".json", ".jsonl"}:
-        return EvalText(path.name, [content])
-    try:
-        entries = (
-            json.loads(content)
-            if path.suffix == ".json"
-            else [json.loads(line) for line in content.splitlines() if line.strip()]
-        )
-        return EvalText(path.name, [_conversation(entry) for entry in entries])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{option} {path} is not a list of conversations: {error!r}.",
-            hint='Each is a list of {"role": ..., "content": ...}, or has one as "messages".',
-        ) from error
-
-
-def _conversation(entry: Any) -> Conversation:
-    messages = entry["messages"] if isinstance(entry, dict) else entry
-    conversation = [
-        {"role": _role(turn["role"]), "content": _content(turn["content"])} for turn in messages
-    ]
-    if not conversation:
-        raise ValueError("a conversation without messages")
-    for turn in conversation:
-        turn["content"].encode()  # half a surrogate pair is no text, and refused as a ValueError
-    return conversation
-
-
-def _role(role: Any) -> str:
-    if not isinstance(role, str):
-        raise TypeError("a role that is not a text")
-    return role
-
-
-def _content(content: Any) -> str:
-    match content:
-        case str():
-            return content
-        case None:  # the turn calls tools
-            return ""
-        case list():
-            return "".join(map(_part, content))
-        case _:
-            raise TypeError("a content that is neither a text nor a list of parts")
-
-
-def _part(part: Any) -> str:
-    match part:
-        case {"type": "text", "text": str(text)}:
-            return text
-        case _:
-            raise TypeError("a part of a content that is not a text")
-
-
 def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> "PreTrainedTokenizerBase":
     """The tokenizer of a checkpoint folder.
 
@@ -181,10 +75,13 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> "PreTrainedToken
     """
     from transformers import AutoTokenizer
 
+    at(_first_of(folder, _TOKENIZERS))
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=trust_remote_code
         )
+    except MemoryError:
+        raise
     except Exception as error:  # transformers raises what a missing or broken file makes it raise
         hint = (
             "Save the tokenizer beside the model. A run without one can use no limits, no --evaluate "
@@ -204,6 +101,11 @@ def load_tokenizer(folder: Path, *, trust_remote_code: bool) -> "PreTrainedToken
             hint=hint,
         ) from error
     return tokenizer
+
+
+def _first_of(folder: str | Path, names: Sequence[str]) -> str:
+    """The first of these files that is in ``folder``, or else the last name."""
+    return next((name for name in names if (Path(folder) / name).is_file()), names[-1])
 
 
 def _missing_packages(folder: Path) -> list[str]:
@@ -250,7 +152,8 @@ def token_windows(
     import torch
 
     opening = _opening(tokenizer)
-    sequences = [_encode(document, tokenizer) for document in _streams(text, tokenizer)]
+    enough = tokens + WINDOW
+    sequences = [_beginning(pieces, tokenizer, enough) for pieces in _streams(text, tokenizer)]
     longest_sequence = max((len(_opened(ids, opening)) for ids in sequences), default=0)
     # A window of one token has nothing to predict.
     most = max(2, min(WINDOW, longest, longest_sequence))
@@ -298,12 +201,15 @@ def _ids_of_template(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The ids of a short conversation; none where there is no template, or it wants another one."""
     if not tokenizer.chat_template:
         return []
+    at(_first_of(tokenizer.name_or_path, _TEMPLATES))
     for conversation in _SHORT_CONVERSATIONS:
         try:
             text = tokenizer.apply_chat_template(
                 conversation, tokenize=False, add_generation_prompt=True
             )
             return _encode(str(text), tokenizer)
+        except MemoryError:
+            raise
         except Exception:  # noqa: S112 - a template is the model's code: it raises what it likes
             continue
     return []
@@ -320,24 +226,68 @@ def _beyond(
     )
 
 
-def _streams(text: EvalText, tokenizer: "PreTrainedTokenizerBase") -> Iterable[str]:
-    """Documents as they are; all conversations as one, since each alone may be shorter than a window."""
-    yield from (document for document in text.documents if isinstance(document, str))
-    conversations = [document for document in text.documents if not isinstance(document, str)]
-    if not conversations:
-        return
+def _streams(text: EvalText, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Iterator[str]]:
+    """Documents in pieces; all conversations as one, since each alone may be shorter than a window."""
+    for document in text.documents:
+        if isinstance(document, str):
+            yield iter([document])
+        elif isinstance(document, TextFile):
+            yield document.chunks()
+        else:
+            yield _conversations(text, tokenizer)
+            return
+
+
+def _conversations(text: EvalText, tokenizer: "PreTrainedTokenizerBase") -> Iterator[str]:
+    """All conversations, as the chat template renders them, or as plain text where there is none."""
+    conversations = (document for document in text.documents if isinstance(document, list))
     if tokenizer.chat_template:
-        yield "".join(
-            _rendered(conversation, f"conversation {number} of {text.name}", tokenizer)
-            for number, conversation in enumerate(conversations, 1)
-        )
-    else:
-        yield "\n\n".join(turn["content"] for messages in conversations for turn in messages)
+        for number, conversation in enumerate(conversations, 1):
+            yield _rendered(conversation, f"conversation {number} of {text.name}", tokenizer)
+        return
+    gap = ""
+    for turn in chain.from_iterable(conversations):
+        yield gap + turn["content"]
+        gap = "\n\n"
+
+
+def _beginning(
+    pieces: Iterator[str], tokenizer: "PreTrainedTokenizerBase", enough: int
+) -> list[int]:
+    """The first ``enough`` tokens of a text, or all where it has fewer.
+
+    What is tokenized ends a little behind them, since the last word may be cut. A text that needs more than
+    :data:`_MOST_CHARACTERS`, of which most tokens have one to ten, is taken to end there.
+    """
+    head, wanted = "", _CHARACTERS_AT_FIRST * enough
+    most = max(_MOST_CHARACTERS, 2 * wanted)
+    while True:
+        head, ended = _longer(head, pieces, wanted)
+        ids = _encode(head[:wanted], tokenizer)
+        is_whole = ended and len(head) <= wanted
+        if is_whole or len(ids) >= enough + _CUT_TOKENS or wanted >= most:
+            return ids[:enough]
+        wanted = min(4 * wanted, most)
+
+
+def _longer(head: str, pieces: Iterator[str], wanted: int) -> tuple[str, bool]:
+    """``head`` with as many pieces as make it ``wanted`` characters long, and whether there are no more."""
+    parts, length = [head], len(head)
+    while length < wanted:
+        piece = next(pieces, None)
+        if piece is None:
+            return "".join(parts), True
+        parts.append(piece)
+        length += len(piece)
+    return "".join(parts), False
 
 
 def _rendered(conversation: Conversation, name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    at(_first_of(tokenizer.name_or_path, _TEMPLATES))
     try:
         return str(tokenizer.apply_chat_template(conversation, tokenize=False))
+    except MemoryError:
+        raise
     except Exception as error:  # a template is the model's code: it raises what it likes
         said = one_line(str(error)) or type(error).__name__
         if len(said) > _LONGEST_QUOTE:
@@ -374,6 +324,7 @@ def _opened(ids: list[int], opening: list[int]) -> list[int]:
 
 
 def _encode(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    at(_first_of(tokenizer.name_or_path, _TOKENIZERS))
     encoded: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return encoded
 

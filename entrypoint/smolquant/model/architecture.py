@@ -22,6 +22,7 @@ from smolquant.model.task import auto_class, check_built, task_of
 from smolquant.model.trunk import language_model, trunk_of
 from smolquant.model.unplaced import Unplaced, fate_of
 from smolquant.record import IMAGE_TEXT_TO_TEXT, TensorKind
+from smolquant.text import error_words
 
 _REMOTE_CODE_HINT = (
     "Read the code that the repository brings along; if you trust it, add --trust-remote-code."
@@ -51,6 +52,8 @@ class Parameter:
     contracts_rows: bool = False
     """Of a stack of experts: it is multiplied from the right, so that a matrix of it is (K, N) and not
     (N, K) as a linear layer's weight is."""
+    is_buffer: bool = False
+    """It is no weight, but what a module computes or counts."""
 
     @property
     def is_stack(self) -> bool:
@@ -91,6 +94,8 @@ class Architecture:
         transforms = get_model_conversion_mapping(model)
         self._renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
         self._converters = [item for item in transforms if isinstance(item, WeightConverter)]
+        self._known: dict[str, Parameter | None] = {}
+        """Tensors that were asked for already; each question takes a search of all renamings."""
         self.default_skips: list[str] = sorted(HfQuantizer.get_modules_to_not_convert(model))
         self._head = model.get_output_embeddings()
         self.language_model = language_model(model, sees=self.task == IMAGE_TEXT_TO_TEXT)
@@ -103,6 +108,11 @@ class Architecture:
         Args:
             checkpoint_name: the name of a tensor of a :meth:`converted` layout.
         """
+        if checkpoint_name not in self._known:
+            self._known[checkpoint_name] = self._found(checkpoint_name)
+        return self._known[checkpoint_name]
+
+    def _found(self, checkpoint_name: str) -> Parameter | None:
         name, _ = self._renamed(checkpoint_name)
         if name not in self._parameters:
             return None
@@ -122,6 +132,7 @@ class Architecture:
             contracts_rows=self._kind(name) == "expert"
             and len(self._parameters[name].shape) == 3
             and self._contracts_rows(module_name),
+            is_buffer=name in self._buffers,
         )
 
     def converted(self, layout: Layout) -> Layout:
@@ -350,6 +361,7 @@ def _name_of_quantizer(entry: Any) -> str:
 
 def _build(folder: Path, config_dict: Mapping[str, Any], trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
+    from transformers.initialization import no_init_weights
 
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -357,8 +369,10 @@ def _build(folder: Path, config_dict: Mapping[str, Any], trust_remote_code: bool
             part.__dict__.pop(
                 "quantization_config", None
             )  # whether it holds is seen by the weights
-        with torch.device("meta"):
-            return auto_class(config_dict).from_config(config, trust_remote_code=trust_remote_code)
+        with torch.device("meta"), no_init_weights():  # which would take as long as building does
+            model = auto_class(config_dict).from_config(config, trust_remote_code=trust_remote_code)
+        model.tie_weights(recompute_mapping=False)  # goes with it
+        return model
     except Exception as error:  # a config can make transformers raise anything
         raise _refusal(config_dict, error) from error
 
@@ -385,6 +399,7 @@ def _refusal(config: Mapping[str, Any], error: Exception) -> CheckpointError:
             "loads.",
         )
     return CheckpointError(
-        f"transformers {transformers.__version__} cannot build the model from config.json: {error}",
+        f"transformers {transformers.__version__} cannot build the model from config.json: "
+        f"{error_words(error)}.",
         hint="Check config.json against the transformers version that saved it.",
     )

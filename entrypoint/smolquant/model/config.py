@@ -29,6 +29,8 @@ _WIDTHS = re.compile(r"(?:\w+_)?(?:size|sizes|dim|dims|width|heads|embd|inner|d_
 
 _MOST_ENTRIES = 1_000_000
 """The number of entries that a list or a mapping may have, such as the names of labels."""
+_ENTRIES = re.compile(r"(?:num|n)_(?:\w+_)?(?:labels|classes|speakers)|feature_size")
+"""Numbers of entries that transformers makes up where a config does not list them."""
 
 _SAVE_AGAIN = "Save the model again, or make sure that the file is the one that belongs to it."
 
@@ -89,4 +91,9 @@ def _refuse_absurd(name: str, value: Any) -> None:
         )
 
 
-_LIMITS = ((_LAYERS, _MOST_LAYERS), (_EXPERTS, _MOST_EXPERTS), (_WIDTHS, _MOST_IN_A_ROW))
+_LIMITS = (
+    (_LAYERS, _MOST_LAYERS),
+    (_EXPERTS, _MOST_EXPERTS),
+    (_ENTRIES, _MOST_ENTRIES),
+    (_WIDTHS, _MOST_IN_A_ROW),
+)

@@ -6,12 +6,19 @@ how large each column of the norm's output is follows from the norm's own weight
 here knows of schemes, files or variants.
 """
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+
+from smolquant.model.trunk import trunk_of
+
+_MOST_LAYERS = 256
+"""Layers that are run one by one, which is more than released models have."""
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -73,7 +80,7 @@ def norms_in_front(model: nn.Module) -> dict[str, Norm]:
     watch = _InputWatch(model)
     hooks = [hook for name, module in model.named_modules() for hook in watch.hooks(name, module)]
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _one_of_each_kind(model) as alike:
             # Without a cache, masks would depend on what the tokens are.
             model(torch.zeros(1, 2, dtype=torch.int64, device="meta"), use_cache=True)
     except Exception:  # a model's own code raises anything
@@ -81,11 +88,65 @@ def norms_in_front(model: nn.Module) -> dict[str, Norm]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {
+    found = {
         weight: norm
         for weight, norm in watch.norm_of.items()
         if norm is not None and _runs_alone(norm, model.get_parameter(weight).shape[1])
     }
+    return found | _of_layers_alike(model, found, alike)
+
+
+@contextmanager
+def _one_of_each_kind(model: nn.Module) -> Iterator[Mapping[str, Sequence[str]]]:
+    """Let a very deep model run with one layer of each kind: its name -> those of the others."""
+    try:
+        trunk, layers = trunk_of(model)
+    except NotImplementedError:
+        yield {}
+        return
+    if len(layers) <= _MOST_LAYERS:
+        yield {}
+        return
+    kinds = defaultdict[object, list[int]](list)
+    for index, layer in enumerate(layers):
+        kinds[_kind(layer)].append(index)
+    name = next(name for name, module in model.named_modules() if module is layers)
+    attribute = name.rpartition(".")[2]
+    setattr(trunk, attribute, nn.ModuleList(layers[same[0]] for same in kinds.values()))
+    try:
+        yield {f"{name}.{same[0]}": [f"{name}.{i}" for i in same[1:]] for same in kinds.values()}
+    finally:
+        setattr(trunk, attribute, layers)
+
+
+def _kind(layer: nn.Module) -> object:
+    """What layers have in common that are built alike: modules, and shapes of their weights."""
+    return tuple(
+        (name, type(module), tuple(weight.shape for weight in module.parameters(recurse=False)))
+        for name, module in layer.named_modules()
+    )
+
+
+def _of_layers_alike(
+    model: nn.Module, found: Mapping[str, Norm], alike: Mapping[str, Sequence[str]]
+) -> dict[str, Norm]:
+    """What was found in one layer, for the layers like it."""
+    result = {}
+    for layer, others in alike.items():
+        inside = {
+            weight.removeprefix(layer): norm
+            for weight, norm in found.items()
+            if weight.startswith(f"{layer}.") and norm.name.startswith(f"{layer}.")
+        }
+        for other in others:
+            for weight, norm in inside.items():
+                name = other + norm.name.removeprefix(layer)
+                parameters = {
+                    attribute: other + parameter.removeprefix(layer)
+                    for attribute, parameter in norm.parameters.items()
+                }
+                result[other + weight] = Norm(name, model.get_submodule(name), parameters)
+    return result
 
 
 def _runs_alone(norm: Norm, columns: int) -> bool:

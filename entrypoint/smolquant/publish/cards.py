@@ -6,8 +6,11 @@ reader loads from: the Hub id, or the folder that the variants were saved to.
 
 import math
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
+from operator import itemgetter
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
@@ -43,8 +46,10 @@ if TYPE_CHECKING:
 BEGIN = "<!-- smolquant:begin -->"
 END = "<!-- smolquant:end -->"
 
-_SECTION = re.compile(f"{BEGIN}(?:(?!{BEGIN}).)*?{END}", re.DOTALL)
-_STRAY = re.compile(f"^[ \t]*(?:{BEGIN}|{END})[ \t]*(?:\r?\n|$)|{BEGIN}|{END}", re.MULTILINE)
+_MARKER = re.compile(f"{BEGIN}|{END}")
+_STRAY = re.compile(f"^[ \t]*({BEGIN}|{END})[ \t]*(?:\r?\n|$)|({BEGIN}|{END})", re.MULTILINE)
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\r\n]*)", re.MULTILINE)
+"""A line that begins or ends a block of code (https://spec.commonmark.org/0.31.2/#fenced-code-blocks)."""
 _TAGS = ("torchao", "smolquant")
 
 
@@ -146,7 +151,7 @@ def same_owner_text(one: str, other: str) -> bool:
     parts = []
     for readme in map(Readme.split, (one, other)):
         front = {key: value for key, value in readme.values().items() if key != "tags"}
-        parts.append((front, _STRAY.sub("", _SECTION.sub("", readme.body)).split()))
+        parts.append((front, "".join(_owners_parts(readme.body)).split()))
     return parts[0] == parts[1]
 
 
@@ -155,12 +160,57 @@ def _place(section: str, body: str, newline: str) -> str:
 
     A marker without its partner is removed and nothing else: no one knows where our part ended.
     """
-    before, *after = _SECTION.split(body)
-    before, rest = _STRAY.sub("", before), "".join(_STRAY.sub("", part) for part in after)
+    before, *after = _owners_parts(body)
     if after:
-        return before + section + rest
+        return before + section + "".join(after)
     gap = newline * 2 if before.strip() else ""
     return f"{before.rstrip()}{gap}{section}{newline}"
+
+
+def _owners_parts(body: str) -> list[str]:
+    """The owner's text before, between and after our parts, without markers that have no partner.
+
+    Markers in a block of code are the owner's, who writes about them.
+    """
+    code = _code_blocks(body)
+    # A block that its owner forgot to end reaches into our part, whose own code then ends it.
+    ours = [
+        (begin.start(), end.end())
+        for begin, end in pairwise(_MARKER.finditer(body))
+        if (begin[0], end[0]) == (BEGIN, END) and not _within(code, end.span())
+    ]
+    strays = [
+        stray.span()
+        for stray in _STRAY.finditer(body)
+        if not any(_within(spans, stray.span(stray.lastindex or 0)) for spans in (code, ours))
+    ]
+    parts, at, part_of_us = [""], 0, set(ours)
+    for start, end in sorted(ours + strays):
+        parts[-1] += body[at:start]
+        at = end
+        if (start, end) in part_of_us:
+            parts.append("")
+    parts[-1] += body[at:]
+    return parts
+
+
+def _code_blocks(body: str) -> list[tuple[int, int]]:
+    """Where fenced blocks of code begin and end; what nothing ends is not one."""
+    blocks, opening = list[tuple[int, int]](), None
+    for line in _FENCE.finditer(body):
+        fence, rest = line[1], line[2]
+        if opening is None:
+            opening = None if fence[0] == "`" and "`" in rest else line
+        elif fence.startswith(opening[1]) and not rest.strip():
+            blocks.append((opening.start(), line.end()))
+            opening = None
+    return blocks
+
+
+def _within(spans: Sequence[tuple[int, int]], part: tuple[int, int]) -> bool:
+    """Whether one of ``spans``, which are in order and apart, holds all of ``part``."""
+    index = bisect_right(spans, part[0], key=itemgetter(0)) - 1
+    return index >= 0 and part[1] <= spans[index][1]
 
 
 def _section(

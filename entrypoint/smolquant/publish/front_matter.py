@@ -1,8 +1,9 @@
 """A README's YAML front matter, edited key by key: every other line stays as its owner wrote it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from smolquant.checkpoint.source import Source
@@ -24,6 +25,13 @@ _AS_WRITTEN = {
     "text": "a text",
     "mappings": "a list of entries with a name and results",
 }
+_LONGEST = 500_000
+"""Characters; the longest on the Hub, with the results of hundreds of benchmarks, have fewer."""
+_MOST_VALUES = 200_000
+"""Keys, values and items, each as often as aliases repeat it: a few lines can stand for billions."""
+_LONGEST_NUMBER = 1_000
+"""Characters of a number, which YAML may write in base 60."""
+
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 
 
@@ -56,20 +64,10 @@ class Readme:
         Raises:
             InputError: it is not YAML, or not a mapping. The Hub refuses a commit of such a README.
         """
-        import yaml
-
-        try:
-            values = yaml.safe_load(self.front)
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
-            raise _unreadable(getattr(error, "problem", None) or "it is not YAML", error) from error
-        if values is None:
-            return {}
-        if not isinstance(values, dict):
-            raise _unreadable("it is not a list of `key: value` lines")
-        return values
+        return dict(_parsed(self.front)[1])
 
     def with_tags(self, tags: Iterable[str]) -> "Readme":
-        """The README with these tags added to its own, which keep their order and spelling."""
+        """The README with these tags added to its own, which keep their order, spelling and comments."""
         present = self.values().get("tags")
         known = [present] if isinstance(present, str) else (present or [])
         if not isinstance(known, list):
@@ -77,50 +75,145 @@ class Readme:
         added = [tag for tag in tags if tag not in known]
         if not added:
             return self
-        items = [*self._source_of_items("tags"), *added]
-        return self._with_entry("tags", ["tags:", *(f"- {item}" for item in items)])
+        pair = self._find("tags")
+        front = self._appended(_lines("tags", added)) if pair is None else self._with(pair, added)
+        return self._edited(front, "tags", [*known, *added])
 
     def with_value(self, key: str, value: str | list[str]) -> "Readme":
-        """The README with one entry of the front matter set."""
+        """The README with one entry of the front matter set; comments within the old one follow it."""
         import yaml
 
         if self.values().get(key) == value:
             return self
         lines = yaml.safe_dump({key: value}, allow_unicode=True).splitlines()
-        return self._with_entry(key, lines)
-
-    def _with_entry(self, key: str, lines: list[str]) -> "Readme":
-        """Replace or append an entry; leave the text as it is where that would change another entry."""
-        entry = self.newline.join(lines)
-        node = self._find(key)
-        if node is None:
-            front = f"{self.front}{self.newline}{entry}" if self.front else entry
-        else:
-            start, end = node[0].start_mark.index, _end(node[1])
-            front = self.front[:start] + entry + self.front[end:]
-        edited = replace(self, front=front)
-        try:
-            return edited if list(edited.values()) == _with_key(self.values(), key) else self
-        except InputError:  # front matter in an unusual style, such as {a: b}
-            return self
-
-    def _find(self, key: str) -> "tuple[yaml.Node, yaml.Node] | None":
-        import yaml
-
-        root = yaml.compose(self.front, Loader=yaml.SafeLoader)
-        pairs = root.value if isinstance(root, yaml.MappingNode) else []
-        return next(((name, value) for name, value in pairs if name.value == key), None)
-
-    def _source_of_items(self, key: str) -> list[str]:
-        """The items of a list, or a single item, as they are written, since YAML reads ``on`` as True."""
-        import yaml
-
         pair = self._find(key)
         if pair is None:
-            return []
-        nodes = pair[1].value if isinstance(pair[1], yaml.SequenceNode) else [pair[1]]
-        texts = (self.front[node.start_mark.index : node.end_mark.index] for node in nodes)
-        return [text for text in texts if text]
+            return self._edited(self._appended(lines), key, value)
+        lines += self._comments(*pair)
+        start, end = pair[0].start_mark.index, _end(pair[1])
+        front = self.front[:start] + self.newline.join(lines) + self.front[end:]
+        return self._edited(front, key, value)
+
+    def _edited(self, front: str, key: str, value: Any) -> "Readme":
+        """The README with this front matter; as it is where that would change another entry."""
+        edited, wanted = replace(self, front=front), self.values() | {key: value}
+        try:
+            values = edited.values()
+        except InputError:  # front matter in an unusual style, such as {a: b}
+            return self
+        return edited if list(values) == list(wanted) and values[key] == value else self
+
+    def _appended(self, lines: list[str]) -> str:
+        return self.newline.join([*filter(None, [self.front]), *lines])
+
+    def _with(self, pair: "tuple[yaml.Node, yaml.Node]", added: list[str]) -> str:
+        """The front matter with items added to an entry, which is a list, one item, or empty."""
+        import yaml
+
+        key, value = pair
+        front, start, end = self.front, value.start_mark.index, _end(value)
+        if isinstance(value, yaml.SequenceNode) and value.flow_style:
+            at = _end(value.value[-1]) if value.value else start + 1
+            between = ", " if value.value else ""
+            return front[:at] + between + ", ".join(added) + front[at:]
+        column = key.start_mark.column
+        if isinstance(value, yaml.SequenceNode):
+            column = value.start_mark.column
+        elif value.tag.endswith(":null"):
+            front, end = front[:start].rstrip() + front[end:], key.end_mark.index
+        else:
+            item = f"{self.newline}{' ' * column}- "
+            head = front[:start].rstrip()
+            front, end = head + item + front[start:], len(head) + len(item) + end - start
+        at = _line_end(front, end)
+        lines = (f"{self.newline}{' ' * column}- {tag}" for tag in added)
+        return front[:at] + "".join(lines) + front[at:]
+
+    def _comments(self, key: "yaml.Node", value: "yaml.Node") -> list[str]:
+        """The comments between the values of an entry."""
+        found, at = list[str](), key.end_mark.index
+        for start, end in _scalars(value):
+            found += re.findall(r"(?:^|\s)(#[^\r\n]*)", self.front[at:start])
+            at = end
+        return found
+
+    def _find(self, key: str) -> "tuple[yaml.Node, yaml.Node] | None":
+        pairs = _parsed(self.front)[0]
+        return next(((name, value) for name, value in pairs if name.value == key), None)
+
+
+@lru_cache(maxsize=8)
+def _parsed(front: str) -> "tuple[list[tuple[yaml.Node, yaml.Node]], dict[str, Any]]":
+    """Front matter as YAML's nodes, which know their places in it, and as values.
+
+    Raises:
+        InputError: it is not YAML, not a mapping, or stands for more than a card can hold.
+    """
+    import yaml
+
+    if len(front) > _LONGEST:
+        raise _unreadable(f"it has {len(front):,} characters, and {_LONGEST:,} is the most")
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # tens of times faster
+    try:
+        reader = loader(front)
+        root = reader.get_single_node()
+        if root is None:
+            return [], {}
+        if _size(root, {}) > _MOST_VALUES:
+            raise _unreadable(f"its aliases or lists stand for more than {_MOST_VALUES:,} values")
+        pairs = list(root.value) if isinstance(root, yaml.MappingNode) else []
+        values = reader.construct_document(root)
+    except RecursionError as error:
+        raise _unreadable("it is nested too deeply") from error
+    except (
+        yaml.YAMLError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError
+    ) as error:  # an impossible date, or a tag such as `!!int` in front of what is none  # fmt: skip
+        why = getattr(error, "problem", None) or "it is not YAML"
+        raise _unreadable(why, _line_of(error, front)) from error
+    if values is None:
+        return [], {}
+    if not isinstance(values, dict):
+        raise _unreadable("it is not a list of `key: value` lines")
+    return pairs, values
+
+
+def _size(node: "yaml.Node", known: dict[int, int]) -> int:
+    """The number of values that a node stands for, with all that aliases repeat."""
+    import yaml
+
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # of a list that has itself as an item
+        size = 1
+        if isinstance(node, yaml.MappingNode):
+            size += sum(_size(key, known) + _size(value, known) for key, value in node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            size += sum(_size(item, known) for item in node.value)
+        elif len(node.value) > _LONGEST_NUMBER and not node.tag.endswith(":str"):
+            raise _unreadable("a number in it is too long")
+        known[id(node)] = size
+    return known[id(node)]
+
+
+def _scalars(node: "yaml.Node") -> Iterator[tuple[int, int]]:
+    """Where the texts in a value begin and end."""
+    import yaml
+
+    if isinstance(node, yaml.ScalarNode):
+        yield node.start_mark.index, node.end_mark.index
+        return
+    for one in node.value:
+        for part in one if isinstance(one, tuple) else (one,):
+            yield from _scalars(part)
+
+
+def _lines(key: str, items: Iterable[str]) -> list[str]:
+    return [f"{key}:", *(f"- {item}" for item in items)]
+
+
+def _line_end(text: str, start: int) -> int:
+    """Where the line that ``start`` lies in ends."""
+    match = re.compile(r"[\r\n]|$").search(text, start)
+    return match.start() if match else len(text)
 
 
 def readme_text(content: bytes, place: str) -> str:
@@ -197,10 +290,6 @@ def declared_license(readme: str | None) -> dict[str, str]:
     return {key: values[key] for key in _LICENSE_KEYS if isinstance(values.get(key), str)}
 
 
-def _with_key(values: dict[str, Any], key: str) -> list[str]:
-    return list(values) if key in values else [*values, key]
-
-
 def _end(node: "yaml.Node") -> int:
     """The end of a node's own text: a block collection's mark lies behind the comments after it."""
     import yaml
@@ -211,11 +300,16 @@ def _end(node: "yaml.Node") -> int:
     return int(node.end_mark.index)
 
 
-def _unreadable(why: str, error: Any = None) -> InputError:
-    mark = getattr(error, "problem_mark", None)
-    # The block's first line is the README's second.
-    where = f" (line {mark.line + 2})" if mark is not None else ""
+def _unreadable(why: str, line: int | None = None) -> InputError:
+    where = "" if line is None else f" (line {line})"
     return InputError(
         f"The front matter of README.md cannot be read{where}: {why}.",
         hint="Correct the lines between its two `---` lines; the Hub refuses a commit of this card.",
     )
+
+
+def _line_of(error: Exception, front: str) -> int | None:
+    """The line of a README that an error in its front matter is in."""
+    mark = getattr(error, "problem_mark", None)
+    # The block's first line is the README's second. What lacks its end is told at the end.
+    return None if mark is None else min(mark.line, front.count("\n")) + 2

@@ -13,7 +13,7 @@ from smolquant.checkpoint.source import Source
 from smolquant.hub import Hub
 from smolquant.publish.cards import same_owner_text
 from smolquant.publish.commit import Publication, Published, create_repo, publish, tag_commit
-from smolquant.publish.front_matter import own_readme
+from smolquant.publish.front_matter import own_readme, readme_text
 from smolquant.publish.local import check_place
 from smolquant.publish.main_model import (
     MainModel,
@@ -105,12 +105,15 @@ def announce(
         variants: those that the run will make or publish.
 
     Raises:
-        InputError: the folder's README.md is to be the root card, and cannot be edited; a file holds a
-            token; or something else lies where a file will be saved.
+        InputError: the README.md that is to be the root card, the folder's or one that an earlier run has
+            saved, cannot be edited; a file holds a token; or something lies where a file will be saved.
     """
     refuse_secrets({name: source.folder / name for name in _travelling(source)})
     if settings.save_only:
         check_place(settings.output_dir, source)
+    there = settings.output_dir / README
+    if target is None and there.is_file():
+        readme_text(there.read_bytes(), settings.output_dir.as_posix())
     if not isinstance(source, FolderSource):
         return
     extras = source.extras
@@ -120,7 +123,6 @@ def announce(
             f"It is a link out of the checkpoint folder, or larger than {human_size(LARGEST_EXTRA)}. If "
             "it belongs to the model, replace the link by the file, or add a large file yourself.",
         )
-    there = settings.output_dir / README
     readme = own_readme(source, needed=target.readme is None if target else not there.is_file())
     if target is None:
         return

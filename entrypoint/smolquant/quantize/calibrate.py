@@ -21,8 +21,9 @@ from torch import nn
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.tensors import STORED_DTYPES
 from smolquant.errors import CheckpointError, InputError
+from smolquant.evaluate.documents import EvalText
 from smolquant.evaluate.measure import running_the_source
-from smolquant.evaluate.text import EvalText, require_known, token_windows
+from smolquant.evaluate.text import require_known, token_windows
 from smolquant.machine import require_memory_for
 from smolquant.memory import return_freed_blocks
 from smolquant.model.architecture import Architecture

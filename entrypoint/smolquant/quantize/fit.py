@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from smolquant.checkpoint.tensors import Layout
+from smolquant.checkpoint.tensors import DTYPE_NAMES, Layout, SourceTensor
 from smolquant.errors import CheckpointError
 from smolquant.model.architecture import Architecture, Parameter
 from smolquant.model.unplaced import Unplaced
@@ -37,13 +37,15 @@ def refuse_mismatch(
     architecture: Architecture,
     parameters: Mapping[str, Parameter | None],
 ) -> None:
-    """Make sure that every weight of the model is there once and has its shape.
+    """Make sure that every weight of the model is there once, has its shape, and holds numbers of its kind.
 
     Raises:
         CheckpointError: naming the first that is not so.
     """
     for name, parameter in parameters.items():
         shape = layout.tensors[name].shape
+        if parameter:
+            _require_values(layout.tensors[name], parameter)
         if parameter and parameter.shape != shape:
             raise CheckpointError(
                 f"{name!r} has the shape {list(shape)}, but config.json asks for "
@@ -66,4 +68,21 @@ def refuse_mismatch(
             f"The checkpoint lacks {len(missing)} of the model's weights, {missing[0]!r} among them; "
             "transformers would fill them with random numbers.",
             hint="Save the whole model (merge an adapter into its base first).",
+        )
+
+
+def _require_values(tensor: SourceTensor, parameter: Parameter) -> None:
+    """Refuse a weight without values, or of integers, which no unquantized model has."""
+    if parameter.is_buffer:
+        return
+    if not tensor.dtype.is_floating_point:
+        raise CheckpointError(
+            f"{tensor.name!r} is stored as {DTYPE_NAMES[tensor.dtype]}, integers where the model has "
+            "floating-point weights.",
+            hint="Start from the unquantized checkpoint.",
+        )
+    if 0 in tensor.shape:
+        raise CheckpointError(
+            f"{tensor.name!r} has the shape {list(tensor.shape)}, and so no values.",
+            hint="Save the model again with all of its weights, and config.json with it.",
         )

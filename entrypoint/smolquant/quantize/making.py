@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from smolquant.checkpoint.files import has_size
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.source import Source
 from smolquant.errors import InputError, MachineError
+from smolquant.evaluate.bounded import bounded
+from smolquant.evaluate.documents import EvalText
 from smolquant.evaluate.text import load_tokenizer
 from smolquant.machine import (
     DiskUse,
@@ -328,14 +331,12 @@ def _calibrated(work: Work, console: Console) -> Iterator[Mapping[str, Calibrate
         found = {}
         for variant in _to_calibrate(work.plans, work.folders):
             assert text is not None, "a scheme that is calibrated has the text's digest"
-            tokenizer = load_tokenizer(
-                work.source.folder, trust_remote_code=work.settings.trust_remote_code
-            )
+            windows = bounded(partial(_calibration_windows, text, work))
             calibration = Calibration(
                 architecture,
                 work.checkpoint,
                 work.plans.variants[variant],
-                calibration_windows(text, tokenizer, architecture),
+                windows,
                 device=computing_device(work.settings.device),
             )
             calibration.require_memory()
@@ -344,6 +345,13 @@ def _calibrated(work: Work, console: Console) -> Iterator[Mapping[str, Calibrate
                 weights = calibrated_weights(calibration, folder, progress.advance)
                 found[variant] = stack.enter_context(weights)
         yield found
+
+
+def _calibration_windows(text: EvalText, work: Work) -> torch.Tensor:
+    tokenizer = load_tokenizer(
+        work.source.folder, trust_remote_code=work.settings.trust_remote_code
+    )
+    return calibration_windows(text, tokenizer, work.plans.architecture)
 
 
 def _check_place(place: Path) -> None:

@@ -171,7 +171,8 @@ class _Laboratory:
         kept_by_plan = {
             re.escape(tensor.name.rpartition(".")[0]): "kept by the plan"
             for tensor in full.tensors
-            if not decided[tensor.name]
+            if tensor.name in self.weights  # the small model has few of the layers
+            and not decided[tensor.name]
             and (tensor.name.endswith(".weight") or tensor.kind == "expert")
         }
         keep: dict[str, str] = {}
