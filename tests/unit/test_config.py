@@ -19,6 +19,11 @@ def write(folder: Path, content: str) -> Path:
     return folder
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "config.json has numbers that no model has, such as a billion layers",
+    "Exit 3 with the entry, before anything is built of them.",
+)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -40,6 +45,11 @@ def test_numbers_that_no_model_has_are_refused(
     assert said in refusal.value.message
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "config.json is deeply nested, huge, or not JSON",
+    "Exit 3 within a moment.",
+)
 @pytest.mark.parametrize(
     "content",
     [

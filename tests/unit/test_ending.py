@@ -40,6 +40,11 @@ def test_a_failure_is_told_everywhere(tmp_path: Path) -> None:
     assert "changed<<" in (tmp_path / "outputs").read_text()
 
 
+@pytest.mark.fault(
+    "machine",
+    "The runner's files or report.json cannot be written",
+    "A warning for each; the exit code stands.",
+)
 @pytest.mark.parametrize("error", [None, GateError("Too much was lost.")])
 def test_files_that_cannot_be_written_are_warnings_and_the_exit_code_stands(
     tmp_path: Path, error: BaseException | None
@@ -59,6 +64,11 @@ def test_files_that_cannot_be_written_are_warnings_and_the_exit_code_stands(
     assert "bug" not in log
 
 
+@pytest.mark.fault(
+    "machine",
+    "One file of the report cannot be written",
+    "The others are.",
+)
 def test_one_file_that_cannot_be_written_leaves_the_others(tmp_path: Path) -> None:
     environ = {
         "GITHUB_OUTPUT": str(tmp_path / "missing/outputs"),
@@ -83,12 +93,22 @@ def test_a_workspace_whose_files_cannot_be_given_away_is_a_warning(
     assert "out cannot be written to: Operation not permitted." in log
 
 
+@pytest.mark.fault(
+    "machine",
+    "The disk is full",
+    "Exit 4 with the place.",
+)
 def test_a_full_disk_is_the_machines_and_says_where(tmp_path: Path) -> None:
     code, log = end(tmp_path, {}, OSError(28, "No space left on device", "/data/model"))
     assert code == 4
     assert "/data/model could not be used: No space left on device." in log
 
 
+@pytest.mark.fault(
+    "machine",
+    "The machine's or the GPU's memory runs out",
+    "Exit 4, and whose it was.",
+)
 @pytest.mark.parametrize(
     ("error", "what"),
     [(MemoryError(), "machine"), (torch.OutOfMemoryError("CUDA out of memory"), "GPU")],
@@ -107,6 +127,11 @@ def test_a_run_that_another_process_has_told_is_not_told_again(tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault(
+    "secret",
+    "An unexpected error holds a token",
+    "Exit 1; the file of details to attach holds none.",
+)
 def test_an_unexpected_error_leaves_a_file_to_attach_without_secrets(tmp_path: Path) -> None:
     log = io.StringIO()
     console = Console({}, log)

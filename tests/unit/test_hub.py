@@ -56,6 +56,11 @@ def translated(error: Exception) -> SmolquantError:
     return caught.value
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub refuses: 400, 401, 403, 404, 412, 429, 503, gated, no such revision, no token",
+    "Exit 5 with why and what to do next.",
+)
 @pytest.mark.parametrize(
     ("error", "why", "next_step"),
     [
@@ -94,6 +99,11 @@ def test_each_error_of_the_client_tells_why_and_what_next(
     assert TOKEN not in str(told)
 
 
+@pytest.mark.fault(
+    "input",
+    "A repository's id is none",
+    "Exit 2.",
+)
 def test_a_bad_id_is_bad_input() -> None:
     told = translated(HFValidationError("bad"))
     assert isinstance(told, InputError)
@@ -116,12 +126,22 @@ def test_what_is_no_error_of_the_hub_passes_through() -> None:
         assert caught.value is error
 
 
+@pytest.mark.fault(
+    "secret",
+    "The Hub's answer repeats the token",
+    "The message does not.",
+)
 def test_a_token_that_the_hub_echoes_is_not_repeated() -> None:
     told = translated(refusal(403, message=f"Token {TOKEN} has no rights " + "x" * 1000))
     assert "verysecret" not in str(told)
     assert len(str(told)) < 1000
 
 
+@pytest.mark.fault(
+    "secret",
+    "An object that holds the token is printed",
+    "The token is not in it.",
+)
 def test_a_token_is_in_no_repr() -> None:
     assert TOKEN not in repr(Hub(token=TOKEN))
 
@@ -163,6 +183,11 @@ def silent_server() -> Iterator[str]:
         connection.close()
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub accepts the connection and never answers",
+    "Exit 5 after the time limit.",
+)
 def test_a_hub_that_does_not_answer_is_given_up(
     silent_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +203,11 @@ def test_a_hub_that_does_not_answer_is_given_up(
         hub_module._prepare_client()
 
 
+@pytest.mark.fault(
+    "hub",
+    "A connection is lost",
+    "The next session has the same time limits.",
+)
 def test_the_clients_session_keeps_its_hooks_and_outlives_a_lost_connection() -> None:
     _ = Hub(token=TOKEN).api
     for _ in range(2):  # the client makes a new session after a lost connection
@@ -189,6 +219,11 @@ def test_the_clients_session_keeps_its_hooks_and_outlives_a_lost_connection() ->
         close_session()
 
 
+@pytest.mark.fault(
+    "hub",
+    "Nothing answers at the Hub's address",
+    "Exit 5 at once.",
+)
 def test_a_hub_that_is_not_there_is_told_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
