@@ -15,12 +15,21 @@ for leaked in [name for name in os.environ if name.startswith(("INPUT_", "GITHUB
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import models
 from command import Run, run_smolquant
 from localhub import LocalHub, Token
 from smollm2 import make_checkpoint
+
+# The same examples every time, so that nothing but a change makes a test fail. To look for others:
+# pytest tests/unit --hypothesis-profile=wander
+hypothesis.settings.register_profile(
+    "steady", derandomize=True, max_examples=60, deadline=None, database=None
+)
+hypothesis.settings.register_profile("wander", max_examples=1000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("steady")
 
 WRITE = Token("hf_alice_writes", "alice")
 READ = Token("hf_alice_reads", "alice", role="read")

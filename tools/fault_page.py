@@ -8,8 +8,9 @@ The tests are read by their syntax trees and not run, so the page costs nothing 
 """
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +84,8 @@ def _texts(call: ast.Call, path: str) -> tuple[str, str, str]:
     return texts[0], texts[1], texts[2]
 
 
-def all_faults() -> list[Fault]:
+@cache
+def all_faults() -> Sequence[Fault]:
     """Every fault that a test shows, by file and place."""
     return [
         fault

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from in_memory import InMemory
 from smolquant.checkpoint import folder as folder_module
 from smolquant.checkpoint import pickles
 from smolquant.checkpoint.files import (
@@ -529,27 +530,9 @@ def test_what_a_trainer_leaves_behind_does_not(name: str) -> None:
     assert not is_auxiliary(name)
 
 
-class InMemory:
-    """The bytes of a file that is nowhere."""
-
-    name = "model.safetensors"
-
-    def __init__(self, content: bytes) -> None:
-        self._content, self.size = content, len(content)
-
-    def read_into(self, view: memoryview, offset: int, *, sequential: bool = True) -> int:
-        piece = self._content[offset : offset + len(view)]
-        view[: len(piece)] = piece
-        return len(piece)
-
-    def verify(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 def file_of(header: object, data: bytes = bytes(32)) -> InMemory:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return InMemory(len(text).to_bytes(8, "little") + text + data)
+    return InMemory.of(text, data)
 
 
 def entry(
@@ -588,6 +571,10 @@ def test_a_header_that_is_in_order_is_read() -> None:
         file_of({"a": entry(0, 16, (2, 4)), "b": entry(24, 32, (1, 4))}),
         file_of({"a": entry(0, 32, (4, 5))}),
         file_of({"a": entry(0, 32, (-4, -4))}),
+        file_of({"a": entry(0, 32, (4.0, 4))}),
+        file_of({"a": entry(False, 32)}),
+        file_of({"a": {"dtype": "BF16", "shape": [4, 4], "data_offsets": []}}),
+        file_of({"\ud800": entry(0, 32)}),
     ],
 )
 def test_a_header_that_is_not_is_refused(file: InMemory) -> None:

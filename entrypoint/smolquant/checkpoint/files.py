@@ -152,7 +152,7 @@ def shard_names(index_name: str, index: bytes) -> list[str]:
         shards = sorted({str(shard) for shard in weight_map.values()})
         if not shards:
             raise ValueError("it names no shard")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{index_name} is not a readable index of shards: {error!r}.",
             hint="Save the model again with `save_pretrained`.",

@@ -140,14 +140,14 @@ class SafetensorsFile:
         if length > min(self._data.size - 8, _LONGEST_HEADER):
             raise _corrupt(self.name, "its header is too long")
         try:
-            header: dict[str, dict[str, Any]] = json.loads(self._bytes(8, length))
+            header: dict[str, dict[str, Any]] = json.loads(self._bytes(8, length).decode())
             header.pop("__metadata__", None)
-            spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+            spans = sorted(_span(name, entry) for name, entry in header.items())
             sizes = {
                 name: prod(entry["shape"]) * _itemsize(entry["dtype"])
                 for name, entry in header.items()
             }
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise _corrupt(self.name, "its header cannot be read") from error
         ends = [0, *(end for _, end in spans)]
         if [begin for begin, _ in spans] != ends[:-1] or ends[-1] != self._data.size - 8 - length:
@@ -164,6 +164,19 @@ class SafetensorsFile:
         if self._data.read_into(memoryview(content), offset) < count:
             raise _corrupt(self.name, "its header is cut off")
         return content
+
+
+def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Where the data of a tensor begins and ends.
+
+    Raises:
+        ValueError, TypeError, KeyError: the name is no text, or its sizes are no whole numbers.
+    """
+    name.encode()  # JSON can spell half a character
+    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+    if type(shape) is not list or any(type(size) is not int for size in (*shape, begin, end)):
+        raise TypeError("its sizes are no whole numbers")
+    return begin, end
 
 
 def _itemsize(dtype: str) -> int:

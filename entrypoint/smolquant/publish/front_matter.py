@@ -60,6 +60,8 @@ class Readme:
 
         try:
             values = yaml.safe_load(self.front)
+        except RecursionError as error:
+            raise _unreadable("it is nested too deeply") from error
         except (yaml.YAMLError, ValueError) as error:  # ValueError: an impossible date
             raise _unreadable(getattr(error, "problem", None) or "it is not YAML", error) from error
         if values is None:
