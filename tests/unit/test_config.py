@@ -58,8 +58,9 @@ def test_numbers_that_no_model_has_are_refused(
         '{"id2label": {' + ", ".join(f'"{i}": "x"' for i in range(700_000)) + "}}",
         '{"model_type": "llama"',
         "[]",
+        '{"model_type": {}}',
     ],
-    ids=["lists", "objects", "labels", "cut off", "no object"],
+    ids=["lists", "objects", "labels", "cut off", "no object", "no model type"],
 )
 def test_hostile_files_are_refused_in_no_time(tmp_path: Path, content: str) -> None:
     write(tmp_path, content)
