@@ -52,7 +52,8 @@ class Fault:
 def faults_in(source: str, path: str) -> Iterator[Fault]:
     """The faults that the tests of one file show, in its order.
 
-    A marker counts in a test's decorators, and inside ``parametrize`` as the ``marks`` of one case.
+    A marker counts in a test's decorators, inside ``parametrize`` as the ``marks`` of one case, and as the
+    file's ``pytestmark``, which is of all its tests.
 
     Args:
         source: the file's text.
@@ -61,11 +62,17 @@ def faults_in(source: str, path: str) -> Iterator[Fault]:
     Raises:
         ValueError: a marker has other arguments than three texts, or an unknown kind.
     """
-    for test in ast.walk(ast.parse(source)):
-        if not isinstance(test, ast.FunctionDef):
+    tree = ast.parse(source)
+    of_all = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+    ]
+    for test in tree.body:
+        if not (isinstance(test, ast.FunctionDef) and test.name.startswith("test_")):
             continue
-        for decorator in test.decorator_list:
-            for call in ast.walk(decorator):
+        for marks in (*of_all, *test.decorator_list):
+            for call in ast.walk(marks):
                 if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.fault":
                     yield Fault(*_texts(call, path), path, test.name)
 

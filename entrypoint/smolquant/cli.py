@@ -6,7 +6,6 @@ Torch is imported when work starts, so that help and refusals answer at once.
 import gc
 import logging
 import os
-import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
-from smolquant import __version__, gpu, tracking
+from smolquant import __version__, cancellation, gpu, tracking
 from smolquant.ending import Ending
 from smolquant.errors import (
     Cancelled,
@@ -295,12 +294,15 @@ def _refuse_token_in_argv(context: click.Context) -> None:
 def run(arguments: list[str], console: Console) -> int:
     """Run one command and return its exit code; every failure is told once, through ``console``."""
     try:
+        cancellation.deliver()
         outcome = cli.main(arguments, prog_name="smolquant", standalone_mode=False, obj=console)
     except click.ClickException as refusal:
         return _refuse(refusal, console)
     except BaseException as error:
-        console.error(error)
-        return Failure.of(error).exit_code
+        cancellation.begin_to_tell()
+        told = cancellation.received() or error
+        console.error(told)
+        return Failure.of(told).exit_code
     return int(outcome or 0)
 
 
@@ -342,21 +344,23 @@ def _fail(error: SmolquantError | Cancelled, console: Console) -> int:
 
 def main() -> None:
     """Entry point of the command, the image and ``python -m smolquant``."""
-    if os.getpid() == 1:
+    is_container = os.getpid() == 1
+    if is_container:
         run_in_child(_tell_killed)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _cancel)
+    console = Console(os.environ, sys.stdout)
+    cancellation.listen(None if is_container else lambda cancelled: _fail(cancelled, console))
     _quiet_libraries()
     # Libraries make a million objects that stay; looking for garbage among them takes a second.
     gc.set_threshold(100_000)
     arguments = sys.argv[1:]
     if not arguments and os.environ.get("GITHUB_ACTIONS") == "true":
         arguments = ["quantize"]  # an action passes its inputs in the environment and no argument
-    _leave(run(arguments or ["--help"], Console(os.environ, sys.stdout)))
+    _leave(run(arguments or ["--help"], console))
 
 
 def _leave(exit_code: int) -> NoReturn:
     """End here and now: taking apart what the libraries have built takes the interpreter a second."""
+    cancellation.begin_to_tell()
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None where it was closed from the start
         with suppress(OSError, ValueError):  # nobody reads it any more, or nobody can write to it
             stream.flush()
@@ -374,7 +378,3 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def _cancel(number: int, _frame: object) -> None:
-    raise Cancelled(number)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Literal, Self
 
+from smolquant import cancellation
 from smolquant.errors import MachineError
 from smolquant.memory import is_out_of_memory
 from smolquant.report.console import Console
@@ -60,8 +61,10 @@ class Ending:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> Literal[True]:
+        cancellation.begin_to_tell()
         if error is not None:
-            self.error = _explained(error)
+            # What a library has made of a cancellation is one, too.
+            self.error = cancellation.received() or _explained(error)
             self.console.error(self.error)
         if self.passed_on is None:
             self._tell()

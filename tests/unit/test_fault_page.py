@@ -29,6 +29,17 @@ def test_markers_are_found_on_tests_and_on_their_cases() -> None:
     ]
 
 
+def test_a_files_own_marker_is_of_all_its_tests() -> None:
+    source = """
+pytestmark = [pytest.mark.fault("hub", "a", "B."), pytest.mark.container]
+def helper(): ...
+def test_one(): ...
+def test_two(): ...
+"""
+    found = [(fault.fault, fault.test) for fault in faults_in(source, "tests/a.py")]
+    assert found == [("a", "test_one"), ("a", "test_two")]
+
+
 def test_tests_that_show_the_same_share_a_row_and_no_text_breaks_the_table() -> None:
     page = sections(faults_in(MARKED, "tests/a.py"))
     assert "| The Hub is silent | Exit 5. | [one](../tests/a.py), [two](../tests/a.py) |" in page
