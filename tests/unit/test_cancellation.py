@@ -19,8 +19,11 @@ def tell(cancelled):
     print("told by the other thread", flush=True)
     return cancelled.exit_code
 
-def work():
+def wait():
     print("ready", flush=True)
+    time.sleep(30)
+
+def work():
 {work}
 
 signal.pthread_sigmask(signal.SIG_BLOCK, cancellation.SIGNALS)
@@ -53,32 +56,31 @@ def ended(work: str, *, before: str = "", after: str = "", signals: int = 1) -> 
     )
     with process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.1)  # it is at work now
+        before_that = "".join(iter(process.stdout.readline, "ready\n"))
         started = time.monotonic()
         for _ in range(signals):
             process.send_signal(signal.SIGTERM)
             time.sleep(0.05)
         output = process.communicate(timeout=20)[0]
     assert time.monotonic() - started < 5
-    return process.returncode, output
+    return process.returncode, before_that + output
 
 
 MAIN, OTHER = "told by the main thread: Cancelled\n", "told by the other thread\n"
 LOSSES = {
-    "nothing loses it": ("time.sleep(30)", MAIN),
+    "nothing loses it": ("wait()", MAIN),
     "it becomes another error": (
-        "try:\n    time.sleep(30)\nexcept BaseException:\n    raise ImportError('no such module')",
+        "try:\n    wait()\nexcept BaseException:\n    raise ImportError('no such module')",
         MAIN,
     ),
-    "it is caught": ("try:\n    time.sleep(30)\nexcept BaseException:\n    time.sleep(30)", OTHER),
+    "it is caught": ("try:\n    wait()\nexcept BaseException:\n    time.sleep(30)", OTHER),
     "a destructor drops it": (
-        "class Part:\n    def __del__(self): time.sleep(1)\npart = Part()\ndel part\ntime.sleep(30)",
+        "class Part:\n    def __del__(self): wait()\npart = Part()\ndel part\ntime.sleep(30)",
         MAIN,
     ),
     "a thread is waited for": (
         "other = threading.Thread(target=time.sleep, args=(30,))\nother.start()\n"
-        "try:\n    time.sleep(30)\nfinally:\n    other.join()",
+        "try:\n    wait()\nfinally:\n    other.join()",
         OTHER,
     ),
 }
@@ -101,11 +103,11 @@ def test_the_end_comes_in_time_and_is_told_once(work: str, told: str) -> None:
 )
 def test_a_second_signal_does_not_disturb_the_telling() -> None:
     after = "time.sleep(0.3)\nprint('and written', flush=True)"
-    assert ended("time.sleep(30)", after=after, signals=3) == (143, MAIN + "and written\n")
+    assert ended("wait()", after=after, signals=3) == (143, MAIN + "and written\n")
 
 
 def test_an_end_that_hangs_after_it_was_told_is_cut_short() -> None:
-    assert ended("time.sleep(30)", after="time.sleep(30)") == (143, MAIN)
+    assert ended("wait()", after="time.sleep(30)") == (143, MAIN)
 
 
 @pytest.mark.fault(
@@ -122,7 +124,7 @@ def test_what_is_no_cancellation_is_told_as_it_is() -> None:
     dropped = (
         "class Part:\n    def __del__(self): raise KeyError('mine')\npart = Part()\ndel part\n"
     )
-    code, output = ended(f"{dropped}time.sleep(30)")
+    code, output = ended(f"{dropped}wait()")
     assert code == 143
     assert "KeyError: 'mine'" in output
     assert output.endswith(MAIN)

@@ -123,6 +123,22 @@ def test_only_what_exists_is_shown() -> None:
     assert len(snippets(text)) == 1
 
 
+def test_ten_variants_have_a_row_each_whatever_made_them() -> None:
+    """Five of this version's, and five of later ones that it knows nothing of."""
+    names = [*BY_VARIANT, *(f"later{number}" for number in range(5))]
+    assert len(names) >= 10
+    records = [
+        record(name) if name in BY_VARIANT else replace(record(), variant=name, quant_type=name)
+        for name in names
+    ]
+    text = root(None, *records)
+    first = [row[0].replace("\\", "") for row in table_rows(text)[2:]]
+    assert first == ["main model", *(f"[{name}]({name}/README.md)" for name in names)]
+    assert root(text, *reversed(records)) == text
+    for name in BY_VARIANT:
+        assert f'variant="{name}"' in text or f'subfolder="{name}"' in text
+
+
 def test_the_root_card_is_a_pure_function_whatever_the_order() -> None:
     first = root(None, record("int4"), record("int8"))
     assert first == root(None, record("int8"), record("int4"))

@@ -5,6 +5,7 @@ repository as it was. The commit names the head that its cards were rendered for
 have pushed meanwhile, all that depends on the head is made again.
 """
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     CommitOperation = CommitOperationAdd | CommitOperationDelete
 
 COMMIT_TITLE = "Publish quantized variants"
-MAX_TRIES = 5
+MAX_TRIES = 12
+"""Of many runs that push at the same moment one gets through, so this is how many may."""
 _FIRST_PAUSE = 1.0
-"""Seconds before the second try; it doubles from try to try."""
+"""Seconds before the second try at most; it doubles with the next three."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,6 @@ def _commit_on_head(
     """Commit on the head of the branch, following it while others push."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    pause = _FIRST_PAUSE
     for attempt in range(1, MAX_TRIES + 1):
         operations = _operations(target, publication)
         notify(f"Uploading {len(operations)} files to {target.repo_id}")
@@ -165,11 +166,15 @@ def _commit_on_head(
                 if error.response.status_code != 412 or attempt == MAX_TRIES:
                     raise
         notify(f"Others have pushed to {target.repo_id} meanwhile; starting from their commit")
-        time.sleep(pause)
-        pause *= 2
+        time.sleep(_pause(attempt))
         before, target = target, inspect_target(hub, target.repo_id)
         _refuse_changed_variants(before, target, publication)
     raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _pause(attempt: int) -> float:
+    """Seconds before the next try: longer with each, and not the same for all who wait."""
+    return _FIRST_PAUSE * 2.0 ** min(attempt - 1, 3) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
 def _refuse_changed_variants(before: Target, now: Target, publication: Publication) -> None:
