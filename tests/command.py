@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -128,6 +130,64 @@ def run_killed(
         check=False,
     )
     assert killed.returncode == -9, killed.stderr.decode()
+
+
+@dataclass(frozen=True)
+class CancelledRun:
+    """How a run ended after a signal."""
+
+    exit_code: int
+    log: str
+    seconds: float
+    """From the signal to the end."""
+
+
+def run_cancelled(
+    *arguments: str | Path,
+    folder: Path,
+    ready: Callable[[str], bool],
+    number: signal.Signals,
+    hub: Any = None,
+    token: str | None = None,
+    env: Mapping[str, str] | None = None,
+    script: str | None = None,
+) -> CancelledRun:
+    """Run ``smolquant`` in ``folder``, and send it a signal at a point of its work.
+
+    Args:
+        ready: is given each line of the log as it comes, and says whether that point has come.
+        script: as for :func:`run_smolquant`.
+    """
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            *(["-c", script] if script else ["-m", "smolquant"]),
+            *map(str, arguments),
+        ],
+        cwd=folder,
+        env={**_environ(folder, hub, token), **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    with process:
+        for line in process.stdout:
+            lines.append(line)
+            if ready(line):
+                break
+        else:
+            raise AssertionError("".join(lines))
+        process.send_signal(number)
+        asked = time.monotonic()
+        try:
+            rest, _ = process.communicate(timeout=30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        seconds = time.monotonic() - asked
+    return CancelledRun(process.returncode, "".join(lines) + rest, seconds)
 
 
 def _environ(folder: Path, hub: Any, token: str | None) -> dict[str, str]:

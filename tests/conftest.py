@@ -15,6 +15,7 @@ for leaked in [name for name in os.environ if name.startswith(("INPUT_", "GITHUB
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from huggingface_hub import set_client_factory
 from huggingface_hub.utils._http import default_client_factory
@@ -32,6 +33,14 @@ def http_client_of_its_own() -> Iterator[None]:
     yield
     set_client_factory(default_client_factory)
 
+
+# The same examples every time, so that nothing but a change makes a test fail. To look for others:
+# pytest tests/unit --hypothesis-profile=wander
+hypothesis.settings.register_profile(
+    "steady", derandomize=True, max_examples=60, deadline=None, database=None
+)
+hypothesis.settings.register_profile("wander", max_examples=1000, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("steady")
 
 WRITE = Token("hf_alice_writes", "alice")
 READ = Token("hf_alice_reads", "alice", role="read")

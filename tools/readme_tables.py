@@ -1,4 +1,4 @@
-"""`make docs`: the blocks of README.md and action.yml that follow the command, its schemes and docs/."""
+"""`make docs`: the blocks of README.md, docs/faults.md and action.yml that follow code and tests."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from fault_page import all_faults, sections
 from smolquant.cli import quantize
 from smolquant.schemes import SCHEMES
 
@@ -100,6 +101,9 @@ PAGES: Mapping[str, Page] = {
             "options": options,
             "performance": lambda: measured("performance.md"),
         },
+    ),
+    "docs/faults.md": Page(
+        "<!-- {} (make docs) -->\n", "<!-- {} -->", {"faults": lambda: sections(all_faults())}
     ),
     "action.yml": Page("  # {} (make docs)\n", "  # {}", {"variants": outputs}),
 }

@@ -6,7 +6,6 @@ Torch is imported when work starts, so that help and refusals answer at once.
 import gc
 import logging
 import os
-import signal
 import sys
 import threading
 import traceback
@@ -17,7 +16,7 @@ from typing import Any, NoReturn
 
 import click
 
-from smolquant import __version__, gpu, tracking
+from smolquant import __version__, cancellation, gpu, tracking
 from smolquant.ending import Ending, explained
 from smolquant.errors import (
     Cancelled,
@@ -310,13 +309,15 @@ def run(arguments: list[str], console: Console) -> int:
     """Run one command and return its exit code; every failure is told once, through ``console``."""
     read_by_someone = sys.stdout
     try:
+        cancellation.deliver()
         outcome = cli.main(arguments, prog_name="smolquant", standalone_mode=False, obj=console)
     except click.ClickException as refusal:
         return _refuse(refusal, console)
     except BaseException as error:
+        cancellation.begin_to_tell()
         if isinstance(error, SystemExit) and sys.stdout is not read_by_someone:
             return 1  # click has replaced it, since nobody reads its help any more
-        told = explained(error)
+        told = cancellation.received() or explained(error)
         console.error(told)
         return Failure.of(told).exit_code
     return int(outcome or 0)
@@ -361,10 +362,11 @@ def _fail(error: SmolquantError | Cancelled, console: Console) -> int:
 def main() -> None:
     """Entry point of the command, the image and ``python -m smolquant``."""
     _hold_standard_streams()
-    if os.getpid() == 1:
+    is_container = os.getpid() == 1
+    if is_container:
         run_in_child(_tell_killed)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _cancel)
+    console = Console(os.environ, sys.stdout)
+    cancellation.listen(None if is_container else lambda cancelled: _fail(cancelled, console))
     _quiet_libraries()
     remember_environment(os.environ)
     # Libraries make a million objects that stay; looking for garbage among them takes a second.
@@ -372,7 +374,6 @@ def main() -> None:
     arguments = sys.argv[1:]
     if not arguments and os.environ.get("GITHUB_ACTIONS") == "true":
         arguments = ["quantize"]  # an action passes its inputs in the environment and no argument
-    console = Console(os.environ, sys.stdout)
     threading.excepthook = partial(_tell_thread, console)
     _leave(run(arguments or ["--help"], console))
 
@@ -399,6 +400,7 @@ def _tell_thread(console: Console, failed: threading.ExceptHookArgs) -> None:
 
 def _leave(exit_code: int) -> NoReturn:
     """End here and now: taking apart what the libraries have built takes the interpreter a second."""
+    cancellation.begin_to_tell()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads it any more, or nobody can write to it
             stream.flush()
@@ -416,7 +418,3 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
-def _cancel(number: int, _frame: object) -> None:
-    raise Cancelled(number)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from smolquant import cancellation
 from smolquant.errors import MachineError
 from smolquant.memory import is_out_of_memory
 from smolquant.report.console import Console
@@ -67,8 +68,10 @@ class Ending:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> Literal[True]:
+        cancellation.begin_to_tell()
         if error is not None:
-            self.error = explained(error)
+            # What a library has made of a cancellation is one, too.
+            self.error = cancellation.received() or explained(error)
             self.console.error(self.error)
         if self.passed_on is None:
             self._tell()

@@ -10,13 +10,20 @@ class SmolquantError(Exception):
     title: ClassVar[str] = "smolquant failed"
 
     def __init__(self, message: str, *, hint: str = "") -> None:
-        """``message`` says what happened and why; ``hint`` is the next thing to do."""
+        """``message`` says what happened and why; ``hint`` is the next thing to do.
+
+        Each becomes a single line, whatever words of a library's or of a file it repeats.
+        """
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = _one_line(message)
+        self.hint = _one_line(hint)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines())
 
 
 class InputError(SmolquantError):

@@ -218,7 +218,7 @@ class VariantRecord:
                 variant=_typed(raw, "variant", str),
                 quant_type=_typed(raw, "quant_type", str),
                 source=_build(SourceRecord, _typed(raw, "source", dict)),
-                options=_typed(raw, "options", dict),
+                options=_finite(_typed(raw, "options", dict)),
                 dtype=_typed(raw, "dtype", str),
                 versions=_strings(_typed(raw, "versions", dict)),
                 tensors=_each(TensorRecord, _typed(raw, "tensors", dict)),
@@ -278,13 +278,19 @@ def _build(cls: type[T], raw: Any) -> T:
             raise TypeError(f"{key!r} has a value of the wrong type")
         if isinstance(value, int) and not 0 <= value < _LARGEST and allowed is not _METRIC_TYPES:
             raise ValueError(f"{key!r} is out of range")
-        if isinstance(value, int | float) and abs(value) > _LARGEST:
+        if isinstance(value, int | float) and not abs(value) <= _LARGEST:  # nor a NaN
             raise ValueError(f"{key!r} is out of range")
     return cls(**raw)
 
 
 def _each(cls: type[T], raw: Mapping[str, Any]) -> dict[str, T]:
     return {name: _build(cls, value) for name, value in raw.items()}
+
+
+def _finite(raw: dict[str, Any]) -> dict[str, Any]:
+    """``raw``, which a record can hold; Python reads numbers that JSON does not have, too."""
+    json.dumps(raw, allow_nan=False)
+    return raw
 
 
 def _strings(raw: Mapping[str, Any]) -> dict[str, str]:

@@ -42,7 +42,7 @@ def run_in_child(killed: Callable[[int | None], int]) -> None:
     signal.signal(signal.SIGINT, cancel)
     signal.signal(signal.SIGTERM, cancel)
     signal.signal(signal.SIGALRM, lambda *_: os.kill(child, signal.SIGKILL))
-    signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     code = os.waitstatus_to_exitcode(_reap(child))
     signal.setitimer(signal.ITIMER_REAL, 0)
     if code == -signal.SIGKILL:

@@ -102,6 +102,11 @@ def test_auto_goes_on_with_the_cpu_where_the_host_has_no_gpu(
     assert siblings(engine) == []
 
 
+@pytest.mark.fault(
+    "machine",
+    "--device cuda, and no GPU is there",
+    "Exit 4.",
+)
 def test_cuda_fails_with_the_fix_where_the_host_has_no_gpu(engine: Engine, runner: Runner) -> None:
     done = with_model(runner).run_as_runner(inputs(device="cuda"))
     assert done.returncode == 4
@@ -136,6 +141,11 @@ def test_an_unreleased_build_cannot_do_cuda(gpu_runner: Runner) -> None:
     assert "never released" in error
 
 
+@pytest.mark.fault(
+    "machine",
+    "The image for the GPU cannot be pulled",
+    "Exit 4 with the reason; --device auto goes on with the CPU.",
+)
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_an_image_that_cannot_be_pulled(gpu_runner: Runner, device: str) -> None:
     missing = "127.0.0.1:1/nobody/has:this"
@@ -216,6 +226,11 @@ def test_a_whole_run_that_fails_in_the_sibling(gpu_runner: Runner, believer: str
     assert done.summary.count("Unusable checkpoint") == 1
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A job is cancelled while the GPU's container works",
+    "Its run ends, too.",
+)
 @pytest.mark.parametrize(
     ("number", "returncode"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"]
 )
@@ -231,6 +246,11 @@ def test_cancellation_reaches_the_sibling(
     assert siblings(gpu_runner.engine) == []
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "The GPU's container does not end by the signal",
+    "It is removed in time.",
+)
 def test_a_sibling_that_does_not_end_is_removed_in_time(gpu_runner: Runner, stand_in: str) -> None:
     step = gpu_runner.start(inputs(cuda_image=stand_in), env={"SMOLQUANT_STAND_IN": "is stubborn"})
     waiting_sibling(gpu_runner, step)
@@ -243,6 +263,11 @@ def test_a_sibling_that_does_not_end_is_removed_in_time(gpu_runner: Runner, stan
     assert siblings(gpu_runner.engine) == []
 
 
+@pytest.mark.fault(
+    "machine",
+    "The GPU's container runs out of memory, or crashes",
+    "Exit 4, and which.",
+)
 def test_a_sibling_out_of_memory_is_called_that(gpu_runner: Runner, stand_in: str) -> None:
     done = gpu_runner.run_as_runner(
         inputs(cuda_image=stand_in),
@@ -255,6 +280,11 @@ def test_a_sibling_out_of_memory_is_called_that(gpu_runner: Runner, stand_in: st
     assert json.loads((gpu_runner.workspace / "quantized/report.json").read_text())["error"]
 
 
+@pytest.mark.fault(
+    "machine",
+    "The GPU's container runs out of memory, or crashes",
+    "Exit 4, and which.",
+)
 def test_a_sibling_that_crashes_is_called_that(gpu_runner: Runner, stand_in: str) -> None:
     done = gpu_runner.run_as_runner(
         inputs(cuda_image=stand_in), env={"SMOLQUANT_STAND_IN": "crashes"}
@@ -323,6 +353,11 @@ def test_in_a_jobs_own_container_the_steps_variables_go_along(
     assert given["arguments"] == ["quantize", "model", "--save-only", "--cuda-image", stand_in]
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A run is killed while the GPU's container works",
+    "The post step removes the container.",
+)
 def test_the_post_step_removes_what_a_killed_run_left(gpu_runner: Runner, stand_in: str) -> None:
     engine = gpu_runner.engine
     step = gpu_runner.start(inputs(cuda_image=stand_in), env={"SMOLQUANT_STAND_IN": "waits"})

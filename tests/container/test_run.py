@@ -107,6 +107,11 @@ def test_a_run_that_saves(job: Runner) -> None:
     assert "hostile" not in done.stdout + done.stderr
 
 
+@pytest.mark.fault(
+    "machine",
+    "The container runs as root",
+    "What it writes belongs to the workspace's owner.",
+)
 def test_what_it_writes_belongs_to_the_workspaces_owner(job: Runner) -> None:
     done = job.run_as_runner(saving())
     assert done.returncode == 0, done.stdout + done.stderr
@@ -162,6 +167,11 @@ def test_a_model_larger_than_memory_is_measured(runner: Runner) -> None:
 # Failing.
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The checkpoint of an action's run has no weights, broken weights or a broken config",
+    "Exit 3 with one annotation; summary and report.json say the same.",
+)
 @pytest.mark.parametrize(
     ("spoil", "returncode", "words"),
     [
@@ -185,6 +195,11 @@ def test_a_failing_run_fails_with_its_one_annotation(
     assert not (job.workspace / "quantized/int8").exists()
 
 
+@pytest.mark.fault(
+    "hub",
+    "Nothing answers at the Hub's address",
+    "Exit 5 at once.",
+)
 def test_a_hub_out_of_reach(job: Runner) -> None:
     done = job.run_as_runner(
         publishing(), env={"HF_ENDPOINT": "http://127.0.0.1:9"}, options=["--network", "none"]
@@ -194,6 +209,11 @@ def test_a_hub_out_of_reach(job: Runner) -> None:
     assert WRITE.value not in done.stdout.replace(f"::add-mask::{WRITE.value}\n", "") + done.stderr
 
 
+@pytest.mark.fault(
+    "machine",
+    "The machine's or the GPU's memory runs out",
+    "Exit 4, and whose it was.",
+)
 def test_a_run_out_of_memory_is_called_that(job: Runner) -> None:
     """The kernel kills at the limit; the container's first process lives to tell."""
     done = job.run_as_runner(
@@ -323,6 +343,11 @@ def stuck_hub(hub: LocalHub, monkeypatch: pytest.MonkeyPatch) -> Iterator[StuckH
     released.set()
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A job is cancelled while it waits for the Hub, quantizes, evaluates or uploads",
+    "The run ends in time, with one message and no traceback.",
+)
 @BOTH_SIGNALS
 def test_cancelled_while_it_waits_for_the_hub(runner: Runner, number: signal.Signals) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -337,6 +362,11 @@ def test_cancelled_while_it_waits_for_the_hub(runner: Runner, number: signal.Sig
             cancel(step, number)
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A job is cancelled while it waits for the Hub, quantizes, evaluates or uploads",
+    "The run ends in time, with one message and no traceback.",
+)
 @BOTH_SIGNALS
 def test_cancelled_while_it_quantizes(large_job: Runner, number: signal.Signals) -> None:
     step = large_job.start(saving(quant_type="both"), options=["--cpus", "1"])
@@ -350,6 +380,11 @@ def test_cancelled_while_it_quantizes(large_job: Runner, number: signal.Signals)
     assert not (quantized / "int4").exists()
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A job is cancelled while it waits for the Hub, quantizes, evaluates or uploads",
+    "The run ends in time, with one message and no traceback.",
+)
 def test_cancelled_while_it_evaluates(job: Runner) -> None:
     """Measuring has processes of its own, which end with the run."""
     step = job.start(saving(evaluate="always"))
@@ -359,6 +394,11 @@ def test_cancelled_while_it_evaluates(job: Runner) -> None:
     cancel(step, signal.SIGINT)
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A job is cancelled while it waits for the Hub, quantizes, evaluates or uploads",
+    "The run ends in time, with one message and no traceback.",
+)
 @BOTH_SIGNALS
 def test_cancelled_while_it_uploads(
     large_job: Runner, stuck_hub: StuckHub, number: signal.Signals

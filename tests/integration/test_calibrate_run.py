@@ -112,6 +112,11 @@ def test_it_is_measured_and_published_like_any_other(
     assert int8["device"] is None
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "The run is killed while it calibrates",
+    "The same command makes up for it, to the same bytes.",
+)
 def test_a_run_killed_while_it_calibrates_is_made_up_for(
     checkpoint: Path, text: Path, tmp_path: Path
 ) -> None:
@@ -161,6 +166,11 @@ def test_memory_does_not_grow_with_the_number_of_layers(text: Path, tmp_path: Pa
     assert large < small + 100_000_000, f"{large - small} bytes more for 213 MB of weights more"
 
 
+@pytest.mark.fault(
+    "input",
+    "The calibration text is too short",
+    "Exit 2 with both numbers.",
+)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -179,6 +189,11 @@ def test_texts_that_do_not_serve_are_refused(
     assert "--calibration-text" in run.log
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "There is no tokenizer to calibrate with",
+    "Exit 3.",
+)
 def test_a_checkpoint_without_a_tokenizer_is_refused(
     smolquant: RunSmolquant, text: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,11 @@ def quantized(smolquant: RunSmolquant, checkpoint: Path, tmp_path: Path) -> Path
     return tmp_path / "quantized"
 
 
+@pytest.mark.fault(
+    "record",
+    "A published variant is spoiled",
+    "`check` exits 3 and names it; the good ones pass.",
+)
 def test_good_and_spoiled_variants(smolquant: RunSmolquant, quantized: Path) -> None:
     good = smolquant("check", quantized)
     assert good.exit_code == 0, good.log
@@ -39,6 +44,11 @@ def test_good_and_spoiled_variants(smolquant: RunSmolquant, quantized: Path) -> 
     assert len(bad.annotations) == 1
 
 
+@pytest.mark.fault(
+    "record",
+    "The installed libraries cannot run a published variant",
+    "`check` exits 3 and names it.",
+)
 def test_a_variant_that_the_installed_libraries_cannot_run(
     smolquant: RunSmolquant, quantized: Path
 ) -> None:
@@ -59,6 +69,11 @@ def rewritten(quantized: Path, variant: str, name: str, content: bytes) -> None:
     record_path.write_text(json.dumps(record))
 
 
+@pytest.mark.fault(
+    "record",
+    "A published variant lost its weights",
+    "`check` exits 3 and names it.",
+)
 def test_weights_that_are_gone_are_no_working_variant(
     smolquant: RunSmolquant, quantized: Path
 ) -> None:

@@ -53,6 +53,11 @@ def from_a_checkpoint(_hub: LocalHub, checkpoint: Path) -> Path:
     return checkpoint
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "Jobs publish different variants into one repository at once",
+    "All end up in it and in its card.",
+)
 @pytest.mark.parametrize("source", [from_the_repository, from_a_checkpoint])
 def test_both_variants_end_up_in_the_root_card(
     hub: LocalHub,

@@ -37,6 +37,11 @@ def failing(smolquant: RunSmolquant) -> Callable[..., str]:
     return run
 
 
+@pytest.mark.fault(
+    "input",
+    "An option has a value that makes no sense, or two contradict each other",
+    "Exit 2, before torch is imported.",
+)
 def test_inputs_are_refused_with_code_2(failing: Callable[..., str], checkpoint: Path) -> None:
     assert "no repository to publish into" in failing(checkpoint, code=2)
     assert "'int3' is not a quantization type" in failing(
@@ -51,6 +56,11 @@ def test_inputs_are_refused_with_code_2(failing: Callable[..., str], checkpoint:
     )
 
 
+@pytest.mark.fault(
+    "input",
+    "An input of the action is misspelt or out of range",
+    "Exit 2 with one annotation that repeats it.",
+)
 @pytest.mark.parametrize(
     ("name", "value"), [("SAVE-ONLY", "maybe"), ("GROUP-SIZE", "x"), ("DEVICE", "tpu")]
 )
@@ -71,6 +81,11 @@ def change_weights(folder: Path, name: str, value: float | torch.Tensor) -> None
     save_file(state, path, metadata={"format": "pt"})
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A weight holds NaN or infinity",
+    "Exit 3 with the weight; nothing half-made is left.",
+)
 def test_weights_that_are_not_finite_are_named(
     failing: Callable[..., str], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -81,6 +96,11 @@ def test_weights_that_are_not_finite_are_named(
     assert not {name for name in left if "int8" in name}, "nothing half-made is left"
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "Weights are large and finite",
+    "They are quantized.",
+)
 def test_large_but_finite_weights_are_no_infinity(
     smolquant: RunSmolquant, checkpoint: Path
 ) -> None:
@@ -91,6 +111,11 @@ def test_large_but_finite_weights_are_no_infinity(
     assert run.exit_code == 0, run.log
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A value is too large for the variant's dtype",
+    "Exit 3 with the weight.",
+)
 def test_values_too_large_for_float16(failing: Callable[..., str], checkpoint: Path) -> None:
     change_weights(checkpoint, "model.layers.0.mlp.up_proj.weight", 1e6)
     annotation = failing(checkpoint, "--save-only", "--dtype", "float16", code=3)
@@ -100,6 +125,11 @@ def test_values_too_large_for_float16(failing: Callable[..., str], checkpoint: P
     assert "too large to quantize" in failing(checkpoint, "--save-only", code=3)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A safetensors file is truncated",
+    "Exit 3 with its name.",
+)
 def test_unusable_checkpoints(failing: Callable[..., str], checkpoint: Path) -> None:
     weights = checkpoint / "model.safetensors"
     content = weights.read_bytes()
@@ -114,6 +144,11 @@ def test_unusable_checkpoints(failing: Callable[..., str], checkpoint: Path) -> 
     assert "which is not there" in failing(checkpoint, "--save-only", code=3)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "config.json makes no model: an unknown type, impossible sizes, code of its own",
+    "Exit 3 with the reason.",
+)
 def test_models_that_cannot_be_quantized_honestly(
     failing: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -125,10 +160,20 @@ def test_models_that_cannot_be_quantized_honestly(
     assert "--trust-remote-code" in failing(gpt2, "--save-only", code=3)
 
 
+@pytest.mark.fault(
+    "machine",
+    "--device cuda, and no GPU is there",
+    "Exit 4.",
+)
 def test_a_gpu_that_is_not_there(failing: Callable[..., str], checkpoint: Path) -> None:
     assert "no CUDA device" in failing(checkpoint, "--save-only", "--device", "cuda", code=4)
 
 
+@pytest.mark.fault(
+    "machine",
+    "Something other than a variant lies in the variant's place",
+    "Exit 2; it is left alone.",
+)
 def test_a_folder_of_the_users_is_not_overwritten(
     failing: Callable[..., str], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -142,6 +187,11 @@ def test_a_folder_of_the_users_is_not_overwritten(
     )
 
 
+@pytest.mark.fault(
+    "hub",
+    "The model on the Hub is missing, private, gated, empty or damaged",
+    "Exit 5 or 3 with which.",
+)
 def test_models_of_the_hub_that_cannot_be_read(
     failing: Callable[..., str], hub: LocalHub, checkpoint: Path
 ) -> None:
@@ -162,11 +212,21 @@ def test_models_of_the_hub_that_cannot_be_read(
     assert "truncated or corrupt" in failing("alice/broken", code=3, **token)
 
 
+@pytest.mark.fault(
+    "hub",
+    "Nothing answers at the Hub's address",
+    "Exit 5 at once.",
+)
 def test_a_hub_that_is_not_there(failing: Callable[..., str]) -> None:
     annotation = failing("alice/model", code=5, token=WRITE.value)
     assert "cannot be reached" in annotation
 
 
+@pytest.mark.fault(
+    "text",
+    "A text begins as a workflow command of the runner",
+    "It is printed and not obeyed.",
+)
 def test_text_of_a_model_repository_forms_no_workflow_command(
     smolquant: RunSmolquant, checkpoint: Path
 ) -> None:

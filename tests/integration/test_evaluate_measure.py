@@ -171,6 +171,11 @@ def test_a_trained_model_on_the_bundled_text(smollm2: Path, tmp_path: Path) -> N
         check_plausible("int8", spoiled_metrics)
 
 
+@pytest.mark.fault(
+    "quality",
+    "A variant computes NaN",
+    "Exit 6; nothing is published.",
+)
 def test_a_variant_that_computes_nan_is_never_published(
     made: tuple[Path, dict[str, Path]], tmp_path: Path
 ) -> None:
@@ -180,6 +185,11 @@ def test_a_variant_that_computes_nan_is_never_published(
         evaluate(source, {"int8": spoiled})
 
 
+@pytest.mark.fault(
+    "model",
+    "The source computes NaN or infinity on the text to measure on",
+    "Exit 3.",
+)
 def test_a_source_that_computes_infinity_is_unusable(tmp_path: Path) -> None:
     model = models.build(models.FAMILIES["llama"]())
     with torch.no_grad():
@@ -189,6 +199,11 @@ def test_a_source_that_computes_infinity_is_unusable(tmp_path: Path) -> None:
         evaluate(tmp_path / "source", {})
 
 
+@pytest.mark.fault(
+    "machine",
+    "Measuring takes more memory than there is",
+    "It is told with both sizes.",
+)
 def test_too_little_memory_is_told_with_numbers(
     made: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

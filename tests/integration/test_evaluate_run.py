@@ -153,6 +153,11 @@ def test_what_was_measured_stands_in_record_report_card_and_summary(
     assert "Within the limits" in again.summary, "what was measured once is judged again"
 
 
+@pytest.mark.fault(
+    "quality",
+    "What is published already is worse than a new limit",
+    "Exit 6.",
+)
 def test_limits_hold_for_what_is_published_already(evaluated: RunSmolquant, hub: LocalHub) -> None:
     assert evaluated().exit_code == 0
     published = hub.repo(REPO).head
@@ -219,6 +224,11 @@ def test_what_an_earlier_run_measured_as_asked_is_published(
     assert "Within the limits" in run.summary
 
 
+@pytest.mark.fault(
+    "quality",
+    "A variant computes garbage",
+    "Exit 6 without any limit; nothing is published.",
+)
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -246,6 +256,11 @@ def test_garbage_does_not_go_out_whatever_was_asked_for(
         hub.repo(REPO)
 
 
+@pytest.mark.fault(
+    "quality",
+    "A weight is further from its source than rounding can put it",
+    "Exit 6 with the weight; nothing is published.",
+)
 @pytest.mark.parametrize("options", [(), ("--evaluate", "never", "--low-disk", "always")])
 def test_weights_beyond_their_bound_do_not_go_out(
     smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, options: tuple[str, ...]
@@ -258,6 +273,11 @@ def test_weights_beyond_their_bound_do_not_go_out(
         hub.repo(REPO)
 
 
+@pytest.mark.fault(
+    "model",
+    "The source computes NaN or infinity on the text to measure on",
+    "Exit 3.",
+)
 def test_a_source_that_computes_nonsense_is_unusable(
     smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, text: Path
 ) -> None:
@@ -272,6 +292,11 @@ def test_a_source_that_computes_nonsense_is_unusable(
         hub.repo(REPO)
 
 
+@pytest.mark.fault(
+    "quality",
+    "A variant is worse than the owner's limit",
+    "Exit 6 with the numbers; nothing is published.",
+)
 def test_a_release_that_got_worse_than_allowed_does_not_go_out(
     evaluated: RunSmolquant, hub: LocalHub, tmp_path: Path
 ) -> None:
@@ -289,6 +314,11 @@ def test_a_release_that_got_worse_than_allowed_does_not_go_out(
     assert not (tmp_path / "quantized/int8").exists()
 
 
+@pytest.mark.fault(
+    "quality",
+    "A limit is set on what was not measured",
+    "Exit 6; nothing is published.",
+)
 def test_a_gate_without_measurements_fails_rather_than_passes(
     smolquant: RunSmolquant, hub: LocalHub, tmp_path: Path
 ) -> None:
@@ -356,6 +386,11 @@ def test_where_it_cannot_be_measured_that_is_said_and_limits_are_not_kept(
     assert "going on from" in relented.log, "what was made before was of use"
 
 
+@pytest.mark.fault(
+    "input",
+    "Options of measuring contradict each other",
+    "Exit 2.",
+)
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -374,6 +409,11 @@ def test_options_that_make_no_sense_are_refused(
     assert said in run.annotations[0]
 
 
+@pytest.mark.fault(
+    "input",
+    "The text to measure on is shorter than asked for",
+    "Exit 2 with both numbers.",
+)
 def test_a_text_that_is_too_short_is_refused(
     smolquant: RunSmolquant, checkpoint: Path, text: Path
 ) -> None:

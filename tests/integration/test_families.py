@@ -108,6 +108,11 @@ def test_the_record_accounts_for_every_tensor_and_file(family: Path) -> None:
         assert on_disk == {*record.files, "quantization.json", "README.md"}
 
 
+@pytest.mark.fault(
+    "record",
+    "A variant to load is not there",
+    "Exit 2's error, with what is.",
+)
 def test_load_refuses_what_is_not_there(family: Path) -> None:
     with pytest.raises(InputError, match="not a variant"):
         smolquant.load(family / "quantized", variant="int3")

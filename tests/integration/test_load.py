@@ -70,6 +70,11 @@ def test_two_places_for_one_model_are_refused(variants: Path) -> None:
         smolquant.load(variants, "int8", device="cpu", device_map="auto")
 
 
+@pytest.mark.fault(
+    "machine",
+    "A variant to load needs a GPU",
+    "Exit 4's error, with what it needs.",
+)
 @pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, {"a": 0, "b": "cpu"}], ids=str)
 def test_what_needs_a_gpu_is_not_placed_on_a_cpu(variants: Path, device_map: Any) -> None:
     (variant,) = set(BY_VARIANT) - set(ON_A_CPU)
@@ -112,6 +117,11 @@ def test_an_unknown_option_is_an_error_and_not_ignored(variants: Path) -> None:
         smolquant.load(variants, "int8", device="cpu", no_such_option=1)
 
 
+@pytest.mark.fault(
+    "record",
+    "A variant to load has code of its own",
+    "Without the caller's leave it does not run, and nobody is asked at a prompt.",
+)
 def test_code_that_may_not_run_is_named_and_nobody_is_asked(
     variants: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,11 @@ def spoiled(folder: Path, copy: Path) -> Path:
     return copy
 
 
+@pytest.mark.fault(
+    "quality",
+    "A variant does not load as users load it",
+    "Exit 6 with the reason; nothing is published.",
+)
 def test_a_variant_that_users_cannot_load_is_refused_by_name(
     made: tuple[Path, dict[str, Path]], tmp_path: Path
 ) -> None:

@@ -157,6 +157,11 @@ def test_what_is_measured_stays_and_the_source_is_read_again(
     assert (tmp_path / "quantized/int8").is_dir()
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub fails for a while, as the weights are streamed",
+    "The run waits and goes on.",
+)
 def test_an_outage_while_streaming_is_waited_out(publish: Published, hub: LocalHub) -> None:
     reading_headers = 2
     hub.fail_next("GET", r"/resolve/.*model\.safetensors", 503, times=2, skip=reading_headers)
@@ -166,6 +171,11 @@ def test_an_outage_while_streaming_is_waited_out(publish: Published, hub: LocalH
     assert statuses.count(503) == 2
 
 
+@pytest.mark.fault(
+    "hub",
+    "Streamed weights arrive damaged",
+    "Exit 3; nothing is published.",
+)
 def test_a_source_that_arrives_damaged_is_not_published(
     publish: Published, hub: LocalHub, source: Path, tmp_path: Path
 ) -> None:
@@ -229,6 +239,11 @@ runpy.run_module("smolquant", run_name="__main__")
 """The command, where a megabyte is left."""
 
 
+@pytest.mark.fault(
+    "machine",
+    "The disk does not hold a pickle of the Hub",
+    "Exit 4; it is not fetched.",
+)
 @pytest.mark.parametrize("options", [["--save-only"], ["--dry-run"]])
 def test_a_pickle_that_the_disk_would_not_hold_is_not_fetched(
     hub: LocalHub, source: Path, tmp_path: Path, options: list[str]
@@ -251,6 +266,11 @@ def test_a_pickle_that_the_disk_would_not_hold_is_not_fetched(
     assert not any(r.method == "GET" and r.path.endswith(".bin") for r in hub.requests)
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "Others change a variant after its shards were sent",
+    "Exit 5; theirs stays.",
+)
 def test_others_who_change_a_sent_variant_meanwhile_are_not_overruled(
     publish: Published, hub: LocalHub
 ) -> None:
@@ -267,6 +287,11 @@ def test_others_who_change_a_sent_variant_meanwhile_are_not_overruled(
     commit._refuse_changed_variants(now, gone, replace(release, preuploaded={}))
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "Others push between the decision and the commit",
+    "The target is read again, and the commit follows theirs.",
+)
 def test_a_push_in_between_is_followed_with_what_is_sent_already(
     publish: Published, hub: LocalHub
 ) -> None:
@@ -280,6 +305,11 @@ def test_a_push_in_between_is_followed_with_what_is_sent_already(
     assert len(published(hub, TARGET)) > 8
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A run that sends its shards early is killed",
+    "The next run makes them again.",
+)
 def test_a_killed_run_makes_again_what_it_has_sent(
     publish: Published, hub: LocalHub, tmp_path: Path
 ) -> None:
@@ -297,6 +327,11 @@ def test_a_killed_run_makes_again_what_it_has_sent(
     assert published(hub, TARGET) == published(hub, "alice/plain")
 
 
+@pytest.mark.fault(
+    "hub",
+    "A shard cannot be sent early",
+    "Exit 5; nothing is published.",
+)
 def test_a_shard_that_cannot_be_sent_ends_the_run_and_leaves_nothing_published(
     publish: Published, hub: LocalHub
 ) -> None:
@@ -307,6 +342,11 @@ def test_a_shard_that_cannot_be_sent_ends_the_run_and_leaves_nothing_published(
     assert len(hub.repo(TARGET).commits) == 1
 
 
+@pytest.mark.fault(
+    "hub",
+    "Streamed weights arrive damaged",
+    "Exit 3; nothing is published.",
+)
 @pytest.mark.parametrize("order", ["in order", "shuffled"])
 def test_any_range_can_be_read_again_when_its_chunk_is_gone(
     hub: LocalHub, source: Path, monkeypatch: pytest.MonkeyPatch, order: str
@@ -357,6 +397,11 @@ def test_what_is_read_out_of_turn_fetches_nothing_else(hub: LocalHub, source: Pa
         file.close()
 
 
+@pytest.mark.fault(
+    "hub",
+    "A range of a file is answered short",
+    "Exit 5 with both numbers.",
+)
 def test_a_range_that_is_cut_short_is_refused(hub: LocalHub, source: Path) -> None:
     size = (source / "model.safetensors").stat().st_size
     client = Hub(WRITE.value, endpoint=hub.url)

@@ -113,6 +113,11 @@ def require_usable(where: str, hub: LocalHub | None, folder: Path) -> None:
     assert "int8: works" in trustful.log
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The model needs Python code of its repository's own",
+    "Exit 3 without --trust-remote-code; none of it runs.",
+)
 def test_a_folder_with_code_is_measured_saved_and_usable(
     smolquant: RunSmolquant, remote: Path, tmp_path: Path
 ) -> None:

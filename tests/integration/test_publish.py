@@ -141,6 +141,11 @@ def test_what_was_published_is_read_back(server: LocalHub, hub: Hub, tmp_path: P
     assert target.root_files["config.json"].sha256 is None
 
 
+@pytest.mark.fault(
+    "machine",
+    "Other files lie in a variant's folder",
+    "Only recorded ones are published.",
+)
 def test_only_recorded_files_are_published(server: LocalHub, hub: Hub, tmp_path: Path) -> None:
     what = publication(tmp_path)
     (tmp_path / "int8" / "model-00009-of-00009.safetensors").write_bytes(b"of an earlier run")
@@ -247,6 +252,11 @@ def test_equal_main_weights_are_left_alone(server: LocalHub, hub: Hub, tmp_path:
     assert "tokenizer.json" not in paths(server)
 
 
+@pytest.mark.fault(
+    "hub",
+    "The repository holds other main weights",
+    "Exit 2 without --replace-main; they stay.",
+)
 @pytest.mark.parametrize(
     "remote",
     [
@@ -286,6 +296,11 @@ def test_replace_main_deletes_the_old_weights(server: LocalHub, hub: Hub, tmp_pa
     assert server.read(REPO, "model.safetensors") == b"main weights" * 1000
 
 
+@pytest.mark.fault(
+    "hub",
+    "The repository holds other main weights",
+    "Exit 2 without --replace-main; they stay.",
+)
 def test_weights_that_git_holds_are_compared_too(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -311,6 +326,11 @@ def push_before_ours(server: LocalHub, files: Mapping[str, bytes]) -> None:
     server.before_commit = push
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "Others push between the decision and the commit",
+    "The target is read again, and the commit follows theirs.",
+)
 def test_a_concurrent_push_is_followed_and_both_are_in_the_card(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -331,6 +351,11 @@ def test_a_concurrent_push_is_followed_and_both_are_in_the_card(
     assert len(server.repo(REPO).commits) == 4
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "The README is edited between the decision and the commit",
+    "The edit is kept.",
+)
 def test_a_readme_edited_meanwhile_is_kept(server: LocalHub, hub: Hub, tmp_path: Path) -> None:
     server.create_repo(REPO)
     push_before_ours(server, {"README.md": b"# Edited\n"})
@@ -338,6 +363,11 @@ def test_a_readme_edited_meanwhile_is_kept(server: LocalHub, hub: Hub, tmp_path:
     assert "# Edited" in content(server, "README.md")
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "Others push different main weights between the decision and the commit",
+    "Exit 2; theirs stay.",
+)
 def test_different_main_weights_pushed_meanwhile_are_refused(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -349,6 +379,11 @@ def test_different_main_weights_pushed_meanwhile_are_refused(
     assert paths(server, "int8/") == set()
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "Others push every time",
+    "Exit 5 after some attempts.",
+)
 def test_a_repository_that_never_comes_to_rest_is_given_up(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -366,6 +401,11 @@ def test_a_repository_that_never_comes_to_rest_is_given_up(
     assert server.repo(REPO).head == pushes[-1]
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "The repository is created by another job meanwhile",
+    "It is used.",
+)
 def test_a_repository_created_meanwhile_is_used(server: LocalHub, hub: Hub, tmp_path: Path) -> None:
     target = inspect_target(hub, REPO)
     assert not target.exists
@@ -378,6 +418,11 @@ def test_a_repository_created_meanwhile_is_used(server: LocalHub, hub: Hub, tmp_
 # Failures
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub refuses a request before the commit",
+    "Exit 5; the repository is as before.",
+)
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -399,6 +444,11 @@ def test_a_failure_before_the_commit_leaves_the_repository_untouched(
     assert WRITE not in str(caught.value)
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub refuses an upload",
+    "Exit 5 with its reason; the repository is as before.",
+)
 def test_a_failure_during_an_upload_tells_the_hubs_reason(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -410,6 +460,11 @@ def test_a_failure_during_an_upload_tells_the_hubs_reason(
     assert server.repo(REPO).head == head
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub has no Xet, or Xet is out",
+    "Exit 5, and that it is Xet.",
+)
 def test_a_hub_without_xet_is_told_as_such(
     server: LocalHub, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +475,11 @@ def test_a_hub_without_xet_is_told_as_such(
     assert WRITE not in str(caught.value)
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub has no Xet, or Xet is out",
+    "Exit 5, and that it is Xet.",
+)
 def test_an_outage_of_xet_itself_is_told_as_such(
     server: LocalHub, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -431,6 +491,11 @@ def test_an_outage_of_xet_itself_is_told_as_such(
         run(hub, publication(tmp_path))
 
 
+@pytest.mark.fault(
+    "hub",
+    "The commit into a new repository fails",
+    "Exit 5; the next run fills it.",
+)
 def test_a_new_repository_that_could_not_be_filled_is_filled_by_the_next_run(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -442,6 +507,11 @@ def test_a_new_repository_that_could_not_be_filled_is_filled_by_the_next_run(
     assert paths(server, "int8/") == VARIANT_FILES
 
 
+@pytest.mark.fault(
+    "text",
+    "The Hub refuses the card's front matter",
+    "Exit 2 with the entry.",
+)
 def test_front_matter_that_the_hub_does_not_take_is_bad_input(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -451,6 +521,11 @@ def test_front_matter_that_the_hub_does_not_take_is_bad_input(
         run(hub, publication(tmp_path))
 
 
+@pytest.mark.fault(
+    "text",
+    "The README is not UTF-8",
+    "Exit 2 where the card is made from it; otherwise it counts as none.",
+)
 def test_a_readme_that_is_not_text_is_bad_input(server: LocalHub, hub: Hub) -> None:
     server.create_repo(REPO)
     server.commit(REPO, {"README.md": b"\xff\xfe"})
@@ -458,6 +533,11 @@ def test_a_readme_that_is_not_text_is_bad_input(server: LocalHub, hub: Hub) -> N
         inspect_target(hub, REPO)
 
 
+@pytest.mark.fault(
+    "text",
+    "The front matter is broken YAML",
+    "Exit 2 with the line, before any work.",
+)
 def test_front_matter_that_cannot_be_read_is_refused_before_any_work(
     server: LocalHub, hub: Hub
 ) -> None:
@@ -467,6 +547,11 @@ def test_front_matter_that_cannot_be_read_is_refused_before_any_work(
         inspect_target(hub, REPO)
 
 
+@pytest.mark.fault(
+    "record",
+    "A published record cannot be read",
+    "A warning; the variant is left alone.",
+)
 def test_unreadable_records_are_told_and_left_alone(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -504,6 +589,11 @@ def test_a_token_with_write_rights_passes(server: LocalHub, repo: str, exists: b
     check(server, WRITE, repo)
 
 
+@pytest.mark.fault(
+    "hub",
+    "The token may not write",
+    "Exit 5, before any work.",
+)
 @pytest.mark.parametrize(
     ("token", "repo", "exists", "why"),
     [
@@ -538,6 +628,11 @@ def test_a_fine_grained_token_for_a_repository_may_create_it(server: LocalHub) -
     check(server, FINE, "alice/other")
 
 
+@pytest.mark.fault(
+    "hub",
+    "The target is another's private repository",
+    "Exit 5, before any work.",
+)
 def test_a_private_repository_of_others_looks_missing_and_is_refused(server: LocalHub) -> None:
     server.create_repo(REPO, private=True)
     with pytest.raises(HubError, match="hidden from this token"):
@@ -551,6 +646,11 @@ def test_the_token_of_the_environment_is_used(
     check(server, None)
 
 
+@pytest.mark.fault(
+    "hub",
+    "The target is gated",
+    "Exit 5, named as that.",
+)
 def test_a_gated_repository_is_told_as_such(server: LocalHub) -> None:
     server.create_repo(REPO).gated = "manual"
     server.commit(REPO, {"README.md": b"# Gated\n"})
@@ -568,6 +668,11 @@ def test_a_commit_is_tagged_and_may_be_again(server: LocalHub, hub: Hub, tmp_pat
         assert server.repo(REPO).tags == {"v1.0": published.commit_sha}
 
 
+@pytest.mark.fault(
+    "hub",
+    "The tag names another commit already",
+    "Exit 2, before any work; it is not moved.",
+)
 def test_a_tag_that_is_in_the_way_is_refused_before_any_work(server: LocalHub, hub: Hub) -> None:
     check_tag(hub, Target(REPO, exists=False), "v1")
     server.create_repo(REPO)
@@ -582,6 +687,11 @@ def test_a_tag_that_is_in_the_way_is_refused_before_any_work(server: LocalHub, h
         assert target.head[:7] in str(caught.value)
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "The tag is given to another commit meanwhile",
+    "Exit 5, and that the commit is published; the tag is not moved.",
+)
 def test_a_tag_given_meanwhile_is_not_moved(server: LocalHub, hub: Hub, tmp_path: Path) -> None:
     server.create_repo(REPO)
     before = server.repo(REPO).head
@@ -624,6 +734,11 @@ def test_saving_locally_keeps_the_readme_and_shows_earlier_whole_variants(tmp_pa
     assert "\n" not in text.replace("\r\n", "")
 
 
+@pytest.mark.fault(
+    "text",
+    "The README is not UTF-8",
+    "Exit 2 where the card is made from it; otherwise it counts as none.",
+)
 def test_saving_beside_a_readme_that_is_not_text_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="UTF-8"):

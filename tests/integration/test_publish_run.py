@@ -188,6 +188,11 @@ def test_sharded_variants_load_from_the_hub_with_stock_transformers(
     assert torch.equal(loaded["logits"], models.logits(local))
 
 
+@pytest.mark.fault(
+    "hub",
+    "The repository holds something else in a variant's folder",
+    "Exit 2 without --force; it stays.",
+)
 def test_what_the_owner_keeps_in_a_variants_folder_is_not_deleted(
     publish: RunSmolquant, hub: LocalHub
 ) -> None:
@@ -201,6 +206,11 @@ def test_what_the_owner_keeps_in_a_variants_folder_is_not_deleted(
     assert "int8/thesis.txt" not in files(hub)
 
 
+@pytest.mark.fault(
+    "record",
+    "A published variant lost a file",
+    "It is made again.",
+)
 def test_a_variant_that_lost_a_file_is_made_again(publish: RunSmolquant, hub: LocalHub) -> None:
     publish()
     hub.commit(REPO, {}, delete=["int8/model.safetensors"])
@@ -211,6 +221,11 @@ def test_a_variant_that_lost_a_file_is_made_again(publish: RunSmolquant, hub: Lo
     assert "int8/ is left out of the card" in run.log, "said, before it was mended"
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "Others push different main weights between the decision and the commit",
+    "Exit 2; theirs stay.",
+)
 def test_main_weights_that_change_while_variants_are_made_stop_the_publication(
     publish: RunSmolquant, smolquant: RunSmolquant, hub: LocalHub
 ) -> None:
@@ -288,6 +303,11 @@ def test_different_main_weights_are_refused_before_the_work(
     assert hub.read(REPO, "model.safetensors") == (checkpoint / "model.safetensors").read_bytes()
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "Others push between the decision and the commit",
+    "The target is read again, and the commit follows theirs.",
+)
 def test_a_concurrent_push_is_followed(publish: RunSmolquant, hub: LocalHub) -> None:
     hub.create_repo(REPO)
 
@@ -300,6 +320,11 @@ def test_a_concurrent_push_is_followed(publish: RunSmolquant, hub: LocalHub) -> 
     assert {"theirs.txt", "int8/model.safetensors"} <= files(hub)
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub refuses the commit",
+    "Exit 5; the repository is as before, and the same command only publishes.",
+)
 def test_a_failing_commit_leaves_the_repository_untouched(
     publish: RunSmolquant, hub: LocalHub
 ) -> None:
@@ -314,6 +339,11 @@ def test_a_failing_commit_leaves_the_repository_untouched(
     assert len(run.annotations) == 1
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub refuses the commit",
+    "Exit 5; the repository is as before, and the same command only publishes.",
+)
 def test_after_a_failing_commit_the_same_command_only_publishes(
     publish: RunSmolquant, hub: LocalHub, tmp_path: Path
 ) -> None:
@@ -364,6 +394,11 @@ def test_what_an_earlier_run_left_stays_where_the_disk_is_spared(
     assert not (tmp_path / "quantized/int4/model.safetensors").exists()
 
 
+@pytest.mark.fault(
+    "quality",
+    "What an earlier run left is worse than the limit",
+    "Exit 6, before the rest is made.",
+)
 def test_what_an_earlier_run_left_meets_the_gate_before_the_rest_is_made(
     publish: RunSmolquant, hub: LocalHub
 ) -> None:
@@ -378,6 +413,11 @@ def test_what_an_earlier_run_left_meets_the_gate_before_the_rest_is_made(
     assert len(run.annotations) == 1
 
 
+@pytest.mark.fault(
+    "hub",
+    "The token may not write",
+    "Exit 5, before any work.",
+)
 @pytest.mark.parametrize(
     ("token", "said"),
     [
@@ -398,6 +438,11 @@ def test_without_write_access_nothing_is_worked(
     assert not token or token not in run.log.replace(f"::add-mask::{token}", "")
 
 
+@pytest.mark.fault(
+    "secret",
+    "A whole run with a token",
+    "The token is in no log, file, card or commit.",
+)
 def test_the_token_appears_nowhere(publish: RunSmolquant, hub: LocalHub, tmp_path: Path) -> None:
     run = publish()
     assert run.log.startswith(f"::add-mask::{WRITE.value}\n")
@@ -437,6 +482,11 @@ def test_a_revision_is_pinned(
     assert "base_model: alice/source" in card or "base_model:\n- alice/source" in card
 
 
+@pytest.mark.fault(
+    "hub",
+    "The revision does not exist",
+    "Exit 5.",
+)
 def test_an_unknown_revision(smolquant: RunSmolquant, hub: LocalHub) -> None:
     hub.create_repo(REPO)
     run = smolquant("quantize", REPO, "--revision", "v9", hub=hub, token=WRITE.value, actions=True)
@@ -458,6 +508,11 @@ def test_a_dry_run_of_a_hub_model_fetches_no_weights(
     assert not list((run.folder / "hf_home").rglob("*.safetensors"))
 
 
+@pytest.mark.fault(
+    "input",
+    "The token ends in a newline",
+    "It is used without it.",
+)
 def test_a_token_that_ends_in_a_newline_publishes(publish: RunSmolquant, hub: LocalHub) -> None:
     run = publish("--evaluate", "never", token=f" {WRITE.value}\n")
     assert run.exit_code == 0, run.log
@@ -465,6 +520,11 @@ def test_a_token_that_ends_in_a_newline_publishes(publish: RunSmolquant, hub: Lo
     assert run.log.count(WRITE.value) == 1, "in the runner's mask alone"
 
 
+@pytest.mark.fault(
+    "text",
+    "The Hub refuses the card's front matter",
+    "Exit 2 with the entry.",
+)
 @pytest.mark.parametrize(
     ("of_folder", "entry", "reason"),
     [

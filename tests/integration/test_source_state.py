@@ -110,6 +110,11 @@ def refused(run: Run, changed: str) -> None:
     assert left == {"events.jsonl", "report.json", "trackio"}
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "The checkpoint changes while its variants are made",
+    "Exit 3; no variant is left.",
+)
 @pytest.mark.parametrize(
     ("how", "name"), [("written", "model.safetensors"), ("removed", "tokenizer.json")]
 )
@@ -121,6 +126,11 @@ def test_a_source_that_changes_while_it_is_quantized_is_refused(
     refused(run, name)
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "The checkpoint changes while its variants are measured",
+    "Exit 3; nothing is published.",
+)
 def test_a_source_that_changes_while_it_is_measured_is_refused(
     source: Path, smolquant: RunSmolquant
 ) -> None:
@@ -129,6 +139,11 @@ def test_a_source_that_changes_while_it_is_measured_is_refused(
     refused(run, "model.safetensors")
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A run is killed, and its checkpoint then touched",
+    "The next run begins anew.",
+)
 @pytest.mark.parametrize("touched", ["model.safetensors", "config.json"])
 def test_a_killed_run_is_not_gone_on_with_from_a_touched_source(
     tmp_path: Path, source: Path, smolquant: RunSmolquant, touched: str

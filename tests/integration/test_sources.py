@@ -180,6 +180,11 @@ def test_old_checkpoints_masks_are_no_weights(tmp_path: Path, smolquant: RunSmol
     assert name not in load_file(tmp_path / "quantized/int8/model.safetensors")
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "Two names in the checkpoint stand for one parameter",
+    "Exit 3 with both.",
+)
 def test_two_names_of_one_parameter_are_refused(tmp_path: Path, smolquant: RunSmolquant) -> None:
     folder = models.save(tmp_path / "source", CONFIG())
     state = load_file(folder / "model.safetensors")
@@ -190,6 +195,11 @@ def test_two_names_of_one_parameter_are_refused(tmp_path: Path, smolquant: RunSm
     assert "are both the model's 'model.layers.0.mlp.up_proj.weight'" in run.log
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A pickle holds a sparse or meta tensor, or a dtype that weights never have",
+    "Exit 3 with the tensor and its kind.",
+)
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn])
 def test_a_bin_of_dtypes_that_weights_never_have(
     tmp_path: Path, smolquant: RunSmolquant, dtype: torch.dtype

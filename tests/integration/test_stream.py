@@ -22,6 +22,11 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "The run is killed while it quantizes",
+    "The same command goes on with the finished shards, to the same bytes.",
+)
 @pytest.mark.parametrize("quant_type", ["int8_weight_only", "both"])
 def test_a_killed_run_goes_on_with_the_shards_it_has(tmp_path: Path, quant_type: str) -> None:
     source = save_with_tokenizer(tmp_path / "source", config(num_hidden_layers=6))
@@ -54,6 +59,11 @@ def test_a_killed_run_goes_on_with_the_shards_it_has(tmp_path: Path, quant_type:
     assert not list(output.glob(".int*")), "nothing is left behind"
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A finished shard of a killed run was changed",
+    "It is made again.",
+)
 def test_a_shard_that_changed_after_the_kill_is_made_again(tmp_path: Path) -> None:
     source = save_with_tokenizer(tmp_path / "source", config(num_hidden_layers=4))
     arguments = ["quantize", str(source), "--save-only", "--max-shard-size", "1MB"]
@@ -76,6 +86,11 @@ def test_a_shard_that_changed_after_the_kill_is_made_again(tmp_path: Path) -> No
     assert made[:-1] == damaged[:-1]
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "After a kill the run is started with other options",
+    "It begins anew and cleans up.",
+)
 def test_other_options_do_not_go_on_from_it_and_clean_it_up(tmp_path: Path) -> None:
     source = save_with_tokenizer(tmp_path / "source", config(num_hidden_layers=4))
     arguments = ["quantize", str(source), "--save-only", "--max-shard-size", "1MB"]

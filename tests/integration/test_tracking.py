@@ -254,6 +254,11 @@ def test_sending_again_changes_nothing(server: Server, tmp_path: Path) -> None:
     assert server.runs(PROJECT) == before
 
 
+@pytest.mark.fault(
+    "tracking",
+    "The server refuses the connection",
+    "One warning; the run goes on, and the events are kept.",
+)
 def test_a_server_that_refuses_the_connection(tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -265,6 +270,11 @@ def test_a_server_that_refuses_the_connection(tmp_path: Path) -> None:
     assert "refused" in assert_job_unharmed(job)
 
 
+@pytest.mark.fault(
+    "tracking",
+    "The token is wrong or missing",
+    "One warning; the run goes on, and the events are kept.",
+)
 def test_a_wrong_token(server: Server, tmp_path: Path) -> None:
     job = Job(tmp_path / "out", make_destination(server.url, write_token="wrong-token"))
     job.begin()
@@ -274,6 +284,11 @@ def test_a_wrong_token(server: Server, tmp_path: Path) -> None:
     assert "wrong-token" not in job.output.getvalue().replace("::add-mask::wrong-token", "")
 
 
+@pytest.mark.fault(
+    "tracking",
+    "The token is wrong or missing",
+    "One warning; the run goes on, and the events are kept.",
+)
 def test_no_token(server: Server, tmp_path: Path) -> None:
     job = Job(tmp_path / "out", make_destination(server.url))
     job.begin()
@@ -281,6 +296,11 @@ def test_no_token(server: Server, tmp_path: Path) -> None:
     assert "set TRACKIO_WRITE_TOKEN" in assert_job_unharmed(job)
 
 
+@pytest.mark.fault(
+    "tracking",
+    "The server or the Hub never answers",
+    "One warning after ten seconds at most; the events are kept.",
+)
 def test_a_server_that_never_answers(silent: str, tmp_path: Path) -> None:
     job = Job(tmp_path / "out", make_destination(silent, write_token=TOKEN))
     job.begin()
@@ -289,6 +309,11 @@ def test_a_server_that_never_answers(silent: str, tmp_path: Path) -> None:
     assert "did not start within 10 s" in assert_job_unharmed(job)
 
 
+@pytest.mark.fault(
+    "tracking",
+    "The server or the Hub never answers",
+    "One warning after ten seconds at most; the events are kept.",
+)
 def test_a_hub_that_never_answers(silent: str, tmp_path: Path) -> None:
     job = Job(
         tmp_path / "out",
@@ -342,6 +367,11 @@ def test_keyless_login_does_not_open_a_space(silent: str, tmp_path: Path) -> Non
     assert "TRACKIO_WRITE_TOKEN" in warning
 
 
+@pytest.mark.fault(
+    "tracking",
+    "Trackio breaks inside",
+    "One warning; the run goes on, and the events are kept.",
+)
 @pytest.mark.parametrize(
     ("trackio", "why"),
     [
@@ -367,6 +397,11 @@ def test_a_trackio_that_breaks_inside(
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.fault(
+    "tracking",
+    "The server hangs or dies once the run is going",
+    "The run waits no longer than ten seconds; `sync-trackio` sends the events later.",
+)
 def test_a_server_that_hangs_once_the_run_is_going(server: Server, tmp_path: Path) -> None:
     job = Job(tmp_path / "out", make_destination(server.url, write_token=TOKEN))
     job.begin()
@@ -376,6 +411,11 @@ def test_a_server_that_hangs_once_the_run_is_going(server: Server, tmp_path: Pat
     assert "did not finish within 10 s" in assert_job_unharmed(job)
 
 
+@pytest.mark.fault(
+    "tracking",
+    "The server hangs or dies once the run is going",
+    "The run waits no longer than ten seconds; `sync-trackio` sends the events later.",
+)
 def test_a_server_that_dies_gets_the_events_later(server: Server, tmp_path: Path) -> None:
     job = Job(tmp_path / "out", make_destination(server.url, write_token=TOKEN))
     job.begin()
@@ -401,6 +441,11 @@ def test_a_server_that_dies_gets_the_events_later(server: Server, tmp_path: Path
         assert len(run["artifacts"]) == 1
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A job is cancelled while Trackio records",
+    "The run is recorded as failed.",
+)
 def test_a_cancelled_job_is_recorded_as_failed(server: Server, tmp_path: Path) -> None:
     job = Job(tmp_path / "out", make_destination(server.url, write_token=TOKEN))
     job.begin()
@@ -411,6 +456,11 @@ def test_a_cancelled_job_is_recorded_as_failed(server: Server, tmp_path: Path) -
         assert [alert["level"] for alert in run["alerts"]].count("error") == 1
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A job is cancelled while Trackio's server is silent",
+    "It does not wait for it.",
+)
 def test_a_cancelled_job_has_no_time_for_a_silent_server(silent: str, tmp_path: Path) -> None:
     job = Job(tmp_path / "out", make_destination(silent, write_token=TOKEN))
     job.tracker.started("int8", options={}, device="cpu", repo=None, revision=None)
@@ -467,6 +517,11 @@ def test_a_local_run_is_sent_to_a_server_that_is_named_later(
     assert len(server.runs(PROJECT)) == 2
 
 
+@pytest.mark.fault(
+    "input",
+    "`sync-trackio` is given a folder without events",
+    "Exit 2.",
+)
 def test_a_folder_without_events_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"events\.jsonl cannot be read"):
         sync(tmp_path, None, console=Console({}, io.StringIO()), environ=os.environ)
@@ -486,6 +541,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "The run is killed while Trackio records",
+    "No event is lost, and no process is left.",
+)
 def test_a_kill_loses_no_event_and_leaves_no_process(server: Server, tmp_path: Path) -> None:
     tests = Path(__file__).parent.parent
     killed = subprocess.run(

@@ -22,6 +22,11 @@ def trackio(tmp_path: Path) -> Iterator[Server]:
     server.stop()
 
 
+@pytest.mark.fault(
+    "secret",
+    "The address of Trackio holds a token",
+    "It is in no link, log or file.",
+)
 def test_a_published_run_is_linked_from_everywhere_without_the_token(
     smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, trackio: Server, tmp_path: Path
 ) -> None:
@@ -59,6 +64,11 @@ def test_a_published_run_is_linked_from_everywhere_without_the_token(
                 assert secret not in path.read_text(errors="replace"), path
 
 
+@pytest.mark.fault(
+    "tracking",
+    "The server refuses the connection",
+    "One warning; the run goes on, and the events are kept.",
+)
 def test_a_refused_connection_costs_a_warning_and_the_events_are_sent_later(
     smolquant: RunSmolquant, checkpoint: Path, trackio: Server
 ) -> None:
@@ -83,6 +93,11 @@ def test_a_refused_connection_costs_a_warning_and_the_events_are_sent_later(
     assert "quantization_completed" in str(found["alerts"])
 
 
+@pytest.mark.fault(
+    "tracking",
+    "The run fails",
+    "It is recorded as failed.",
+)
 def test_a_failed_run_is_recorded_as_failed(
     smolquant: RunSmolquant, checkpoint: Path, trackio: Server
 ) -> None:
@@ -107,6 +122,11 @@ def test_without_an_address_the_summary_says_how_to_open_the_local_project(
     assert (run.folder / "quantized/events.jsonl").stat().st_size > 0
 
 
+@pytest.mark.fault(
+    "input",
+    "--trackio-url is no address",
+    "Exit 2.",
+)
 def test_addresses_that_are_none_are_refused(smolquant: RunSmolquant, checkpoint: Path) -> None:
     run = smolquant("quantize", checkpoint, "--save-only", "--trackio-url", "nowhere", actions=True)
     assert run.exit_code == 2

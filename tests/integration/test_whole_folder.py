@@ -90,6 +90,11 @@ def test_the_second_run_has_nothing_to_do(
     assert "::notice" not in run.log
 
 
+@pytest.mark.fault(
+    "text",
+    "The README was edited on the Hub",
+    "The edit survives.",
+)
 def test_a_readme_that_was_edited_on_the_hub_survives(
     publish: RunSmolquant, hub: LocalHub, licensed: Path
 ) -> None:
@@ -122,6 +127,11 @@ def test_a_readme_that_stands_in_the_repository_wins(
     assert files(hub) >= LICENSES
 
 
+@pytest.mark.fault(
+    "text",
+    "The front matter is broken YAML",
+    "Exit 2 with the line, before any work.",
+)
 def test_a_readme_that_the_card_cannot_be_made_from_is_refused_before_the_work(
     publish: RunSmolquant, licensed: Path
 ) -> None:

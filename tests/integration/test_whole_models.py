@@ -207,6 +207,11 @@ def test_what_is_left_out_is_counted_as_that_everywhere(tmp_path: Path) -> None:
     assert f"14 quantized, {len(stored) - 16} kept, 2 left out" in dry.log
 
 
+@pytest.mark.fault(
+    "model",
+    "The model is for another task than generating text",
+    "Exit 3 with what would be lost.",
+)
 def test_a_model_for_another_task_is_refused_before_any_work(tmp_path: Path) -> None:
     models.trained(models.OTHER_TASKS["reward"]()).save_pretrained(tmp_path / "checkpoint")
     run = run_smolquant("quantize", "checkpoint", "--save-only", folder=tmp_path)
@@ -216,6 +221,11 @@ def test_a_model_for_another_task_is_refused_before_any_work(tmp_path: Path) -> 
     assert not list((tmp_path / "quantized").glob("int8"))
 
 
+@pytest.mark.fault(
+    "model",
+    "The model is an embedder",
+    "Exit 3.",
+)
 def test_an_embedder_on_the_hub_is_refused(
     hub: LocalHub, smolquant: Callable[..., Run], tmp_path: Path
 ) -> None:

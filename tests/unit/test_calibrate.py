@@ -297,6 +297,11 @@ def test_modules_with_one_input_share_its_moments(parts: Parts, monkeypatch: Any
     assert len(factorized) == 2 * 4, "queries, keys and values; outputs; gate and up; down"
 
 
+@pytest.mark.fault(
+    "model",
+    "The source computes NaN or infinity on the calibration text",
+    "Exit 3 with the layer.",
+)
 def test_a_source_that_computes_infinity_is_refused(parts: Parts, tmp_path: Path) -> None:
     path = parts.folder / "model.safetensors"
     state = load_file(path)
@@ -309,6 +314,11 @@ def test_a_source_that_computes_infinity_is_refused(parts: Parts, tmp_path: Path
         broken.write("calibrated", plan, broken.calibration(plan))
 
 
+@pytest.mark.fault(
+    "machine",
+    "Calibrating takes more memory than there is",
+    "Exit 4 with both sizes.",
+)
 def test_too_little_memory_is_refused_with_the_numbers(parts: Parts, monkeypatch: Any) -> None:
     calibration = parts.calibration(parts.plan("calibrated"))
     calibration.require_memory()
@@ -331,6 +341,11 @@ def test_the_bundled_calibration_text_shares_nothing_with_the_one_that_is_measur
     assert not measured & calibrated
 
 
+@pytest.mark.fault(
+    "input",
+    "The calibration text is too short",
+    "Exit 2 with both numbers.",
+)
 def test_windows_are_the_texts_beginning_and_a_short_text_is_refused(parts: Parts) -> None:
     tokenizer = load_tokenizer(parts.folder, trust_remote_code=False)
     words = " ".join(f"<{i % 300}>" for i in range(TOKENS + 5_000))
@@ -342,6 +357,11 @@ def test_windows_are_the_texts_beginning_and_a_short_text_is_refused(parts: Part
         calibration_windows(short, tokenizer, parts.architecture)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "There is no tokenizer to calibrate with",
+    "Exit 3.",
+)
 def test_without_a_tokenizer_there_is_no_calibrating(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="tokenizer cannot be loaded"):
         load_tokenizer(tmp_path, trust_remote_code=False)

@@ -123,12 +123,33 @@ def test_only_what_exists_is_shown() -> None:
     assert len(snippets(text)) == 1
 
 
+def test_ten_variants_have_a_row_each_whatever_made_them() -> None:
+    """Five of this version's, and five of later ones that it knows nothing of."""
+    names = [*BY_VARIANT, *(f"later{number}" for number in range(5))]
+    assert len(names) >= 10
+    records = [
+        record(name) if name in BY_VARIANT else replace(record(), variant=name, quant_type=name)
+        for name in names
+    ]
+    text = root(None, *records)
+    first = [row[0].replace("\\", "") for row in table_rows(text)[2:]]
+    assert first == ["main model", *(f"[{name}]({name}/README.md)" for name in names)]
+    assert root(text, *reversed(records)) == text
+    for name in BY_VARIANT:
+        assert f'variant="{name}"' in text or f'subfolder="{name}"' in text
+
+
 def test_the_root_card_is_a_pure_function_whatever_the_order() -> None:
     first = root(None, record("int4"), record("int8"))
     assert first == root(None, record("int8"), record("int4"))
     assert root(first, record("int4"), record("int8")) == first
 
 
+@pytest.mark.fault(
+    "text",
+    "The owner has a README with text and front matter of their own",
+    "It survives to the byte, outside of our two markers.",
+)
 def test_the_owners_text_and_front_matter_survive_to_the_byte() -> None:
     owner = (
         "---\n"
@@ -177,6 +198,11 @@ def test_tags_are_added_to_the_owners_however_they_are_written(
     assert root(text) == text
 
 
+@pytest.mark.fault(
+    "text",
+    "A tag is one that YAML reads as something else, such as `on`",
+    "It keeps its spelling.",
+)
 def test_a_tag_that_yaml_would_misread_keeps_its_spelling() -> None:
     assert "\n- on\n- torchao\n" in root("---\ntags:\n- on\n---\n")
 
@@ -186,6 +212,11 @@ def test_complete_tags_leave_the_front_matter_alone() -> None:
     assert root(owner).startswith(owner)
 
 
+@pytest.mark.fault(
+    "text",
+    "The front matter is in a style that cannot be edited line by line",
+    "It is left as it is.",
+)
 @pytest.mark.parametrize(
     "written", ["{license: mit, tags: a}", "  license: mit", "tags:\n  nested: mapping"]
 )
@@ -196,6 +227,11 @@ def test_front_matter_of_an_unusual_style_is_left_alone(written: str) -> None:
     assert root(text) == text
 
 
+@pytest.mark.fault(
+    "text",
+    "The front matter is broken YAML",
+    "Exit 2 with the line, before any work.",
+)
 @pytest.mark.parametrize(
     ("written", "line"), [("license: mit\ntags: [a", "3"), ("a: b: c", "2"), ("a:\n\t- b", "3")]
 )
@@ -204,6 +240,11 @@ def test_broken_front_matter_is_refused_with_its_line(written: str, line: str) -
         root(f"---\n{written}\n---\nText\n")
 
 
+@pytest.mark.fault(
+    "text",
+    "The front matter is no mapping",
+    "Exit 2.",
+)
 def test_front_matter_that_is_no_mapping_is_refused() -> None:
     with pytest.raises(InputError, match="key: value"):
         root("---\njust a sentence\n---\nText\n")
@@ -215,6 +256,11 @@ def test_a_readme_that_starts_with_a_rule_has_no_front_matter() -> None:
     assert "---\n\nText without a second rule\n" in text
 
 
+@pytest.mark.fault(
+    "text",
+    "The README has Windows line ends",
+    "They stay.",
+)
 def test_windows_line_ends_stay() -> None:
     owner = "---\r\nlicense: mit\r\ntags:\r\n- a\r\n---\r\n\r\n# Mine\r\n"
     text = root(owner)
@@ -224,6 +270,11 @@ def test_windows_line_ends_stay() -> None:
     assert root(text) == text
 
 
+@pytest.mark.fault(
+    "text",
+    "One of our markers in the README lacks its partner, or stands there twice",
+    "The owner loses no text.",
+)
 @pytest.mark.parametrize("marker", [BEGIN, END])
 def test_a_marker_without_its_partner_costs_the_owner_no_text(marker: str) -> None:
     text = root(f"# Mine\n\nabove\n{marker}\nbelow\n")
@@ -232,6 +283,11 @@ def test_a_marker_without_its_partner_costs_the_owner_no_text(marker: str) -> No
     assert root(text) == text
 
 
+@pytest.mark.fault(
+    "text",
+    "One of our markers in the README lacks its partner, or stands there twice",
+    "The owner loses no text.",
+)
 def test_damaged_markers_before_a_whole_part_cost_the_owner_no_text() -> None:
     whole = root("# Mine\n\nabove\n")
     damaged = whole.replace(BEGIN, f"{BEGIN}\nkept\n{BEGIN}") + f"{END}\n"
@@ -241,6 +297,11 @@ def test_damaged_markers_before_a_whole_part_cost_the_owner_no_text() -> None:
     assert root(text) == text
 
 
+@pytest.mark.fault(
+    "text",
+    "Our part stands in the README twice",
+    "One of them goes.",
+)
 def test_a_second_copy_of_our_part_goes() -> None:
     whole = root("# Mine\n")
     section = whole[whole.index(BEGIN) : whole.index(END) + len(END)]
@@ -303,6 +364,11 @@ def test_metrics_are_shown_only_where_measured() -> None:
     assert "Perplexity" not in only_speed
 
 
+@pytest.mark.fault(
+    "record",
+    "A record holds NaN, infinity or another number that is none",
+    "It is not shown.",
+)
 def test_a_number_that_is_none_is_not_shown() -> None:
     assert "nan" not in root(None, record(metrics=Metrics(perplexity=float("nan"))))
 
@@ -448,6 +514,11 @@ def test_of_a_machine_nothing_is_said_where_only_quality_was_measured() -> None:
     assert "measured" not in root(None, record())
 
 
+@pytest.mark.fault(
+    "text",
+    "A published record holds markdown, HTML or line ends",
+    "It is shown as text; nothing breaks out of the card.",
+)
 def test_nothing_from_a_published_record_breaks_out_of_the_card() -> None:
     evil = f"x|y\n{END}<script>[a](javascript:b)`"
     hostile = record(
@@ -615,6 +686,11 @@ def test_a_variants_snippets_are_whole_programs(variant: str) -> None:
         assert "smolquant" not in snippets(text)[0]
 
 
+@pytest.mark.fault(
+    "text",
+    "A folder's name holds quotes or backslashes",
+    "The snippets on the card hold it as a correct string.",
+)
 def test_a_folders_name_is_a_correct_string_in_the_snippets() -> None:
     folder = 'C:\\odd "folder"'
     calls = [
@@ -625,6 +701,11 @@ def test_a_folders_name_is_a_correct_string_in_the_snippets() -> None:
     assert folder in [call.args[0].value for call in calls]  # type: ignore[attr-defined]
 
 
+@pytest.mark.fault(
+    "text",
+    "Names of tensors hold markdown or HTML",
+    "They are shown as text.",
+)
 def test_names_and_reasons_of_a_variants_card_are_escaped() -> None:
     evil = "a|b <script>\n# heading"
     tensors = {evil: TensorRecord(False, 1, 1, reason=evil)}

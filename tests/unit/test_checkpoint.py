@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from in_memory import InMemory
 from smolquant.checkpoint import folder as folder_module
 from smolquant.checkpoint import pickles
 from smolquant.checkpoint.files import (
@@ -70,6 +71,11 @@ def test_rows_of_every_format_are_the_tensors_that_were_saved(
         assert torch.equal(read[key], tensor), key
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "config.json or the tokenizer asks for rows that a tensor does not have",
+    "Exit 3 with both numbers; the bytes behind the tensor are not read.",
+)
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "legacy.bin", "far"])
 @pytest.mark.parametrize("rows", [(7, 8), (6, 8), (-1, 1), (3, 2)])
 def test_rows_that_a_tensor_does_not_have_are_not_read(
@@ -118,6 +124,11 @@ def test_legacy_pickles_are_in_memory_one_at_a_time(
     assert loaded == paths, "each once, in file order"
 
 
+@pytest.mark.fault(
+    "machine",
+    "A pickle of the old format is larger than the memory",
+    "Exit 4 with both sizes, before it is loaded.",
+)
 def test_a_legacy_pickle_that_does_not_fit_is_refused_with_the_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +162,11 @@ def _file_pages() -> int:
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssFile"))
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A pickle would run code when it is loaded",
+    "Exit 3; nothing of it runs.",
+)
 def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> Any:
@@ -162,6 +178,11 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A safetensors file is truncated",
+    "Exit 3 with its name.",
+)
 @pytest.mark.parametrize("keep", [4, 200, -1])
 def test_truncated_safetensors_are_refused(
     tmp_path: Path, state: dict[str, torch.Tensor], keep: int
@@ -173,6 +194,11 @@ def test_truncated_safetensors_are_refused(
         Checkpoint([path])
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A pickle is truncated",
+    "Exit 3 with its name.",
+)
 def test_a_truncated_pickle_is_refused(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "pytorch_model.bin"
     torch.save(state, path)
@@ -181,6 +207,11 @@ def test_a_truncated_pickle_is_refused(tmp_path: Path, state: dict[str, torch.Te
         Checkpoint([path])
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "Two shards hold the same tensor",
+    "Exit 3 with the tensor and both files.",
+)
 def test_the_same_tensor_in_two_files_is_refused(
     tmp_path: Path, state: dict[str, torch.Tensor]
 ) -> None:
@@ -190,12 +221,22 @@ def test_the_same_tensor_in_two_files_is_refused(
         Checkpoint([tmp_path / "1.safetensors", tmp_path / "2.safetensors"])
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "Weights are quantized already (float8, packed)",
+    "Exit 3 with the tensor and its dtype.",
+)
 def test_weights_of_a_quantized_dtype_are_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(4, 4).to(torch.float8_e4m3fn)}, tmp_path / "m.safetensors")
     with pytest.raises(CheckpointError, match="which unquantized weights never have"):
         Checkpoint([tmp_path / "m.safetensors"])
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A pickle holds a sparse or meta tensor, or a dtype that weights never have",
+    "Exit 3 with the tensor and its kind.",
+)
 @pytest.mark.parametrize(
     ("tensor", "what"),
     [(torch.eye(2).to_sparse(), "sparse"), (torch.empty(2, 2, device="meta"), "meta")],
@@ -239,6 +280,11 @@ def stored(state: dict[str, torch.Tensor]) -> list[list[StoredTensor]]:
     return [[StoredTensor(name, t.dtype, tuple(t.shape))] for name, t in state.items()]
 
 
+@pytest.mark.fault(
+    "machine",
+    "A shard was not written completely",
+    "It is not taken for finished.",
+)
 def test_a_shard_with_a_hole_is_not_taken_for_finished(
     tmp_path: Path, state: dict[str, torch.Tensor]
 ) -> None:
@@ -307,6 +353,11 @@ def test_weights_are_found_in_the_order_of_transformers() -> None:
         weight_layout(["config.json", "model.gguf"])
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The index of shards is not JSON, names no shard, or names a path outside its folder",
+    "Exit 3; nothing outside is opened.",
+)
 @pytest.mark.parametrize(
     "text",
     [
@@ -323,6 +374,11 @@ def test_an_index_that_is_none_or_leaves_its_folder_is_refused(text: bytes) -> N
         shard_names("model.safetensors.index.json", text)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The index names a shard that is not there",
+    "Exit 3 with the shard.",
+)
 def test_an_index_that_names_a_missing_shard_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     index = {"weight_map": {"a": "model-00001-of-00002.safetensors"}}
@@ -349,6 +405,11 @@ def test_identity_changes_with_a_file_and_not_with_what_is_no_part_of_the_model(
     assert identity({"a": "1", "b": "2"}) == identity({"b": "2", "a": "1"})
 
 
+@pytest.mark.fault(
+    "machine",
+    "Hashing the source fails beside the work",
+    "Whoever waits for the digest gets the same error; nobody waits for ever.",
+)
 def test_whatever_ends_the_hashing_reaches_those_who_wait_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +467,11 @@ def test_a_folders_state_changes_with_a_file_of_the_model(
     assert FolderSource(folder).state != before
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A file of the checkpoint changes while it is read",
+    "Exit 3 with its name.",
+)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_folder_that_changed_since_it_was_found_is_refused(
@@ -464,27 +530,9 @@ def test_what_a_trainer_leaves_behind_does_not(name: str) -> None:
     assert not is_auxiliary(name)
 
 
-class InMemory:
-    """The bytes of a file that is nowhere."""
-
-    name = "model.safetensors"
-
-    def __init__(self, content: bytes) -> None:
-        self._content, self.size = content, len(content)
-
-    def read_into(self, view: memoryview, offset: int, *, sequential: bool = True) -> int:
-        piece = self._content[offset : offset + len(view)]
-        view[: len(piece)] = piece
-        return len(piece)
-
-    def verify(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 def file_of(header: object, data: bytes = bytes(32)) -> InMemory:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return InMemory(len(text).to_bytes(8, "little") + text + data)
+    return InMemory.of(text, data)
 
 
 def entry(
@@ -499,6 +547,11 @@ def test_a_header_that_is_in_order_is_read() -> None:
         assert checkpoint.layout.tensors["a"].shape == (4, 4)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A safetensors header is not JSON or too long, or its tensors overlap, leave holes or miss their size",
+    "Exit 3, before a byte of its data is read.",
+)
 @pytest.mark.parametrize(
     "file",
     [
@@ -518,6 +571,10 @@ def test_a_header_that_is_in_order_is_read() -> None:
         file_of({"a": entry(0, 16, (2, 4)), "b": entry(24, 32, (1, 4))}),
         file_of({"a": entry(0, 32, (4, 5))}),
         file_of({"a": entry(0, 32, (-4, -4))}),
+        file_of({"a": entry(0, 32, (4.0, 4))}),
+        file_of({"a": entry(False, 32)}),
+        file_of({"a": {"dtype": "BF16", "shape": [4, 4], "data_offsets": []}}),
+        file_of({"\ud800": entry(0, 32)}),
     ],
 )
 def test_a_header_that_is_not_is_refused(file: InMemory) -> None:
@@ -525,6 +582,11 @@ def test_a_header_that_is_not_is_refused(file: InMemory) -> None:
         Checkpoint([file])
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The folder holds an adapter or GGUF files instead of a model",
+    "Exit 3, named as what it is, with the way to a model.",
+)
 @pytest.mark.parametrize(
     ("names", "message", "hint"),
     [

@@ -75,6 +75,11 @@ def test_what_the_environment_gives_counts_without_the_white_space_around_it(
     assert settings.trackio.write_token == "trackio_writes"
 
 
+@pytest.mark.fault(
+    "secret",
+    "The token holds characters that no header carries",
+    "Exit 2; it is not shown.",
+)
 @pytest.mark.parametrize("command", ["quantize", "check", "sync-trackio"])
 @pytest.mark.parametrize("token", ["hf_one hf_two", '"hf_quoted"', "hf_caf\u00e9", "hf_a\nhf_b"])
 def test_what_cannot_be_a_token_is_refused_and_not_shown(
@@ -125,6 +130,11 @@ def test_the_reproducing_command_comes_to_the_same_settings(asked: Any) -> None:
     assert asked(*shlex.split(command)[2:], "--token", "hf_secret") == asked(*given)
 
 
+@pytest.mark.fault(
+    "secret",
+    "The report tells the command that reproduces the run",
+    "It holds no token.",
+)
 def test_the_reproducing_command_holds_no_write_token(asked: Any) -> None:
     address = "https://trackio.example/?write_token=t0p-secret"
     command = asked("user/model", "--trackio-url", address, command=True)
@@ -183,6 +193,11 @@ def test_without_arguments_help_is_shown_outside_actions() -> None:
     assert "Usage: smolquant" in ran.stdout
 
 
+@pytest.mark.fault(
+    "machine",
+    "stdout or stderr is closed",
+    "That is no failure.",
+)
 @pytest.mark.parametrize("closed", [1, 2])
 def test_closed_streams_are_no_failure(closed: int) -> None:
     environment = {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}

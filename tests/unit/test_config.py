@@ -19,6 +19,11 @@ def write(folder: Path, content: str) -> Path:
     return folder
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "config.json has numbers that no model has, such as a billion layers",
+    "Exit 3 with the entry, before anything is built of them.",
+)
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -42,6 +47,11 @@ def test_numbers_that_no_model_has_are_refused(
     assert said in refusal.value.message
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "config.json is deeply nested, huge, or not JSON",
+    "Exit 3 within a moment.",
+)
 @pytest.mark.parametrize(
     "content",
     [
@@ -50,8 +60,9 @@ def test_numbers_that_no_model_has_are_refused(
         '{"id2label": {' + ", ".join(f'"{i}": "x"' for i in range(700_000)) + "}}",
         '{"model_type": "llama"',
         "[]",
+        '{"model_type": {}}',
     ],
-    ids=["lists", "objects", "labels", "cut off", "no object"],
+    ids=["lists", "objects", "labels", "cut off", "no object", "no model type"],
 )
 def test_hostile_files_are_refused_in_no_time(tmp_path: Path, content: str) -> None:
     write(tmp_path, content)

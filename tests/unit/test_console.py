@@ -41,6 +41,11 @@ def test_actions_mode_needs_exactly_true() -> None:
     assert not Console({"GITHUB_ACTIONS": "1"}, io.StringIO()).in_actions
 
 
+@pytest.mark.fault(
+    "secret",
+    "A token is given in a workflow",
+    "The runner is told to mask it first; whatever holds it is printed with *** in its place.",
+)
 def test_a_masked_secret_is_given_to_the_runner_and_to_nobody_else() -> None:
     console, stream = actions()
     console.mask("hf_s%cret\n")
@@ -55,6 +60,11 @@ def test_a_masked_secret_is_given_to_the_runner_and_to_nobody_else() -> None:
     assert not any("cret" in line for line in rest)
 
 
+@pytest.mark.fault(
+    "secret",
+    "A message holds a token",
+    "The log shows *** in its place.",
+)
 def test_secrets_are_redacted_outside_actions_without_being_written() -> None:
     console, stream = plain()
     console.mask("hf_secret")
@@ -68,6 +78,11 @@ def test_secrets_are_redacted_outside_actions_without_being_written() -> None:
     assert "hf_secret" not in stream.getvalue()
 
 
+@pytest.mark.fault(
+    "secret",
+    "A token is hidden by invisible characters that cleaning takes out",
+    "It is taken out as well.",
+)
 def test_a_secret_put_together_by_cleaning_is_redacted_too() -> None:
     console, stream = plain()
     console.mask("hf_secret")
@@ -85,6 +100,11 @@ def test_an_empty_secret_masks_nothing_and_the_longer_secret_wins() -> None:
     assert redact("abcdef abc x") == "*** *** x"
 
 
+@pytest.mark.fault(
+    "text",
+    "A text begins as a workflow command of the runner",
+    "It is printed and not obeyed.",
+)
 @pytest.mark.parametrize(
     "text",
     [
@@ -115,6 +135,11 @@ def test_no_text_becomes_a_workflow_command(text: str, environ: dict[str, str]) 
     )
 
 
+@pytest.mark.fault(
+    "text",
+    "A text holds what would end an annotation",
+    "It stays inside.",
+)
 def test_titles_and_labels_cannot_break_out_of_their_command() -> None:
     console, stream = actions()
     console.warning("a,b=c:d\n::error::x", "100%\n::error::y")
@@ -129,6 +154,11 @@ def test_text_keeps_its_lines_and_indentation() -> None:
     assert stream.getvalue() == "a\n  b\n\nc\n"
 
 
+@pytest.mark.fault(
+    "machine",
+    "The terminal takes no Unicode",
+    "The text comes out in what it takes.",
+)
 def test_a_stream_without_unicode_still_gets_the_text() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")

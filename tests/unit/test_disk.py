@@ -69,6 +69,11 @@ def test_whole_pages_do_not_stay_in_the_page_cache(tmp_path: Path) -> None:
     assert abs(_cached_bytes(tmp_path / "file") - cached) < size // 10
 
 
+@pytest.mark.fault(
+    "machine",
+    "The file system takes no direct writes",
+    "It gets ordinary ones.",
+)
 def test_a_file_system_that_refuses_only_the_transfer_gets_ordinary_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,6 +88,11 @@ def test_a_file_system_that_refuses_only_the_transfer_gets_ordinary_writes(
     file.close()
 
 
+@pytest.mark.fault(
+    "machine",
+    "The disk is too small for a shard",
+    "That is found out before its first byte.",
+)
 def test_a_disk_that_is_too_small_is_found_out_at_once(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="file") as caught:
         DiskFile(tmp_path / "file", 1 << 55)

@@ -42,6 +42,11 @@ def test_a_failure_is_told_everywhere(tmp_path: Path) -> None:
     assert "changed<<" in (tmp_path / "outputs").read_text()
 
 
+@pytest.mark.fault(
+    "machine",
+    "The runner's files or report.json cannot be written",
+    "A warning for each; the exit code stands.",
+)
 @pytest.mark.parametrize("error", [None, GateError("Too much was lost.")])
 def test_files_that_cannot_be_written_are_warnings_and_the_exit_code_stands(
     tmp_path: Path, error: BaseException | None
@@ -61,6 +66,11 @@ def test_files_that_cannot_be_written_are_warnings_and_the_exit_code_stands(
     assert "bug" not in log
 
 
+@pytest.mark.fault(
+    "machine",
+    "One file of the report cannot be written",
+    "The others are.",
+)
 def test_one_file_that_cannot_be_written_leaves_the_others(tmp_path: Path) -> None:
     environ = {
         "GITHUB_OUTPUT": str(tmp_path / "missing/outputs"),
@@ -85,6 +95,11 @@ def test_a_workspace_whose_files_cannot_be_given_away_is_a_warning(
     assert "out cannot be written to: Operation not permitted." in log
 
 
+@pytest.mark.fault(
+    "machine",
+    "The machine refuses a file: a full disk, no rights, a limit, a place that went away",
+    "Exit 4 with the place and the next step.",
+)
 @pytest.mark.parametrize(
     ("number", "next_step"),
     [
@@ -167,6 +182,11 @@ def test_files_of_the_runner_on_a_full_disk_are_warnings(
     assert log.count("/dev/full cannot be written to: No space left on device.") == 2
 
 
+@pytest.mark.fault(
+    "machine",
+    "The machine's or the GPU's memory runs out",
+    "Exit 4, and whose it was.",
+)
 @pytest.mark.parametrize(
     ("error", "what"),
     [(MemoryError(), "machine"), (torch.OutOfMemoryError("CUDA out of memory"), "GPU")],
@@ -185,6 +205,11 @@ def test_a_run_that_another_process_has_told_is_not_told_again(tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault(
+    "secret",
+    "An unexpected error holds a token",
+    "Exit 1; the file of details to attach holds none.",
+)
 def test_an_unexpected_error_leaves_a_file_to_attach_without_secrets(tmp_path: Path) -> None:
     log = io.StringIO()
     console = Console({}, log)

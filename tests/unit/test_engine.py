@@ -85,6 +85,11 @@ def change(source: Path, name: str, value: float, dtype: torch.dtype = torch.bfl
     save_file(state, source / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A weight holds NaN or infinity",
+    "Exit 3 with the weight; nothing half-made is left.",
+)
 @pytest.mark.parametrize("quant_type", SCHEMES)
 @pytest.mark.parametrize("name", [LINEAR, KEPT])
 @pytest.mark.parametrize("value", [float("nan"), -float("inf")])
@@ -97,6 +102,11 @@ def test_weights_that_are_not_finite_are_refused_by_name(
         run(quant_type)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A value is too large for the variant's dtype",
+    "Exit 3 with the weight.",
+)
 @pytest.mark.parametrize("name", [LINEAR, KEPT])
 def test_values_that_the_dtype_cannot_hold_are_refused(
     run: Callable[..., object], source: Path, name: str
@@ -106,6 +116,11 @@ def test_values_that_the_dtype_cannot_hold_are_refused(
         run("int8_weight_only", dtype="float16")
 
 
+@pytest.mark.fault(
+    "model",
+    "A weight is all zeros, or nearly",
+    "It is quantized, and its error is told.",
+)
 @pytest.mark.parametrize("exponent", [7, 12, 30])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_dead_matrix_stops_nothing_and_its_error_is_told(
@@ -140,6 +155,11 @@ def test_a_dead_matrix_stops_nothing_and_its_error_is_told(
     assert again == made, "shards that were finished are as good when the run is taken up again"
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "Finite values are too large to quantize",
+    "Exit 3 with the weight.",
+)
 def test_finite_values_whose_squares_overflow_are_refused(
     run: Callable[..., object], source: Path
 ) -> None:
@@ -184,6 +204,11 @@ def test_finished_shards_are_not_touched_and_the_record_is_the_same(
     assert size * 0.9 < sum(read) <= size, "progress counts what need not be read again"
 
 
+@pytest.mark.fault(
+    "quality",
+    "A shard that an earlier run finished is out of its bounds",
+    "Exit 6; it is not published.",
+)
 def test_a_finished_shard_is_held_to_the_bounds_too(
     run: Callable[..., dict[str, Written]],
 ) -> None:
@@ -194,6 +219,11 @@ def test_a_finished_shard_is_held_to_the_bounds_too(
         run("int8_weight_only", journals={"int8": Journal(shards={name: wild})})
 
 
+@pytest.mark.fault(
+    "machine",
+    "A worker fails while others write",
+    "No file is closed under a worker; the first error is told.",
+)
 def test_no_file_is_closed_while_a_worker_may_still_write_to_it(
     run: Callable[..., object], source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,6 +36,11 @@ def test_named_limits_hold_for_those_named() -> None:
     assert parse_limits("int8=1, int4=12.5", OPTION) == {"int8": 1.0, "int4": 12.5}
 
 
+@pytest.mark.fault(
+    "input",
+    "A limit is no number, negative, or for an unknown variant",
+    "Exit 2 with what was given.",
+)
 @pytest.mark.parametrize(
     "text",
     [
@@ -60,6 +65,11 @@ def test_anything_else_is_refused_by_name(text: str) -> None:
     assert "int8=1,int4=12" in refusal.value.hint
 
 
+@pytest.mark.fault(
+    "quality",
+    "A variant is worse than the owner's limit",
+    "Exit 6 with the numbers; nothing is published.",
+)
 def test_at_the_limit_passes_and_above_it_fails_with_the_numbers() -> None:
     gate = Gate(perplexity_increase={"int4": 5.0})
     assert judge({"int4": GOOD}, gate) is None
@@ -88,6 +98,11 @@ def test_every_complaint_is_told_and_variants_without_a_limit_are_not_judged() -
     assert "publishes nothing" in refusal.message
 
 
+@pytest.mark.fault(
+    "quality",
+    "A limit is set on what was not measured",
+    "Exit 6; nothing is published.",
+)
 @pytest.mark.parametrize("metrics", [None, Metrics(tokens_per_second=30.0)])
 def test_a_limit_on_what_was_not_measured_fails(metrics: Metrics | None) -> None:
     refusal = judge({"int8": metrics}, Gate(kl={"int8": 1.0}))
@@ -105,6 +120,11 @@ def test_why_nothing_was_measured_is_the_next_thing_to_read() -> None:
     assert refusal.hint == "Save one beside it."
 
 
+@pytest.mark.fault(
+    "quality",
+    "A measured number is NaN",
+    "It passes no limit.",
+)
 def test_not_a_number_passes_no_limit() -> None:
     refusal = judge({"int8": replace(GOOD, mean_kl=float("nan"))}, Gate(kl={"int8": 1.0}))
     assert refusal is not None
@@ -125,6 +145,11 @@ def test_without_limits_nothing_is_judged() -> None:
     assert judge({"int8": None, "int4": GOOD}, Gate()) is None
 
 
+@pytest.mark.fault(
+    "quality",
+    "A variant computes garbage",
+    "Exit 6 without any limit; nothing is published.",
+)
 def test_garbage_is_refused_without_any_limit() -> None:
     check_plausible("int4", replace(GOOD, mean_kl=LARGEST_PLAUSIBLE_KL))
     check_plausible("int4", Metrics())

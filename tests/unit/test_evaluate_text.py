@@ -124,6 +124,11 @@ def test_all_there_is_is_taken_in_windows_as_long_as_can_be_where_no_number_was_
     assert token_windows(few, tokenizer(), 1000).tolist() == [list(range(300, 325))]
 
 
+@pytest.mark.fault(
+    "input",
+    "The text to measure on is shorter than asked for",
+    "Exit 2 with both numbers.",
+)
 def test_too_little_text_is_refused_where_so_much_was_asked_for() -> None:
     text = EvalText("mine.txt", [words(100, 50)])
     with pytest.raises(InputError, match=r"mine\.txt has 50 tokens.* the 1000 "):
@@ -234,6 +239,11 @@ def test_a_text_that_the_chat_template_begins_is_no_longer_for_it() -> None:
     assert token_windows(text, templated, 1000).tolist() == [[BOS, 200, 100, 101]]
 
 
+@pytest.mark.fault(
+    "input",
+    "The chat template refuses a conversation",
+    "Exit 2 with its number.",
+)
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -273,6 +283,11 @@ def test_the_conversation_that_the_chat_template_refuses_is_told_and_its_words_a
     assert len(refusal.value.message) < 300
 
 
+@pytest.mark.fault(
+    "input",
+    "The text to measure on is missing, not UTF-8, or not what its name says",
+    "Exit 2 with the file.",
+)
 @pytest.mark.parametrize(
     "turn",
     [
@@ -294,6 +309,11 @@ def test_a_turn_that_is_not_text_is_refused(turn: Any, tmp_path: Path) -> None:
         read_text(path)
 
 
+@pytest.mark.fault(
+    "input",
+    "The text to measure on is missing, not UTF-8, or not what its name says",
+    "Exit 2 with the file.",
+)
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
@@ -363,11 +383,21 @@ def test_a_list_that_does_not_fit_in_memory_is_refused_with_what_does(tmp_path: 
     assert ".jsonl" in refusal.value.hint
 
 
+@pytest.mark.fault(
+    "input",
+    "The text to measure on is missing, not UTF-8, or not what its name says",
+    "Exit 2 with the file.",
+)
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_text(tmp_path / "nothing.txt")
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The tokenizer yields tokens that the embedding has no row for",
+    "Exit 3 with both numbers.",
+)
 def test_a_token_without_a_row_is_refused_with_both_numbers() -> None:
     windows = token_windows(EvalText("one", [words(100, 20)]), tokenizer(), 20)
     require_known(windows, tokenizer(), 120)
@@ -378,6 +408,11 @@ def test_a_token_without_a_row_is_refused_with_both_numbers() -> None:
     assert "resize_token_embeddings" in no.value.hint
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The tokenizer yields tokens that the embedding has no row for",
+    "Exit 3 with both numbers.",
+)
 @pytest.mark.parametrize(
     "refusal",
     [

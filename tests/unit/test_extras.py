@@ -109,11 +109,21 @@ def test_folders_whose_files_travel_are_not_told_to_stay(folder: Path) -> None:
     assert extras(folder).left_behind == ("runs/",)
 
 
+@pytest.mark.fault(
+    "text",
+    "The README shows a picture whose name no file can have",
+    "It counts as not there.",
+)
 def test_a_picture_whose_name_no_file_can_have_is_not_there(folder: Path) -> None:
     write(folder, {"README.md": f"![long]({'x' * 300}.png) ![there](there.png)", "there.png": "x"})
     assert extras(folder).documents == ("there.png",)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "Extra files are links out of the folder, or large",
+    "They stay behind, and that is said.",
+)
 def test_links_are_followed_only_inside_the_folder_and_large_files_stay(folder: Path) -> None:
     outside = folder.parent / "secret"
     outside.write_text("secret")
@@ -168,6 +178,11 @@ def remote(main: MainModel, **changes: str) -> dict[str, RemoteFile]:
     }
 
 
+@pytest.mark.fault(
+    "hub",
+    "A file that would travel is in the repository already",
+    "It is not replaced.",
+)
 def test_extra_files_go_to_the_root_with_the_model_and_replace_nothing(folder: Path) -> None:
     write(folder, {"LICENSE": "x", "CITATION.cff": "y"})
     asked = main(folder)
@@ -210,6 +225,11 @@ def test_a_readme_is_compared_without_our_part(edit: Callable[[str], str], same:
     assert same_owner_text(README, edit(rendered(README))) == same
 
 
+@pytest.mark.fault(
+    "text",
+    "The README is not UTF-8",
+    "Exit 2 where the card is made from it; otherwise it counts as none.",
+)
 def test_a_readme_that_cannot_be_read_matters_only_where_it_is_needed(folder: Path) -> None:
     (folder / "README.md").write_bytes(b"\xff\xfe")
     source = FolderSource(folder)

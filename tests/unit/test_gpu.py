@@ -75,6 +75,11 @@ def test_outside_of_a_container_nothing_is_asked_of_docker(monkeypatch: pytest.M
     assert gpu.run_in_sibling(settings(), [], console(io.StringIO()), {}) is None
 
 
+@pytest.mark.fault(
+    "machine",
+    "--device cuda, and neither a GPU nor a Docker socket is there",
+    "Exit 4 with what to do.",
+)
 def test_a_container_without_a_socket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As on a laptop, or under Kubernetes: silence for auto, the fix for cuda."""
     monkeypatch.setattr(gpu, "container_id", lambda *_: ID)
@@ -87,6 +92,11 @@ def test_a_container_without_a_socket(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert "--gpus all" in refusal.value.hint
 
 
+@pytest.mark.fault(
+    "machine",
+    "The Docker engine does not answer",
+    "--device auto goes on with the CPU; cuda is exit 4.",
+)
 def test_an_engine_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gpu, "container_id", lambda *_: ID)
     monkeypatch.setattr(gpu, "SOCKET", tmp_path / "docker.sock")
@@ -166,6 +176,11 @@ def test_the_siblings_own_end_is_ours(code: int) -> None:
     assert gpu._exit_code(gpu._End(code, out_of_memory=True)) == code
 
 
+@pytest.mark.fault(
+    "machine",
+    "The GPU's container ends without a word",
+    "Exit 4 with its end.",
+)
 @pytest.mark.parametrize(
     ("code", "out_of_memory", "words"),
     [(137, True, "out of memory"), (137, False, "exit code 137"), (139, False, "exit code 139")],

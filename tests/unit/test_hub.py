@@ -61,6 +61,11 @@ def translated(error: Exception) -> SmolquantError:
     return caught.value
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub refuses: 400, 401, 403, 404, 412, 429, 503, gated, no such revision, no token",
+    "Exit 5 with why and what to do next.",
+)
 @pytest.mark.parametrize(
     ("error", "why", "next_step"),
     [
@@ -99,6 +104,11 @@ def test_each_error_of_the_client_tells_why_and_what_next(
     assert TOKEN not in str(told)
 
 
+@pytest.mark.fault(
+    "input",
+    "A repository's id is none",
+    "Exit 2.",
+)
 def test_a_bad_id_is_bad_input() -> None:
     told = translated(HFValidationError("bad"))
     assert isinstance(told, InputError)
@@ -121,12 +131,22 @@ def test_what_is_no_error_of_the_hub_passes_through() -> None:
         assert caught.value is error
 
 
+@pytest.mark.fault(
+    "secret",
+    "The Hub's answer repeats the token",
+    "The message does not.",
+)
 def test_a_token_that_the_hub_echoes_is_not_repeated() -> None:
     told = translated(refusal(403, message=f"Token {TOKEN} has no rights " + "x" * 1000))
     assert "verysecret" not in str(told)
     assert len(str(told)) < 1000
 
 
+@pytest.mark.fault(
+    "secret",
+    "An object that holds the token is printed",
+    "The token is not in it.",
+)
 def test_a_token_is_in_no_repr() -> None:
     assert TOKEN not in repr(Hub(token=TOKEN))
 
@@ -168,12 +188,22 @@ def silent_server() -> Iterator[str]:
         connection.close()
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub accepts the connection and never answers",
+    "Exit 5 after the time limit.",
+)
 def test_a_hub_that_does_not_answer_is_given_up(silent_server: str) -> None:
     hub = Hub(TOKEN, 0.2, endpoint=silent_server)
     with pytest.raises(HubError, match="in time"), hub_errors(REPO, "looking"):
         hub.api.whoami()
 
 
+@pytest.mark.fault(
+    "hub",
+    "A connection is lost",
+    "The next session has the same time limits.",
+)
 def test_the_clients_session_keeps_its_hooks_and_outlives_a_lost_connection() -> None:
     _ = Hub(TOKEN, 7).api
     for _ in range(2):  # the client makes a new session after a lost connection
@@ -184,6 +214,11 @@ def test_the_clients_session_keeps_its_hooks_and_outlives_a_lost_connection() ->
         close_session()
 
 
+@pytest.mark.fault(
+    "hub",
+    "Nothing answers at the Hub's address",
+    "Exit 5 at once.",
+)
 def test_a_hub_that_is_not_there_is_told_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

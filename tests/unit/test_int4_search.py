@@ -298,6 +298,11 @@ def test_groups_that_are_searched_together_do_not_touch_each_other(rows: int) ->
     assert all(torch.equal(a, b[:rows]) for a, b in zip(part, whole, strict=True))
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A weight holds NaN or infinity",
+    "It spoils nothing but its own group, and is found by the norm.",
+)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_a_number_shows_in_the_norms_and_stays_in_its_group(value: float) -> None:
     weight, spoiled = gaussian(4, 256), gaussian(4, 256)
@@ -324,6 +329,11 @@ def test_what_torch_makes_by_default_does_not_reach_the_compiled_loops() -> None
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.fault(
+    "machine",
+    "The compiled part of int4 is missing, or another version's",
+    "Exit 4 with what to do.",
+)
 def test_without_the_compiled_loops_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     int4_search._compiled.cache_clear()
     monkeypatch.setattr(int4_search, "find_spec", lambda name: None)
@@ -332,6 +342,11 @@ def test_without_the_compiled_loops_it_is_said_what_to_do(monkeypatch: pytest.Mo
     assert "pip install ." in (refused.value.hint or "")
 
 
+@pytest.mark.fault(
+    "machine",
+    "The compiled part of int4 is missing, or another version's",
+    "Exit 4 with what to do.",
+)
 def test_what_another_version_compiled_is_not_called(
     tmp_path: Path, use_library: Callable[[Path], None]
 ) -> None:

@@ -24,6 +24,11 @@ def secret(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A file of the checkpoint is a link out of its folder",
+    "Exit 3 with the link; what it points to is neither read nor published.",
+)
 @pytest.mark.parametrize(
     "name",
     ["tokenizer_extra.json", "chat_template.jinja", "config.json", "generation_config.json"],
@@ -38,12 +43,22 @@ def test_a_file_that_links_out_of_the_folder_is_refused_by_name(
     assert "cp -L" in refusal.value.hint
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A tokenizer file is a link to the process's own environment",
+    "Exit 3 with the link; what it points to is neither read nor published.",
+)
 def test_a_file_of_proc_is_no_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_extra.json").symlink_to("/proc/self/environ")
     with pytest.raises(CheckpointError, match=r"tokenizer_extra.json is a link out"):
         FolderSource(folder)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A folder of the checkpoint is a link elsewhere",
+    "Exit 3 with the link; what it points to is neither read nor published.",
+)
 def test_a_linked_folder_of_templates_is_refused(folder: Path, secret: Path) -> None:
     elsewhere = secret.parent / "elsewhere"
     elsewhere.mkdir()
@@ -53,6 +68,11 @@ def test_a_linked_folder_of_templates_is_refused(folder: Path, secret: Path) -> 
         FolderSource(folder)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "Model code is a link out of the folder",
+    "Exit 3 with the link; what it points to is neither read nor published.",
+)
 def test_model_code_that_links_out_is_refused(folder: Path, secret: Path) -> None:
     (folder / "modeling_own.py").symlink_to(secret)
     assert FolderSource(folder).files, "without trust it is not taken along"
@@ -73,6 +93,11 @@ def test_weights_on_another_disk_are_taken_and_said(folder: Path, tmp_path: Path
     assert lines == [f"model.safetensors is a link to {disk / 'weights'}"]
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "Weights are a link to something that is no weight file",
+    "Exit 3 with the link; what it points to is neither read nor published.",
+)
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
 def test_weights_that_link_to_something_else_are_refused(
     folder: Path, secret: Path, name: str
@@ -83,6 +108,11 @@ def test_weights_that_link_to_something_else_are_refused(
         FolderSource(folder)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The index is a link out of the folder",
+    "Exit 3 with the link; what it points to is neither read nor published.",
+)
 def test_an_index_that_links_out_is_refused(folder: Path, secret: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").symlink_to(secret)
@@ -110,6 +140,11 @@ def test_links_inside_the_folder_and_of_the_hubs_cache_are_followed(
     assert source.layout().tensors
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A device, a pipe, or a link to nothing has the name of a model's file",
+    "Exit 3 with the file; nobody waits for it.",
+)
 @pytest.mark.parametrize(
     ("target", "what"),
     [

@@ -26,6 +26,11 @@ def free(monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
     return sizes
 
 
+@pytest.mark.fault(
+    "machine",
+    "The disk does not hold the variants, or the model",
+    "Exit 4 with both sizes, before the first byte is fetched.",
+)
 def test_variants_alone(tmp_path: Path, free: dict[Path, int]) -> None:
     free[tmp_path] = GB
     machine.require_disk(tmp_path, GB, Download(0, tmp_path))
@@ -82,6 +87,11 @@ def test_the_disk_is_spared_where_it_would_not_hold_everything(
         assert machine.choose_disk_use(asked, tmp_path, output, download, possible) == expected
 
 
+@pytest.mark.fault(
+    "machine",
+    "The disk does not hold the variants, or the model",
+    "Exit 4 with both sizes, before the first byte is fetched.",
+)
 def test_what_is_to_be_measured_must_fit(tmp_path: Path, free: dict[Path, int]) -> None:
     output, download = OutputBytes(4 * GB, 2 * GB), Download(6 * GB, tmp_path)
     possible = DiskUse(stream_source=True)
@@ -95,6 +105,11 @@ def test_what_is_to_be_measured_must_fit(tmp_path: Path, free: dict[Path, int]) 
     assert "--evaluate never" in caught.value.hint
 
 
+@pytest.mark.fault(
+    "machine",
+    "The memory does not hold the run",
+    "Exit 4 with both sizes, before the first byte is fetched.",
+)
 def test_too_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "available_bytes", lambda: 10**8)
     with pytest.raises(MachineError, match=r"134 MB of memory .* 100 MB is available"):

@@ -100,6 +100,11 @@ def test_measured_variants_stay_whatever_the_disk_was_to_be(
     assert "The disk is not spared" in log.getvalue()
 
 
+@pytest.mark.fault(
+    "machine",
+    "Something other than a variant lies in the variant's place",
+    "Exit 2; it is left alone.",
+)
 def test_something_else_in_the_variants_place_is_left_alone(
     source: FolderSource, log: io.StringIO
 ) -> None:
@@ -111,6 +116,11 @@ def test_something_else_in_the_variants_place_is_left_alone(
     assert (asked.output_dir / "int8" / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "The checkpoint changes while its variants are made",
+    "Exit 3; no variant is left.",
+)
 def test_a_source_that_changes_meanwhile_leaves_no_variant(
     source: FolderSource, log: io.StringIO
 ) -> None:
@@ -212,6 +222,11 @@ def test_what_the_model_cannot_run_quantized_is_kept_and_told_once(
     assert torch.isfinite(logits(model)).all()
 
 
+@pytest.mark.fault(
+    "model",
+    "The model's own code runs with none of its weights quantized",
+    "Exit 3 with the class, before any work.",
+)
 def test_a_model_that_runs_with_nothing_quantized_is_refused(
     tmp_path: Path, log: io.StringIO
 ) -> None:

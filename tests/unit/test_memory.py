@@ -106,6 +106,11 @@ def test_freed_blocks_leave_the_process() -> None:
     assert left["kept"] > 150_000_000
 
 
+@pytest.mark.fault(
+    "machine",
+    "Memory runs out, in whichever library",
+    "Exit 4 and not 1.",
+)
 def test_out_of_memory_is_told_from_other_failures_however_it_is_raised() -> None:
     import torch
 

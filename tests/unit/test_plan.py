@@ -54,6 +54,11 @@ def change_weights(folder: Path, change: Any) -> None:
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+@pytest.mark.fault(
+    "quality",
+    "A weight is further from its source than rounding can put it",
+    "Exit 6 with the weight; nothing is published.",
+)
 def test_a_wild_relative_error_is_refused_and_named(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
     (plan,) = plan_of(folder, "int8_weight_only").values()
@@ -134,18 +139,33 @@ def test_dtype_of_what_stays(
     assert (plan.dtype, norm.parts[""].dtype) == (given, given)
 
 
+@pytest.mark.fault(
+    "model",
+    "The model has no linear layers",
+    "Exit 3 with what it has instead.",
+)
 def test_a_model_without_linear_layers_is_refused(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", models.GPT2())
     with pytest.raises(CheckpointError, match=r"100% of its weight bytes.*Conv1D"):
         plan_of(folder, "int8_weight_only")
 
 
+@pytest.mark.fault(
+    "model",
+    "Nearly all of the model would stay as it is",
+    "Exit 3 with the share and what keeps it.",
+)
 def test_a_model_that_would_stay_nearly_full_size_is_refused(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
     with pytest.raises(CheckpointError, match="would stay as they are.*--skip mlp"):
         plan_of(folder, "int8_weight_only", skip=["mlp"])
 
 
+@pytest.mark.fault(
+    "model",
+    "The type's kernels do not compute in the dtype asked for",
+    "Exit 3 with both.",
+)
 def test_a_type_that_computes_in_another_dtype_is_refused_with_the_reason(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"](), dtype=torch.float16)
     with pytest.raises(CheckpointError, match="float16, and float8_dynamic computes with bfloat16"):
@@ -163,6 +183,11 @@ def test_tables_stored_by_the_variants_own_scheme_are_the_only_ones_by_option(
     assert by_option == {"model.embed_tokens.weight", "lm_head.weight"}
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The checkpoint lacks a weight that its config asks for",
+    "Exit 3 with the weight.",
+)
 def test_a_missing_weight_is_named(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
     change_weights(folder, lambda state: state.pop("model.layers.1.mlp.up_proj.weight"))
@@ -176,6 +201,11 @@ def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
     assert plan_of(folder)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A weight has another shape than its config asks for",
+    "Exit 3 with the weight and its shape.",
+)
 def test_a_shape_that_config_does_not_ask_for_is_named(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
     change_weights(folder, lambda state: state.update({"model.norm.weight": torch.ones(8)}))
@@ -183,6 +213,11 @@ def test_a_shape_that_config_does_not_ask_for_is_named(tmp_path: Path) -> None:
         plan_of(folder)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The checkpoint has a tensor that the model has no place for",
+    "Exit 3 with the tensor.",
+)
 @pytest.mark.parametrize("name", ["v_head.summary.weight", "model.layers.0.adapter.weight", "x"])
 def test_a_tensor_that_nothing_is_known_of_is_refused_however_small(
     name: str, tmp_path: Path
@@ -242,6 +277,11 @@ def test_layers_that_are_not_run_are_carried_along_as_they_are(name: str, tmp_pa
     assert "carried along unquantized" in remarks_of(plan)[0]
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "config.json makes no model: an unknown type, impossible sizes, code of its own",
+    "Exit 3 with the reason.",
+)
 @pytest.mark.parametrize(
     ("config", "message"),
     [
@@ -264,6 +304,11 @@ def test_configs_that_make_no_model_are_refused(tmp_path: Path, config: str, mes
         Architecture(tmp_path, trust_remote_code=False)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "There is no config.json",
+    "Exit 3.",
+)
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no config.json"):
         Architecture(tmp_path, trust_remote_code=False)

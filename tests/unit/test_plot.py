@@ -187,6 +187,11 @@ def test_there_may_be_no_largest_error() -> None:
     assert largest_error({"a": TensorRecord(False, 1, 1, reason="norm")}) is None
 
 
+@pytest.mark.fault(
+    "text",
+    "Names from a model hold markup",
+    "In the picture they are text.",
+)
 def test_names_from_a_model_are_text_and_nothing_else() -> None:
     evil = '</text><script>alert(1)</script>&"\x00\x1b[31m\ud800'
     tensors = {f"{evil}.{layer}.{evil}.weight": quantized(0.01) for layer in range(2)}

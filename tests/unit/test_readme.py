@@ -1,4 +1,4 @@
-"""README.md and action.yml follow the command, its schemes, and what was measured."""
+"""README.md, docs/faults.md and action.yml follow the command, its schemes, docs/ and the tests."""
 
 from pathlib import Path
 

@@ -20,6 +20,11 @@ def test_what_is_written_is_read_back() -> None:
     assert VariantRecord.from_json(RECORD.to_json()) == RECORD
 
 
+@pytest.mark.fault(
+    "record",
+    "A record was written by a later version",
+    "What is unknown is left out.",
+)
 def test_what_a_later_version_adds_is_left_out() -> None:
     raw = json.loads(RECORD.to_json())
     raw["of_a_later_version"] = raw["metrics"]["of_a_later_version"] = [1]
@@ -42,6 +47,11 @@ def test_a_record_tells_what_its_tensors_are_and_an_older_one_does_not() -> None
         VariantRecord.from_json(json.dumps(raw))
 
 
+@pytest.mark.fault(
+    "record",
+    "A quantization.json has a field of the wrong type or out of range, or lacks one",
+    "It is no record; it is told and left alone.",
+)
 @pytest.mark.parametrize(
     "change",
     [
@@ -64,6 +74,11 @@ def test_what_is_no_record_is_refused(change: dict[str, Any]) -> None:
         VariantRecord.from_json(json.dumps(raw))
 
 
+@pytest.mark.fault(
+    "record",
+    "A quantization.json is not JSON, not an object, or nested without end",
+    "It is no record; it is told and left alone.",
+)
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000])
 def test_what_is_no_object_is_refused(text: str) -> None:
     with pytest.raises(InvalidRecord):
@@ -83,6 +98,11 @@ class Surprised:
         return self.nll
 
 
+@pytest.mark.fault(
+    "record",
+    "A model's errors are NaN or infinite",
+    "Its record can be read back.",
+)
 @pytest.mark.parametrize("nats", [_MOST_NATS, 1e6])
 def test_however_bad_a_model_is_its_record_can_be_read_back(nats: float) -> None:
     surprised: Any = Surprised(nats)

@@ -62,6 +62,11 @@ def test_a_local_checkpoint_becomes_the_main_model_where_there_is_none(
     assert not release.changes_main_model(source, filled, asked)
 
 
+@pytest.mark.fault(
+    "hub",
+    "The repository holds other main weights",
+    "Exit 2 without --replace-main; they stay.",
+)
 def test_other_weights_at_the_root_are_replaced_only_where_that_was_asked(
     source: FolderSource,
 ) -> None:
@@ -75,6 +80,11 @@ def test_other_weights_at_the_root_are_replaced_only_where_that_was_asked(
     assert release.changes_main_model(source, other, asked)
 
 
+@pytest.mark.fault(
+    "hub",
+    "The repository holds something else in a variant's folder",
+    "Exit 2 without --force; it stays.",
+)
 def test_a_folder_of_something_else_is_refused_unless_forced(source: FolderSource) -> None:
     taken = Target(REPO, exists=True, folders={"int8": ("notes.md",)})
     with pytest.raises(InputError, match="something other than a variant"):
@@ -83,6 +93,11 @@ def test_a_folder_of_something_else_is_refused_unless_forced(source: FolderSourc
     release.check(Hub(), taken, source, settings(source, force=True), ["int8"])
 
 
+@pytest.mark.fault(
+    "hub",
+    "The tag names another commit already",
+    "Exit 2, before any work; it is not moved.",
+)
 def test_a_tag_that_names_another_commit_is_refused(source: FolderSource) -> None:
     head = "a" * 40
     target = Target(REPO, exists=True, head=head, root_files=main_model(source))

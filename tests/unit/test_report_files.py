@@ -70,6 +70,11 @@ def test_every_scheme_has_an_output(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(outputs)[-4:] == ["of-a-toy-url", "trackio-url", "report", "changed"]
 
 
+@pytest.mark.fault(
+    "text",
+    "A value holds what looks like another step output",
+    "It stays one value.",
+)
 def test_a_value_cannot_smuggle_in_another_output(tmp_path: Path) -> None:
     file = tmp_path / "output"
     result = run_result("int8", repo_url="https://x.example\nEOF\nchanged<<EOF\nfalse\nEOF")
@@ -79,6 +84,11 @@ def test_a_value_cannot_smuggle_in_another_output(tmp_path: Path) -> None:
     assert outputs["repo-url"] == result.repo_url
 
 
+@pytest.mark.fault(
+    "machine",
+    "An earlier step left the last line of the outputs' file open",
+    "Ours begin on a line of their own.",
+)
 @pytest.mark.parametrize(
     ("before", "after"), [("", ""), ("mine=1", "mine=1\n"), ("mine=1\n", "mine=1\n"), ("é", "é\n")]
 )
@@ -140,6 +150,11 @@ def test_outputs_that_do_not_fit_leave_no_half_of_one(tmp_path: Path) -> None:
     assert file.read_text() == "before=1"
 
 
+@pytest.mark.fault(
+    "secret",
+    "A message, an address or a name holds a token",
+    "It reaches no file: neither report.json, outputs nor summary.",
+)
 def test_no_secret_reaches_any_file(tmp_path: Path) -> None:
     environ = {
         "GITHUB_OUTPUT": str(tmp_path / "output"),
@@ -162,6 +177,11 @@ def test_the_summary_is_appended(tmp_path: Path) -> None:
     assert file.read_text() == "before\n→ after\n"
 
 
+@pytest.mark.fault(
+    "machine",
+    "The job summary is longer than the runner takes",
+    "Its last details go; the verdict stays.",
+)
 def test_a_summary_too_long_loses_its_last_details_and_keeps_the_verdict(tmp_path: Path) -> None:
     file = tmp_path / "summary"
     file.write_text("x" * 1000)
@@ -181,6 +201,11 @@ def test_a_summary_without_details_is_cut_at_a_character(tmp_path: Path) -> None
     assert file.read_text().startswith("→→")
 
 
+@pytest.mark.fault(
+    "machine",
+    "The file of the job summary is full already",
+    "It is left as it is.",
+)
 def test_a_full_summary_file_is_left_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "summary"
     file.write_text("x" * MAX_SUMMARY_BYTES)
@@ -242,6 +267,11 @@ def test_the_report_of_a_bug_has_exit_code_1(tmp_path: Path) -> None:
     assert "'lm_head'" in error["message"]
 
 
+@pytest.mark.fault(
+    "record",
+    "A measured number is NaN or infinity",
+    "It is null in report.json.",
+)
 def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     metrics = Metrics(perplexity=math.inf, mean_kl=math.nan)
     result = run_result(variants={"int8": variant_result("int8", metrics=metrics)})
@@ -250,6 +280,11 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
     assert report["variants"]["int8"]["metrics"]["mean_kl"] is None
 
 
+@pytest.mark.fault(
+    "machine",
+    "report.json cannot be written",
+    "The old one stays whole.",
+)
 def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     write_report(run_result("int8"), tmp_path)
     before = (tmp_path / "report.json").read_text()

@@ -109,6 +109,11 @@ def test_a_failure_says_what_why_and_what_next() -> None:
     assert "repeats this run" in summary
 
 
+@pytest.mark.fault(
+    "hub",
+    "Something fails after the commit",
+    "The summary says what is published.",
+)
 def test_a_failure_after_the_commit_does_not_deny_it() -> None:
     summary = render_summary(run_result("int8", error=HubError("The tag exists.")))
     assert "Nothing was published" not in summary
@@ -116,6 +121,11 @@ def test_a_failure_after_the_commit_does_not_deny_it() -> None:
     assert table(summary)[1][0].startswith("[`int8`]")
 
 
+@pytest.mark.fault(
+    "hub",
+    "The answer to the commit may be lost",
+    "The summary does not say that nothing was published.",
+)
 def test_a_failure_in_which_a_commits_answer_may_be_lost_does_not_say_that_there_is_none() -> None:
     error = HubError("The Hub did not answer.")
     summary = render_summary(run_result(error=error, commit_sha=None, changed=False))
@@ -267,6 +277,11 @@ def test_without_a_variant_there_is_no_chart() -> None:
     assert "mermaid" not in render_summary(run_result(error=HubError("no"), commit_sha=None))
 
 
+@pytest.mark.fault(
+    "text",
+    "A label holds what would end a chart",
+    "It stays inside.",
+)
 def test_a_label_cannot_leave_its_chart() -> None:
     evil = 'x"]\n```\n%%{init: {}}%% # `b` ;'
     plan = PlannedVariant("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
@@ -322,6 +337,11 @@ def test_a_plan_without_exceptions_has_no_such_part() -> None:
     assert "What was kept" not in render_summary(run_result(planned={"int8": plan}, dry_run=True))
 
 
+@pytest.mark.fault(
+    "text",
+    "A model has thousands of odd names",
+    "The summary folds them.",
+)
 def test_thousands_of_odd_names_stay_readable() -> None:
     odd = {f"m{i:04}x.weight": TensorRecord(False, 1, 1, reason="norm") for i in range(5000)}
     plan = PlannedVariant("int8_weight_only", odd, 5000)
@@ -333,6 +353,11 @@ def test_thousands_of_odd_names_stay_readable() -> None:
 EVIL = "x`|</details><script>alert(1)</script>\n# ![i](http://evil.example/i.png)"
 
 
+@pytest.mark.fault(
+    "text",
+    "Names from a model repository hold markdown or HTML",
+    "The job summary shows them as text.",
+)
 def test_nothing_from_a_model_repository_is_taken_for_markdown() -> None:
     plan = PlannedVariant(EVIL, {EVIL: TensorRecord(False, 1, 1, reason=EVIL)}, 1)
     summary = render_summary(

@@ -99,6 +99,11 @@ def test_a_list_is_joined_as_people_do() -> None:
     assert [listed(names[:count]) for count in range(4)] == ["", "a", "a and b", "a, b and c"]
 
 
+@pytest.mark.fault(
+    "text",
+    "A text holds terminal escapes, invisible or right-to-left characters",
+    "They are taken out wherever it is shown.",
+)
 def test_visible_drops_terminal_escapes_and_characters_that_deceive() -> None:
     assert (
         visible("\x1b[31mred\x1b[0m \x1b]0;title\x07\u202eabc\u200b\ufe0f\x00\x1b(") == "red abc("
@@ -147,10 +152,20 @@ def test_code_spans_hold_any_name(text: str, markdown: str) -> None:
     assert code_span(text) == markdown
 
 
+@pytest.mark.fault(
+    "text",
+    "A text holds the fence of a code block",
+    "It cannot close the block.",
+)
 def test_a_code_block_cannot_be_closed_from_inside() -> None:
     assert code_block("a\n```\n<b>\x1b[31m", "sh") == "````sh\na\n```\n<b>\n````"
 
 
+@pytest.mark.fault(
+    "text",
+    "An address is no web address (`javascript:`)",
+    "It is shown as text and not linked.",
+)
 def test_links_escape_their_text_and_take_web_addresses_only() -> None:
     assert (
         link("a]b", "https://x.example/a(b) c|d") == r"[a\]b](https://x.example/a%28b%29%20c%7Cd)"

@@ -58,6 +58,11 @@ def test_shard_sizes_are_decimal(text: str, size: int) -> None:
     assert asked(max_shard_size=text).max_shard_size == size
 
 
+@pytest.mark.fault(
+    "input",
+    "An option has a value that makes no sense, or two contradict each other",
+    "Exit 2, before torch is imported.",
+)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -92,11 +97,21 @@ def test_refusals(options: dict[str, Any], message: str | None) -> None:
     assert refused.value.hint, "a refusal says what to do next"
 
 
+@pytest.mark.fault(
+    "input",
+    "A revision of a folder is asked for",
+    "Exit 2.",
+)
 def test_a_folder_has_no_revisions(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no revisions"):
         asked(model_path=str(tmp_path), repo_name="user/model", revision="v1")
 
 
+@pytest.mark.fault(
+    "input",
+    "The text to measure on is the one to calibrate on",
+    "Exit 2.",
+)
 def test_a_variant_is_not_measured_on_the_text_that_it_was_calibrated_on(tmp_path: Path) -> None:
     one, copy, other = (tmp_path / name for name in ("one.txt", "copy.txt", "other.txt"))
     one.write_text("some text")
@@ -115,6 +130,11 @@ def test_a_variant_is_not_measured_on_the_text_that_it_was_calibrated_on(tmp_pat
         asked(int4_method="calibrated", calibration_text=str(broken), eval_text=str(one))
 
 
+@pytest.mark.fault(
+    "secret",
+    "The settings are printed",
+    "The token is not in them.",
+)
 def test_the_token_is_never_shown() -> None:
     settings = asked(token="hf_secret")
     assert settings.token == "hf_secret"
@@ -137,6 +157,11 @@ def test_only_options_that_change_a_variants_bytes_make_it_stale() -> None:
     )
 
 
+@pytest.mark.fault(
+    "input",
+    "The checkpoint is a file and no folder",
+    "Exit 2, named as what it is.",
+)
 @pytest.mark.parametrize(
     ("name", "said"), [("m.gguf", "a GGUF file"), ("model.safetensors", "a file")]
 )

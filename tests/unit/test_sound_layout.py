@@ -60,6 +60,11 @@ def test_no_quantizer_is_none(folder: Path) -> None:
     assert "quantization_config" not in Architecture(folder, trust_remote_code=False).config_dict
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A quantizer left its config on plain weights",
+    "It is dropped, and that is said.",
+)
 @pytest.mark.parametrize(
     ("entry", "name"),
     [
@@ -94,6 +99,11 @@ def packed(state: State) -> State:
     return state | {f"{Q_PROJ}.qweight": weight.new_zeros(16, 128, dtype=torch.int32)}
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The weights were packed by another quantizer",
+    "Exit 3 with the quantizer's name.",
+)
 @pytest.mark.parametrize(
     "edit",
     [
@@ -115,6 +125,11 @@ def test_weights_that_a_quantizer_packed_are_refused_by_its_name(
     assert "Start from the unquantized checkpoint" in refusal.value.hint
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The weights are the empty ones that DeepSpeed ZeRO-3 saves",
+    "Exit 3, named as that.",
+)
 @pytest.mark.parametrize("keep", [(), ("norm",)])
 def test_the_empty_weights_of_zero_3_are_known_as_such(folder: Path, keep: tuple[str, ...]) -> None:
     """Small ones may be whole: not all are divided."""
@@ -130,6 +145,11 @@ def test_the_empty_weights_of_zero_3_are_known_as_such(folder: Path, keep: tuple
     assert "zero_to_fp32.py" in refusal.value.hint
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "torch.compile or data parallelism wrapped the whole model",
+    "The wrapper is left out of the names.",
+)
 @pytest.mark.parametrize("wrapper", ["_orig_mod.", "module.", "module._orig_mod."])
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_wrapper_around_the_whole_model_is_left_out(
@@ -149,6 +169,11 @@ def test_a_wrapper_around_the_whole_model_is_left_out(
             assert torch.equal(checkpoint.read_rows(tensor, 0, tensor.rows), plain[name])
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "torch.compile or data parallelism wrapped a part of the model",
+    "Exit 3 with the names.",
+)
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -170,6 +195,11 @@ def test_names_shared_in_a_wrapped_pickle_are_unwrapped_too(tmp_path: Path) -> N
         assert checkpoint.layout.aliases == {"head": "embed"}
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "An old single weight file hides the shards beside it",
+    "Exit 3 with both names.",
+)
 def test_a_single_file_that_hides_the_shards_is_named(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "source", models.llama(2), max_shard_size="200KB")
     save_file({"lm_head.weight": torch.zeros(320, 128)}, folder / "model.safetensors")

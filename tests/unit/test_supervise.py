@@ -39,18 +39,33 @@ def test_it_ends_as_its_child_does(code: int) -> None:
     assert process.returncode == code
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "The kernel kills the run in its container",
+    "Exit 4 with an annotation: memory ran out.",
+)
 def test_a_killed_child_is_told_of() -> None:
     process = start("os.kill(os.getpid(), signal.SIGKILL)")
     assert process.communicate(timeout=30)[0] == "told by the first process, None\n"
     assert process.returncode == 4
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "The run crashes in its container",
+    "The exit code tells the signal.",
+)
 def test_a_crash_keeps_its_number() -> None:
     process = start("os.kill(os.getpid(), signal.SIGSEGV)")
     assert process.communicate(timeout=30)[0] == ""
     assert process.returncode == 139
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A signal arrives while the container starts",
+    "It is passed on.",
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_comes_while_the_child_is_made_is_passed_on(number: signal.Signals) -> None:
     process = start(
@@ -69,6 +84,11 @@ os.fork = signalled_fork
     assert process.returncode == 128 + number
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A signal reaches the container",
+    "The run ends by it: 130 or 143.",
+)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_child(number: signal.Signals) -> None:
     process = start(
@@ -86,6 +106,11 @@ def test_a_signal_reaches_the_child(number: signal.Signals) -> None:
     assert process.returncode == 128 + number
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "The run does not end by the signal",
+    "It is killed before the runner would.",
+)
 def test_a_child_that_does_not_end_is_killed_in_time() -> None:
     """As one that waits for a thread in a library, which no exception of ours ends."""
     process = start(

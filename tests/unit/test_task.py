@@ -20,6 +20,11 @@ def changed_config(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
 
 
+@pytest.mark.fault(
+    "model",
+    "The model is for another task than generating text",
+    "Exit 3 with what would be lost.",
+)
 @pytest.mark.parametrize(
     ("family", "says"),
     [
@@ -56,6 +61,11 @@ def test_tasks_are_told_by_transformers_tables(config: dict[str, Any], says: str
         task_of(config)
 
 
+@pytest.mark.fault(
+    "model",
+    "The model is an encoder",
+    "Exit 3.",
+)
 def test_an_encoder_that_nobody_made_a_decoder_is_refused(tmp_path: Path) -> None:
     config = transformers.BertConfig(**{"hidden_size": 64, "num_attention_heads": 2})
     config.architectures = ["BertLMHeadModel"]
@@ -75,6 +85,11 @@ def test_a_config_that_names_no_class_is_taken_by_its_type_and_that_is_said(tmp_
     assert "LlamaForCausalLM by its model type, llama" in remark
 
 
+@pytest.mark.fault(
+    "model",
+    "transformers would build another class than the config names",
+    "Exit 3 with both classes.",
+)
 def test_another_class_than_the_config_names_is_not_built(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
     changed_config(folder, architectures=["Qwen3ForCausalLM"])
@@ -86,6 +101,11 @@ def test_another_class_than_the_config_names_is_not_built(tmp_path: Path) -> Non
     assert Architecture(folder, trust_remote_code=False).class_name == "LlamaForCausalLM"
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The model needs Python code of its repository's own",
+    "Exit 3 without --trust-remote-code; none of it runs.",
+)
 def test_code_of_the_repositorys_own_is_taken_by_auto_map_and_that_is_said(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
     own = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
@@ -102,6 +122,11 @@ def test_code_of_the_repositorys_own_is_taken_by_auto_map_and_that_is_said(tmp_p
         Architecture(folder, trust_remote_code=False)
 
 
+@pytest.mark.fault(
+    "model",
+    "The model is an embedder",
+    "Exit 3.",
+)
 @pytest.mark.parametrize("names", [["modules.json"], ["config_sentence_transformers.json", "a"]])
 def test_embedders_are_refused_by_their_files(names: list[str]) -> None:
     with pytest.raises(CheckpointError, match="an embedder"):
@@ -121,6 +146,11 @@ def test_the_auto_class_follows_the_class_that_the_config_names() -> None:
     assert auto_class({"model_type": "llama"}) is AutoModelForCausalLM
 
 
+@pytest.mark.fault(
+    "model",
+    "A model that sees has no language model of its own",
+    "Exit 3.",
+)
 def test_a_model_whose_language_part_is_none_of_its_own_is_refused(tmp_path: Path) -> None:
     config = transformers.GitConfig(
         hidden_size=64, num_attention_heads=2, num_hidden_layers=1, vocab_size=320

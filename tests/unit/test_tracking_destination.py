@@ -75,6 +75,11 @@ def test_links_name_project_and_runs() -> None:
     )
 
 
+@pytest.mark.fault(
+    "input",
+    "--trackio-url is no address",
+    "Exit 2.",
+)
 @pytest.mark.parametrize(
     "address",
     [
@@ -96,6 +101,11 @@ def test_no_address_at_all(address: str) -> None:
         make_destination(address)
 
 
+@pytest.mark.fault(
+    "secret",
+    "A refused address holds a token",
+    "The message does not.",
+)
 @pytest.mark.parametrize(
     "address",
     [

@@ -211,11 +211,21 @@ def test_a_project_is_named_after_the_repository(repo: str, project: str) -> Non
     assert project_name(repo) == project
 
 
+@pytest.mark.fault(
+    "text",
+    "A run's name holds paths or markup",
+    "It is made harmless.",
+)
 def test_a_runs_name_is_harmless() -> None:
     assert run_name("../../x\n\x1b[31m<script>") == "x -script"
     assert run_name("\x00") == "run"
 
 
+@pytest.mark.fault(
+    "tracking",
+    "Recording fails inside",
+    "One warning; the run goes on.",
+)
 def test_an_exception_inside_is_one_warning_and_no_more(told: Told) -> None:
     start(told)
     broken = dataclasses.replace(variant_record("int8"), tensors=None)  # type: ignore[arg-type]
@@ -236,6 +246,11 @@ def test_a_cancellation_passes_through(told: Told, monkeypatch: pytest.MonkeyPat
         start(told)
 
 
+@pytest.mark.fault(
+    "tracking",
+    "Events cannot be written",
+    "One warning; the run goes on.",
+)
 def test_a_folder_that_cannot_be_written_to_is_one_warning(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     told = tell(tmp_path / "file" / "out")
@@ -245,6 +260,11 @@ def test_a_folder_that_cannot_be_written_to_is_one_warning(tmp_path: Path) -> No
     assert "kept" not in told.output.getvalue()
 
 
+@pytest.mark.fault(
+    "tracking",
+    "A line of events is cut short",
+    "It costs no other.",
+)
 def test_a_line_cut_short_costs_no_other(tmp_path: Path) -> None:
     log = EventLog(tmp_path / "out" / "events.jsonl")
     log.append(json.dumps({"event": "a", "id": "1"}))
@@ -254,6 +274,11 @@ def test_a_line_cut_short_costs_no_other(tmp_path: Path) -> None:
     assert [event["event"] for _, event in read_events(log.path)] == ["a", "c"]
 
 
+@pytest.mark.fault(
+    "secret",
+    "An event holds a token",
+    "The file of events does not.",
+)
 def test_the_file_holds_no_secret(tmp_path: Path) -> None:
     told = tell(tmp_path, secret="hf_secret")
     options: Options = {"skip": ["hf_secret"], "x": float("nan")}
@@ -276,6 +301,11 @@ LEAKY = {
 }
 
 
+@pytest.mark.fault(
+    "secret",
+    "Trackio's process is started",
+    "It knows the write token and no other.",
+)
 def test_a_servers_child_knows_the_write_token_alone(tmp_path: Path) -> None:
     server = Destination("http://host", write_token="ours")
     environ = trackio_environment(LEAKY, server, tmp_path, hub_token="hf_secret")
@@ -286,6 +316,11 @@ def test_a_servers_child_knows_the_write_token_alone(tmp_path: Path) -> None:
     assert not {"hf_secret", "oidc", "theirs", "deploys"} & set(environ.values())
 
 
+@pytest.mark.fault(
+    "secret",
+    "Trackio's process is started for a local project",
+    "It knows no token and reaches nobody.",
+)
 def test_a_local_childs_environment_reaches_nobody(tmp_path: Path) -> None:
     environ = trackio_environment(LEAKY, None, tmp_path, hub_token="hf_secret")
     assert environ["HF_HUB_OFFLINE"] == "1"
@@ -302,6 +337,11 @@ def test_a_space_is_opened_by_its_own_token_or_the_given_one(tmp_path: Path) -> 
     assert "HF_HUB_OFFLINE" not in environ
 
 
+@pytest.mark.fault(
+    "tracking",
+    "Events' files are links elsewhere",
+    "Nothing is written through them.",
+)
 def test_links_in_the_output_folder_are_not_written_through(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("precious")
@@ -314,6 +354,11 @@ def test_links_in_the_output_folder_are_not_written_through(tmp_path: Path) -> N
     assert "events.jsonl cannot be written" in told.output.getvalue()
 
 
+@pytest.mark.fault(
+    "tracking",
+    "Events' files are links elsewhere",
+    "Nothing is written through them.",
+)
 def test_a_local_project_is_not_kept_behind_a_link(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

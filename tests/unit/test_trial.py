@@ -78,6 +78,11 @@ def test_what_runs_is_left_as_it_is_planned(tmp_path: Path, config: PretrainedCo
     assert trials_of(folder) == dict.fromkeys(BY_VARIANT, Trial())
 
 
+@pytest.mark.fault(
+    "model",
+    "The model's own code runs with none of its weights quantized",
+    "Exit 3 with the class, before any work.",
+)
 def test_falcon_runs_with_none_of_its_weights_quantized_and_is_refused(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", FALCON)
     (found,) = trials_of(folder, "int8_weight_only").values()
@@ -97,6 +102,11 @@ def test_falcon_runs_with_none_of_its_weights_quantized_and_is_refused(tmp_path:
         plans_of(folder, "int8_weight_only", keep={"int8": found.keep})
 
 
+@pytest.mark.fault(
+    "model",
+    "The model's own code cannot run with one of its weights quantized",
+    "That weight is kept, and the record says why.",
+)
 def test_mamba_keeps_the_one_weight_that_it_multiplies_by_itself(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", MAMBA)
     (found,) = trials_of(folder, "int8_weight_only").values()
@@ -146,6 +156,11 @@ REFORMER = ReformerConfig(
 XLNET = XLNetConfig(vocab_size=320, d_model=128, n_layer=2, n_head=4, d_inner=1024)
 
 
+@pytest.mark.fault(
+    "model",
+    "The model computes in float32 only",
+    "Exit 3.",
+)
 @pytest.mark.parametrize("config", [REFORMER, XLNET], ids=["reformer", "xlnet"])
 def test_a_model_that_computes_in_float32_only_is_refused(
     tmp_path: Path, config: PretrainedConfig
@@ -219,6 +234,11 @@ def test_trying_leaves_no_trace(tmp_path: Path, temporary: Path) -> None:
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.fault(
+    "model",
+    "Trying the quantized model takes too long",
+    "The plan stays as it is, and that is said.",
+)
 def test_out_of_time_nothing_is_kept_and_that_is_told(tmp_path: Path, temporary: Path) -> None:
     folder = models.save(tmp_path / "m", MAMBA)
     plans = plans_of(folder, "int8_weight_only", "int8_dynamic")
@@ -229,6 +249,11 @@ def test_out_of_time_nothing_is_kept_and_that_is_told(tmp_path: Path, temporary:
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A signal arrives while the plan is tried",
+    "The run ends; its trial leaves no trace.",
+)
 def test_a_run_that_is_cancelled_while_trying_leaves_no_trace(
     tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +268,11 @@ def test_a_run_that_is_cancelled_while_trying_leaves_no_trace(
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.fault(
+    "model",
+    "The trial itself fails",
+    "That is said, and the run goes on.",
+)
 def test_a_fault_of_the_trials_own_is_told_and_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,11 @@ def test_what_is_finished_is_found_again_and_nothing_else(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A finished shard of a killed run was changed",
+    "It is made again.",
+)
 @pytest.mark.parametrize("content", [b"WHOLE", b"who", None])
 def test_a_shard_that_is_not_what_was_noted_is_not_trusted(
     tmp_path: Path, content: bytes | None
@@ -59,6 +64,11 @@ def test_a_shard_that_is_not_what_was_noted_is_not_trusted(
         assert list(work.folder.iterdir()) == []
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A kill cut off the last line of the journal",
+    "It is ignored; that shard is made again.",
+)
 @pytest.mark.parametrize("line", ['{"name": "2.safe', "[]", '{"name": "3"}'])
 def test_a_line_cut_off_by_the_kill_is_ignored(tmp_path: Path, line: str) -> None:
     with (interrupted(tmp_path, "a") / "finished.jsonl").open("a") as journal:
@@ -74,6 +84,11 @@ def test_a_failure_that_would_come_again_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault(
+    "machine",
+    "The disk is full while shards are written",
+    "Exit 4; finished shards stay for the next run.",
+)
 def test_a_full_disk_leaves_what_is_finished(tmp_path: Path) -> None:
     with pytest.raises(MachineError), work_folder(tmp_path, "int8", "a") as work:
         finish(work, "1.safetensors", b"whole")
@@ -82,12 +97,22 @@ def test_a_full_disk_leaves_what_is_finished(tmp_path: Path) -> None:
         assert work.finished_bytes == 5
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A signal arrives before the first shard is finished",
+    "Nothing is left.",
+)
 def test_an_interruption_before_the_first_shard_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), work_folder(tmp_path, "int8", "a"):
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "Two runs make the same variant in one folder",
+    "They never share a working folder.",
+)
 def test_two_processes_never_share_a_folder(tmp_path: Path) -> None:
     """Neither with the same work nor, where the other's looks abandoned, with other work."""
     other = subprocess.Popen(

@@ -148,12 +148,12 @@ class SafetensorsFile:
             raise _corrupt(self.name, "its header is too long")
         try:
             header: dict[str, dict[str, Any]] = json.loads(
-                self._bytes(8, length), object_pairs_hook=self._once
+                self._bytes(8, length).decode(), object_pairs_hook=self._once
             )
             header.pop("__metadata__", None)
             for name, entry in header.items():
                 require_shape(self.name, name, entry["shape"])
-            spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+            spans = sorted(_span(name, entry) for name, entry in header.items())
             sizes = {
                 name: prod(entry["shape"]) * _itemsize(entry["dtype"])
                 for name, entry in header.items()
@@ -184,6 +184,19 @@ class SafetensorsFile:
         if self._data.read_into(memoryview(content), offset) < count:
             raise _corrupt(self.name, "its header is cut off")
         return content
+
+
+def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
+    """Where the data of a tensor begins and ends.
+
+    Raises:
+        ValueError, TypeError, KeyError: the name is no text, or its sizes are no whole numbers.
+    """
+    name.encode()  # JSON can spell half a character
+    shape, (begin, end) = entry["shape"], entry["data_offsets"]
+    if type(shape) is not list or any(type(size) is not int for size in (*shape, begin, end)):
+        raise TypeError("its sizes are no whole numbers")
+    return begin, end
 
 
 def _itemsize(dtype: str) -> int:

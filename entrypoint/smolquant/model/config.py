@@ -58,6 +58,11 @@ def read_config(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict):
         raise CheckpointError("config.json is not a JSON object.", hint="Save the model again.")
+    if not isinstance(config.get("model_type"), str | None):
+        raise CheckpointError(
+            f"config.json has the model type {config['model_type']!r}, which is no name.",
+            hint=_SAVE_AGAIN,
+        )
     for name, value in _entries(config):
         _refuse_absurd(name, value)
     return config

@@ -5,6 +5,7 @@ repository as it was. The commit names the head that its cards were rendered for
 have pushed meanwhile, all that depends on the head is made again.
 """
 
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,9 +38,10 @@ if TYPE_CHECKING:
     CommitOperation = CommitOperationAdd | CommitOperationDelete
 
 COMMIT_TITLE = "Publish quantized variants"
-MAX_TRIES = 5
+MAX_TRIES = 12
+"""Of many runs that push at the same moment one gets through, so this is how many may."""
 _FIRST_PAUSE = 1.0
-"""Seconds before the second try; it doubles from try to try."""
+"""Seconds before the second try at most; it doubles with the next three."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,8 @@ def _pause(attempt: int, error: Exception) -> float:
 
     from smolquant.wire import asked_pause
 
-    pause = _FIRST_PAUSE * 2.0 ** (attempt - 1)
+    # Not the same for all who wait, or they would meet again.
+    pause = _FIRST_PAUSE * 2.0 ** min(attempt - 1, 3) * random.uniform(0.5, 1.0)  # noqa: S311
     if isinstance(error, HfHubHTTPError):
         pause = max(pause, asked_pause(error.response.headers) or 0.0)
     return pause
