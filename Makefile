@@ -4,6 +4,7 @@
 # make check         lint, types, workflows and forms
 # make bench         speed and memory against stock transformers, at 3 B parameters (SIZE= for others)
 # make bench-quality what each scheme and method costs in quality
+# make families       every model type of transformers that generates text, quantized and compared (JOBS= at a time)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -21,7 +22,7 @@ PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
-.PHONY: demo test test-container bench bench-quality check docs clean
+.PHONY: demo test test-container bench bench-quality families check docs clean
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
@@ -36,6 +37,9 @@ test-container: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PYTHON) bench/perf.py
+
+families: $(INSTALLED)
+	PYTHONPATH=tools $(PYTHON) -m families $(if $(JOBS),--jobs $(JOBS))
 
 bench-quality: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) bench/quality.py
