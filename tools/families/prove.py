@@ -1,4 +1,4 @@
-"""Proof of one family: its variants against torchao's own quantization in memory, and against the source."""
+"""Proof of one family: its variants against torchao's own quantization in memory, and the source."""
 
 import io
 import tempfile

@@ -24,6 +24,13 @@ _WIDTH = re.compile(r"size|dim|rank|inner|width|d_model|d_ff|n_embd|lru")
 _NO_WIDTH = re.compile(
     r"vocab|window|chunk|image|patch|head|kernel|conv|state|block|batch|context|merge|position"
 )
+_TOWER_WIDTHS = ("embed_dim", "d_model", "hidden_size", "hidden_dim")
+_TOWER_HEADS = ("num_attention_heads", "num_heads", "attention_heads", "encoder_attention_heads")
+_EXPERTS = re.compile(r"(moe_)?(num|n)_(routed_|local_)?experts")
+_CHOSEN_EXPERTS = re.compile(r"experts_per_tok(en)?$|^moe_(top_?)?k$|^top_k_experts$")
+_MOST_EXPERTS, _MOST_CHOSEN = 16, 4
+"""Enough for eight groups of two, of which families choose some."""
+
 _HEADS = re.compile(r"heads$|n_head$|n_?groups$")
 _LAYER_NUMBER = re.compile(r"layers?(_idx|_id|_interval)?$")
 _TOKEN = re.compile(r"token_(id|ids|index)$")
@@ -44,17 +51,23 @@ def smaller_configs(
         group_size: columns that share a scale.
     """
     layers = _layers_that_show_all(model.config, language)
-    for narrower, fewer_heads, fewer_tokens, fewer_layers in (
-        (True, True, True, True),
-        (True, False, True, True),
-        (True, True, True, False),
-        (False, False, True, True),
-        (False, False, False, True),
+    for others, narrower, fewer_heads, fewer_tokens, fewer_layers in (
+        (True, True, True, True, True),
+        (False, True, True, True, True),
+        (True, True, False, True, True),
+        (False, True, False, True, True),
+        (False, True, True, True, False),
+        (False, False, False, True, True),
+        (False, False, False, False, True),
     ):
         entries = copy.deepcopy(model.config.to_dict())
         try:
+            if others:
+                _cut_experts(model.config, entries)
             if narrower:
-                _narrow(model.config, entries, group_size, fewer_heads=fewer_heads)
+                _narrow(
+                    model.config, entries, group_size, fewer_heads=fewer_heads, towers=others
+                )
             if fewer_tokens:
                 _cut_vocabulary(model.config, entries)
             if fewer_layers:
@@ -143,13 +156,32 @@ def _small_ids(name: str, value: Any) -> Any:
     return VOCABULARY - 1 - sum(map(ord, name)) % 64  # far from one another, for most names
 
 
+def _cut_experts(config: PretrainedConfig, entries: dict[str, Any]) -> None:
+    for _, own in _parts(config, entries):
+        for name, value in own.items():
+            if not _is_int(value):
+                continue
+            if _EXPERTS.fullmatch(name):
+                own[name] = min(value, _MOST_EXPERTS)
+            elif _CHOSEN_EXPERTS.search(name):
+                own[name] = min(value, _MOST_CHOSEN)
+
+
 def _narrow(
-    config: PretrainedConfig, entries: dict[str, Any], group_size: int, *, fewer_heads: bool
+    config: PretrainedConfig,
+    entries: dict[str, Any],
+    group_size: int,
+    *,
+    fewer_heads: bool,
+    towers: bool,
 ) -> None:
     text = config.get_text_config(decoder=True)
     hidden, small = text.hidden_size, _small_hidden(text, group_size)
     for part, own in _parts(config, entries):
         is_text = part is text
+        if towers and not is_text and part is not config:
+            _narrow_tower(own, hidden, small)
+            continue
         for name, value in own.items():
             if name == _key(part, "hidden_size"):
                 own[name] = small if is_text else value
@@ -157,6 +189,27 @@ def _narrow(
                 own[name] = _small_heads(text, value, small) if fewer_heads else value
             elif _is_width(name) and (is_text or value == hidden):
                 own[name] = _small_width(value, hidden, small, group_size)
+
+
+def _narrow_tower(own: dict[str, Any], hidden: int, small: int) -> None:
+    """Narrow what sees or hears to two heads; what has the width of the text's, ``hidden``, follows that."""
+    key = next((name for name in _TOWER_WIDTHS if _is_int(own.get(name))), None)
+    heads = next((own[name] for name in _TOWER_HEADS if _is_int(own.get(name))), 1)
+    if key is None or own[key] % heads:
+        return
+    width, fewer = own[key], min(heads, 2)
+    narrow = width // heads * fewer
+    for name, value in own.items():
+        if not _is_int(value) or value <= 0:
+            continue
+        if _HEADS.search(name):
+            own[name] = max(1, value * fewer // heads)
+        elif name != key and value == hidden and _is_width(name):
+            own[name] = small
+        elif name == key or (_is_width(name) and value % width == 0):
+            own[name] = value // width * narrow
+        elif _is_width(name):
+            own[name] = math.gcd(value, 128)
 
 
 def _is_width(name: str) -> bool:
