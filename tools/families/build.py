@@ -11,6 +11,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from families.inputs import Inputs, text_inputs, with_image
 from families.kinds import Kind
+from families.sizes import CHANGES
 from smolquant.model.shrink import smaller_configs
 
 _GROUP_SIZE = 128
@@ -61,7 +62,8 @@ def small_model(kind: Kind, *, dtype: torch.dtype = torch.bfloat16) -> Small:
 
 
 def _default_config(kind: Kind, model_class: Any) -> PretrainedConfig:
-    config = AutoConfig.for_model(kind.model_type)
+    config = AutoConfig.for_model(kind.model_type, **CHANGES.get(kind.model_type, {}))
+    config = _with_changed_parts(config)
     expected = model_class.config_class
     if type(config) is not expected and isinstance(config.get_text_config(), expected):
         config = config.get_text_config()
@@ -69,6 +71,17 @@ def _default_config(kind: Kind, model_class: Any) -> PretrainedConfig:
         config.is_decoder = True
         config.is_encoder_decoder = False
     return config
+
+
+def _with_changed_parts(config: PretrainedConfig) -> PretrainedConfig:
+    """``config`` with the changes of the configs in it, which are models' own types."""
+    entries = config.to_dict()
+    changes = {
+        name: entries[name] | CHANGES[entries[name]["model_type"]]
+        for name in config.sub_configs
+        if isinstance(entries.get(name), dict) and entries[name].get("model_type") in CHANGES
+    }
+    return type(config).from_dict(entries | changes) if changes else config
 
 
 def _smaller(skeleton: PreTrainedModel) -> Iterator[PretrainedConfig]:

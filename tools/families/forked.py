@@ -17,6 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_PATIENCE = 5
+"""Seconds of waiting for a second of computing, on a machine that is busy with other work."""
+
 
 @dataclass(frozen=True)
 class Ended:
@@ -52,7 +55,7 @@ def run_forked(
         function: what it returns has to be JSON.
         folder: an existing one for results and output, a file each.
         jobs: processes at a time.
-        seconds: a process that takes longer is killed.
+        seconds: of computing; a process that takes longer is killed, and so is one that waits for ever.
         memory: bytes of address space that a process may take beyond the parent's.
     """
     running: dict[int, _Running] = {}
@@ -61,7 +64,9 @@ def run_forked(
     while True:
         for number, task in waiting:
             path = folder / f"{number}.json"
-            running[_start(function, task, path, memory)] = _Running(task, path, time.monotonic())
+            running[_start(function, task, path, memory, int(seconds))] = _Running(
+                task, path, time.monotonic()
+            )
             if len(running) >= jobs:
                 break
         if not running:
@@ -69,7 +74,9 @@ def run_forked(
         yield _next_to_end(running, seconds)
 
 
-def _start(function: Callable[[Any], dict[str, Any]], task: Any, path: Path, memory: int) -> int:
+def _start(
+    function: Callable[[Any], dict[str, Any]], task: Any, path: Path, memory: int, seconds: int
+) -> int:
     sys.stdout.flush()
     child = os.fork()
     if child:
@@ -81,6 +88,7 @@ def _start(function: Callable[[Any], dict[str, Any]], task: Any, path: Path, mem
             os.dup2(log.fileno(), 2)
             limit = _address_space() + memory
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
             path.write_text(json.dumps(function(task)))
             status = 0
     except BaseException:  # a child must never run on as a second parent
@@ -96,11 +104,11 @@ def _next_to_end(running: dict[int, _Running], seconds: float) -> Ended:
         for child, one in list(running.items()):
             taken = time.monotonic() - one.started
             ended, status = os.waitpid(child, os.WNOHANG)
-            if not ended and taken > seconds:
+            if not ended and taken > seconds * _PATIENCE:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
                 del running[child]
-                return Ended(one.task, None, f"not done in {seconds:g} seconds", taken)
+                return Ended(one.task, None, "hangs", taken)
             if ended:
                 del running[child]
                 code = os.waitstatus_to_exitcode(status)
@@ -111,6 +119,8 @@ def _next_to_end(running: dict[int, _Running], seconds: float) -> Ended:
 
 
 def _why(code: int, log: Path) -> str:
+    if -code == signal.SIGXCPU:
+        return "takes too long"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     lines = log.read_text(errors="replace").strip().splitlines()

@@ -8,6 +8,7 @@ from torch.nn import functional
 from torchao.prototype.quantization.int4 import Int4OpaqueTensor
 from torchao.quantization import quant_api, quantize_
 from torchao.utils import TorchAOBaseTensor
+from transformers import PreTrainedModel
 
 from smolquant.record import VariantRecord
 from smolquant.schemes import SCHEMES
@@ -16,7 +17,7 @@ _ROW_MULTIPLE = 16
 """The rows that torch's int4 kernel for CPUs computes at a time."""
 
 
-def quantize_in_memory(source: nn.Module, variant: nn.Module, record: VariantRecord) -> None:
+def quantize_in_memory(source: PreTrainedModel, variant: nn.Module, record: VariantRecord) -> None:
     """Quantize ``source``, in place, where ``variant`` has a quantized weight; by torchao alone.
 
     Args:
@@ -28,6 +29,9 @@ def quantize_in_memory(source: nn.Module, variant: nn.Module, record: VariantRec
         for name, parameter in variant.named_parameters()
         if isinstance(parameter.data, TorchAOBaseTensor)
     }
+    source.config._is_quantized = (
+        True  # some families' code computes otherwise then, as Falcon Mamba's
+    )
     if record.quant_type == "int4_weight_only":
         for name, weight in quantized.items():
             module = source.get_submodule(name)

@@ -1,0 +1,49 @@
+"""What the default configs of some families lack or have too much of, before they are shrunk.
+
+A default config that transformers cannot build a model of has no value where checkpoints have one, and a
+few have so many different layers, or tables of hashes, that nothing can be cut by rule.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+_HEADS: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+_WITH_HEAD_DIM = _HEADS | {"intermediate_size": 256, "head_dim": 32}
+
+_INDEXER: dict[str, Any] = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+    "ngram_vocab_size_base": 512,
+    "split_ngram_parts": 8,
+}
+
+CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "bamba": {"num_hidden_layers": 2, "attn_layer_indices": [1]},
+    "blenderbot": {"decoder_layers": 2, "encoder_layers": 2},
+    "blt": {"encoder_hash_byte_group_vocab": 64},
+    "cohere_compass_text": {
+        "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
+    },
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
+    "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1}
+    | {"moe_intermediate_size": 1408},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2}
+    | {"first_k_dense_replace": 1},
+    "gpt_neox_japanese": {"num_hidden_layers": 2},
+    "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["mamba", "attention"]},
+    "helium": {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2},
+    "hunyuan_v1_dense": _WITH_HEAD_DIM,
+    "hunyuan_v1_moe": _WITH_HEAD_DIM | {"num_experts": 8, "moe_topk": 2},
+    "lfm2_moe": {
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+    },
+    "ministral": _WITH_HEAD_DIM,
+    "nemotron": {"num_key_value_heads": 8},
+    "qwen4_exp_text": _INDEXER,
+    "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+}
+"""Model type, or that of the text config in it -> entries."""
