@@ -50,13 +50,12 @@ def with_image(model: PreTrainedModel, text: Inputs) -> Inputs | None:
     takes = set(inspect.signature(model.forward).parameters)
     for way in _WAYS:
         try:
-            candidates = list(way(model, takes))
-        except Exception:  # a way that is not this family's may fail anyhow
+            for tensors in way(model, takes):
+                found = Inputs(_with_tokens(model, text, tensors), has_image=True)
+                if found.tensors.keys() <= takes and _is_seen(model, found):
+                    return found
+        except Exception:
             continue
-        for tensors in candidates:
-            found = Inputs(_with_tokens(model, text, tensors), has_image=True)
-            if tensors.keys() <= takes | {"input_ids"} and _is_seen(model, found):
-                return found
     return None
 
 
@@ -158,8 +157,10 @@ def _channels(vision: Any) -> int:
 def _one_picture(model: PreTrainedModel, takes: set[str]) -> Iterator[Tensors]:
     """(1, C, S, S), in place of image tokens, as LLaVA."""
     pixels = _pixels(model)
-    sizes = {"image_sizes": torch.tensor([pixels.shape[-2:]])} if "image_sizes" in takes else {}
-    yield _counted(model, {"pixel_values": pixels} | sizes)
+    yield _counted(model, {"pixel_values": pixels})
+    if "image_sizes" in takes:
+        sizes = torch.tensor([pixels.shape[-2:]])
+        yield _counted(model, {"pixel_values": pixels, "image_sizes": sizes})
 
 
 def _tiles(model: PreTrainedModel, takes: set[str]) -> Iterator[Tensors]:

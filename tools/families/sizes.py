@@ -10,6 +10,13 @@ from typing import Any
 _HEADS: dict[str, Any] = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
 _WITH_HEAD_DIM = _HEADS | {"intermediate_size": 256, "head_dim": 32}
 
+_GLM_ROPE: dict[str, Any] = {
+    "rope_type": "default",
+    "rope_theta": 10000.0,
+    "mrope_section": [8, 12, 12],
+    "partial_rotary_factor": 0.5,
+}
+
 _INDEXER: dict[str, Any] = {
     "indexer_n_heads": 4,
     "indexer_kv_heads": 1,
@@ -21,9 +28,13 @@ _INDEXER: dict[str, Any] = {
 }
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "aya_vision": {
+        "vision_config": {"model_type": "siglip_vision_model", "num_attention_heads": 16}
+    },
     "bamba": {"num_hidden_layers": 2, "attn_layer_indices": [1]},
     "blenderbot": {"decoder_layers": 2, "encoder_layers": 2},
     "blt": {"encoder_hash_byte_group_vocab": 64},
+    "chameleon": {"vocabulary_map": {"<image>": 100, "<racm3:break>": 101, "<eoss>": 102}},
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
     },
@@ -32,6 +43,8 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     | {"moe_intermediate_size": 1408},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2}
     | {"first_k_dense_replace": 1},
+    "glm4v_moe_text": {"head_dim": 128, "rope_parameters": _GLM_ROPE},
+    "glm4v_text": {"rope_parameters": _GLM_ROPE},
     "gpt_neox_japanese": {"num_hidden_layers": 2},
     "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["mamba", "attention"]},
     "helium": {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2},
@@ -44,6 +57,7 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "ministral": _WITH_HEAD_DIM,
     "nemotron": {"num_key_value_heads": 8},
     "qwen4_exp_text": _INDEXER,
+    "hunyuan_vl_text": _WITH_HEAD_DIM,
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
 }
 """Model type, or that of the text config in it -> entries."""

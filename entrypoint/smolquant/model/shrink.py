@@ -33,6 +33,7 @@ _MOST_EXPERTS, _MOST_CHOSEN = 16, 4
 
 _HEADS = re.compile(r"heads$|n_head$|n_?groups$")
 _LAYER_NUMBER = re.compile(r"layers?(_idx|_id|_interval)?$")
+_NO_NUMBERS = re.compile(r"size|section|shape|stride|kernel|ratio")
 _TOKEN = re.compile(r"token_(id|ids|index)$")
 
 
@@ -133,8 +134,9 @@ def _cut_layers(config: PretrainedConfig, entries: dict[str, Any], layers: int) 
                 isinstance(value, list)
                 and value
                 and all(_is_int(v) and 0 <= v < depth for v in value)
+                and not _NO_NUMBERS.search(name)
             ):
-                own[name] = [v for v in value if v < layers]  # numbers of layers
+                own[name] = [v for v in value if v < layers] or [layers - 1]  # numbers of layers
             elif _is_int(value) and _LAYER_NUMBER.search(name) and name != key:
                 own[name] = min(value, layers)
 
