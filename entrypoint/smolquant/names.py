@@ -29,6 +29,14 @@ def split_at_layer(name: str) -> tuple[str, int | None, str]:
     return name, None, ""
 
 
+def pattern_in_every_layer(name: str) -> str:
+    """A regular expression for the module or tensor ``name`` in every layer."""
+    before, number, after = split_at_layer(name)
+    if number is None:
+        return re.escape(name)
+    return r"\.".join([re.escape(before), r"\d+", *([re.escape(after)] if after else [])])
+
+
 def without_numbers(name: str) -> str:
     """A name with a ``*`` for each part that is a number."""
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))

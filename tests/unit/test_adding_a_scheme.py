@@ -46,10 +46,12 @@ class Signs(Scheme):
     def decide(self, rows: int, columns: int, group_size: int) -> Decision:
         return Keep("too tall for a toy") if rows > 256 else Quantize()
 
-    def torchao_config(self, group_size: int) -> Any:
+    def torchao_config(self, group_size: int, *, transposed: bool = False) -> Any:
         return Int8WeightOnlyConfig()
 
-    def quantize(self, weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
+    def quantize(
+        self, weight: torch.Tensor, group_size: int | None, *, transposed: bool = False
+    ) -> torch.Tensor:
         tensor: torch.Tensor = Int8Tensor.from_hp(weight, granularity=PerRow())
         return tensor
 

@@ -43,7 +43,7 @@ class PickleFile:
         self, tensor: SourceTensor, start: int, stop: int, *, sequential: bool = True
     ) -> torch.Tensor:
         whole = self._state()[tensor.name]
-        rows = whole[start:stop] if tensor.shape else whole
+        rows = whole.reshape(tensor.rows, *tensor.row_shape)[start:stop] if tensor.shape else whole
         copy = rows.clone(memory_format=torch.contiguous_format)
         if self._mapped is not None:
             _release_pages(rows)

@@ -20,6 +20,8 @@ from smolquant.checkpoint.pickles import LoadedPickle, PickleFile
 from smolquant.checkpoint.tensors import (
     DTYPES,
     STORED_DTYPES,
+    ConvertedTensor,
+    JoinedTensor,
     Layout,
     SourceTensor,
     bytes_of,
@@ -123,7 +125,7 @@ class SafetensorsFile:
     def read_rows(
         self, tensor: SourceTensor, start: int, stop: int, *, sequential: bool = True
     ) -> torch.Tensor:
-        shape = (stop - start, *tensor.shape[1:]) if tensor.shape else ()
+        shape = (stop - start, *tensor.row_shape) if tensor.shape else ()
         block = torch.empty(shape, dtype=tensor.dtype)
         view = bytes_of(block)
         offset = self._offsets[tensor.name] + start * tensor.row_bytes
@@ -233,7 +235,10 @@ class Checkpoint:
     def read_rows(
         self, tensor: SourceTensor, start: int, stop: int, *, sequential: bool = True
     ) -> torch.Tensor:
-        """Rows [start, stop) along the first axis, in the stored dtype, in memory of the caller's own.
+        """Rows [start, stop) in the stored dtype, in memory of the caller's own.
+
+        Returns:
+            (stop - start, columns); (stop - start,) of a vector, and () of a scalar.
 
         Args:
             sequential: a hint, for files that are far away, whether the caller reads in file order.
@@ -246,8 +251,25 @@ class Checkpoint:
                 f"{tensor.name!r} has {tensor.rows} rows, and rows {start} to {stop} were to be read.",
                 hint="Make sure that config.json and the tokenizer belong to these weights.",
             )
+        if isinstance(tensor, JoinedTensor):
+            parts = [
+                self.read_rows(piece, *rows, sequential=sequential)
+                for piece, *rows in tensor.pieces_of(start, stop)
+            ]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        if isinstance(tensor, ConvertedTensor):
+            whole = tensor.convert([self.read_whole(piece) for piece in tensor.pieces])
+            return whole.reshape(tensor.rows, *tensor.row_shape)[start:stop]
         stored = replace(tensor, name=self.layout.wrapper + tensor.name)
         return self._file_of[stored.name].read_rows(stored, start, stop, sequential=sequential)
+
+    def read_whole(self, tensor: SourceTensor) -> torch.Tensor:
+        """All of a tensor, in its own shape and the stored dtype.
+
+        Raises:
+            CheckpointError: as :meth:`read_rows`.
+        """
+        return self.read_rows(tensor, 0, tensor.rows).view(tensor.shape)
 
     def close(self) -> None:
         """Close every file."""

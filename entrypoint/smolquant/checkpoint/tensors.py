@@ -1,7 +1,7 @@
 """The tensors of a checkpoint as its weight files store them: names, dtypes, shapes and row ranges."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -48,16 +48,57 @@ class StoredTensor:
 
 
 class SourceTensor(StoredTensor):
-    """A tensor of the source, which is read by ranges of rows."""
+    """A tensor of the source, which is read by ranges of rows.
+
+    A row runs along the last axis, so a stack of matrices has the rows of all of them, one matrix after
+    another. A vector is read by values, and a scalar is one row.
+    """
 
     @property
     def rows(self) -> int:
-        """The length of the first axis; a scalar is one row."""
-        return self.shape[0] if self.shape else 1
+        """The number of rows."""
+        return prod(self.shape[:-1]) if len(self.shape) > 1 else prod(self.shape)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one row."""
+        return self.shape[-1:] if len(self.shape) > 1 else ()
 
     @property
     def row_bytes(self) -> int:
-        return self.size_bytes // self.rows if self.rows else 0
+        return prod(self.row_shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class JoinedTensor(SourceTensor):
+    """Several tensors of the source whose rows, one tensor after another, are those of a parameter."""
+
+    pieces: tuple[SourceTensor, ...]
+
+    def pieces_of(self, start: int, stop: int) -> Iterator[tuple[SourceTensor, int, int]]:
+        """The pieces that hold rows [start, stop), each with the range of its own rows."""
+        first = 0
+        for piece in self.pieces:
+            begin, end = max(start - first, 0), min(stop - first, piece.rows)
+            if begin < end:
+                yield piece, begin, end
+            first += piece.rows
+            if first >= stop:
+                return
+
+
+@dataclass(frozen=True)
+class ConvertedTensor(SourceTensor):
+    """A parameter that is computed from whole tensors of the source, and so is read whole."""
+
+    pieces: tuple[SourceTensor, ...]
+    convert: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    """From the pieces, in their order, to the parameter."""
+
+
+def pieces_of(tensor: SourceTensor) -> tuple[SourceTensor, ...]:
+    """The tensors in the files that ``tensor`` is made of; itself where it is one of them."""
+    return tensor.pieces if isinstance(tensor, JoinedTensor | ConvertedTensor) else (tensor,)
 
 
 def prevalent_dtype(tensors: Iterable[StoredTensor]) -> torch.dtype:
@@ -147,9 +188,20 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return memoryview(flat)
 
 
-def row_blocks(tensor: SourceTensor, block_bytes: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of about ``block_bytes`` that cover ``tensor`` once; none for an empty tensor."""
-    step = max(1, block_bytes // max(1, tensor.row_bytes))
-    step -= step % _ROWS_AT_A_TIME if step > _ROWS_AT_A_TIME else 0
-    for start in range(0, tensor.rows, step):
-        yield start, min(start + step, tensor.rows)
+def row_blocks(
+    tensor: SourceTensor, block_bytes: int, *, within: int | None = None
+) -> Iterator[tuple[int, int]]:
+    """Row ranges of about ``block_bytes`` that cover ``tensor`` once; none for an empty tensor.
+
+    What is read whole is one block, whatever its size.
+
+    Args:
+        within: the number of rows of each matrix of a stack, where no range may be part of two.
+    """
+    whole = isinstance(tensor, ConvertedTensor)
+    step = tensor.rows if whole else max(1, block_bytes // max(1, tensor.row_bytes))
+    step -= step % _ROWS_AT_A_TIME if step > _ROWS_AT_A_TIME and not whole else 0
+    for first in range(0, tensor.rows, within or max(1, tensor.rows)):
+        last = min(first + (within or tensor.rows), tensor.rows)
+        for start in range(first, last, step):
+            yield start, min(start + step, last)

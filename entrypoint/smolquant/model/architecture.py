@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from smolquant.checkpoint.tensors import SourceTensor
+from smolquant.checkpoint.tensors import Layout, SourceTensor
 from smolquant.errors import CheckpointError
 from smolquant.model.config import read_config
+from smolquant.model.conversion import converted_layout
 from smolquant.model.norms import Norm, is_norm, norms_in_front
 from smolquant.model.task import auto_class, check_built, task_of
 from smolquant.model.trunk import language_model, trunk_of
@@ -47,6 +48,14 @@ class Parameter:
     """It belongs to what sees or hears, and not to the language model: kept by design."""
     is_linear: bool = False
     """The weight of a linear layer, whether it is to be quantized or not."""
+    contracts_rows: bool = False
+    """Of a stack of experts: it is multiplied from the right, so that a matrix of it is (K, N) and not
+    (N, K) as a linear layer's weight is."""
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it is the weights of several experts, one matrix each."""
+        return self.kind == "expert" and len(self.shape) == 3
 
 
 class Architecture:
@@ -84,7 +93,6 @@ class Architecture:
         self._converters = [item for item in transforms if isinstance(item, WeightConverter)]
         self.default_skips: list[str] = sorted(HfQuantizer.get_modules_to_not_convert(model))
         self._head = model.get_output_embeddings()
-        self._refuse_fused_experts()
         self.language_model = language_model(model, sees=self.task == IMAGE_TEXT_TO_TEXT)
         """What reads and writes text: all of the model, or the part that is neither eyes nor ears."""
         self._in_language = {*self.language_model.modules(), self._head}
@@ -92,18 +100,12 @@ class Architecture:
     def parameter(self, checkpoint_name: str) -> Parameter | None:
         """What ``checkpoint_name`` is loaded into; None for a tensor that the model has no place for.
 
-        Raises:
-            CheckpointError: when transformers computes the parameter from several tensors.
+        Args:
+            checkpoint_name: the name of a tensor of a :meth:`converted` layout.
         """
-        name, converter = self._renamed(checkpoint_name)
+        name, _ = self._renamed(checkpoint_name)
         if name not in self._parameters:
             return None
-        if converter is not None:
-            raise CheckpointError(
-                f"transformers builds {name!r} of {self.class_name} from several tensors of the "
-                f"checkpoint ({checkpoint_name!r} is one), and those cannot be quantized one by one.",
-                hint="Save the model with a transformers version that stores it as it is built.",
-            )
         module_name = name.rpartition(".")[0]
         return Parameter(
             name=name,
@@ -117,7 +119,18 @@ class Architecture:
             is_linear=name.endswith(".weight")
             and isinstance(self._modules[module_name], nn.Linear)
             and self._modules[module_name] is not self._head,
+            contracts_rows=self._kind(name) == "expert"
+            and len(self._parameters[name].shape) == 3
+            and self._contracts_rows(module_name),
         )
+
+    def converted(self, layout: Layout) -> Layout:
+        """``layout`` with one tensor for each parameter, where transformers makes it of several.
+
+        Raises:
+            CheckpointError: tensors do not fit together.
+        """
+        return converted_layout(layout, self.model, self._renamed, self._converters)
 
     def unplaced(self, tensor: SourceTensor) -> Unplaced | None:
         """The fate of a tensor that the model has no place for; None where it must not be passed over."""
@@ -139,8 +152,8 @@ class Architecture:
             return None, 0
         return next(name for name, module in self._modules.items() if module is layers), len(layers)
 
-    def _renamed(self, checkpoint_name: str) -> tuple[str, Any]:
-        """The parameter that transformers fills from a tensor, and what converts it, if anything does."""
+    def _renamed(self, checkpoint_name: str) -> tuple[str, str | None]:
+        """The parameter that transformers fills from a tensor, and the pattern of what converts it."""
         from transformers.core_model_loading import rename_source_key
 
         name, converter = rename_source_key(
@@ -210,8 +223,6 @@ class Architecture:
         return self._modules[module_name] in {table, self._head}
 
     def _kind(self, name: str) -> TensorKind:
-        from transformers.quantizers.quantizers_utils import should_convert_module
-
         module_name = name.rpartition(".")[0]
         module = self._modules[module_name]
         if module not in self._in_language:
@@ -221,11 +232,68 @@ class Architecture:
         if isinstance(module, nn.Embedding):
             return "embedding"
         if isinstance(module, nn.Linear):
-            if not should_convert_module(name, self.default_skips):
-                return "output head"
-            # transformers' own name for what a router chooses from, in every family that has them.
-            return "expert" if "experts" in module_name.split(".") else "linear"
+            return self._kind_of_linear(name)
+        if self._is_stack_of_experts(name):
+            return "expert"
         return "norm" if is_norm(module) else "other"
+
+    def _kind_of_linear(self, name: str) -> TensorKind:
+        from transformers.quantizers.quantizers_utils import should_convert_module
+
+        if not should_convert_module(name, self.default_skips):
+            return "output head"
+        # transformers' own name for what a router chooses from, in every family that has them.
+        return "expert" if "experts" in name.split(".") else "linear"
+
+    def _is_stack_of_experts(self, name: str) -> bool:
+        """Whether ``name`` is one matrix for each of several experts."""
+        module = self._modules[name.rpartition(".")[0]]
+        return self._parameters[name].ndim == 3 and "Experts" in type(module).__name__
+
+    @cached_property
+    def _routers(self) -> Set[nn.Module]:
+        """Linear layers that choose among experts, or say how much the shared one counts.
+
+        They lie beside the experts, or in a module that does, and have one output for each or one in all.
+        """
+        routers: set[nn.Module] = set()
+        for block in self._modules.values():
+            for experts in block.children():
+                n_experts = self._n_experts(experts)
+                routers |= {
+                    module
+                    for beside in block.children()
+                    if n_experts and beside is not experts
+                    for module in beside.modules()
+                    if isinstance(module, nn.Linear) and module.out_features in (1, n_experts)
+                }
+        return routers
+
+    @staticmethod
+    def _n_experts(module: nn.Module) -> int:
+        """How many experts ``module`` is; 0 where it is something else."""
+        if isinstance(module, nn.ModuleList):
+            names = {type(expert).__name__ for expert in module}
+            is_mixture = len(names) == 1 and any("Expert" in name for name in names)
+            return len(module) if is_mixture else 0
+        stacks = [p for p in module.parameters(recurse=False) if p.ndim == 3]
+        return len(stacks[0]) if stacks and "Experts" in type(module).__name__ else 0
+
+    def _contracts_rows(self, module_name: str) -> bool:
+        """Whether the stacks of a module of experts are multiplied from the right.
+
+        transformers' own interface for experts says so. Of a module that does not use it, the place of the
+        hidden size tells: it is what all but the last projection read, and what that one writes.
+        """
+        module = self._modules[module_name]
+        if hasattr(module, "is_transposed"):
+            return bool(module.is_transposed)
+        hidden = self.model.config.get_text_config(decoder=True).hidden_size
+        for attribute, stack in module.named_parameters(recurse=False):
+            if stack.ndim == 3 and stack.shape[1] != stack.shape[2] and hidden in stack.shape[1:]:
+                reads_hidden = "down" not in attribute
+                return (stack.shape[1] == hidden) is reads_hidden
+        return False
 
     def _keep_reason(self, name: str) -> str:
         module_name, _, attribute = name.rpartition(".")
@@ -238,7 +306,15 @@ class Architecture:
             return kind
         if attribute == "bias":
             return "bias"
-        module = self._modules[module_name]
+        return self._keep_reason_in_layers(name)
+
+    def _keep_reason_in_layers(self, name: str) -> str:
+        module_name, _, attribute = name.rpartition(".")
+        module, kind = self._modules[module_name], self._kind(name)
+        if module in self._routers:
+            return "a router among experts, which decides with few numbers"
+        if self._is_stack_of_experts(name):
+            return ""
         if isinstance(module, nn.Linear) and attribute == "weight":
             return "" if kind in ("linear", "expert") else kind
         return "norm" if is_norm(module) else f"not a linear layer ({type(module).__name__})"
@@ -251,20 +327,6 @@ class Architecture:
             if self._in_language.isdisjoint(self._modules[name].modules()):
                 return name
         return module_name
-
-    def _refuse_fused_experts(self) -> None:
-        """transformers fuses experts into 3-D parameters, which it can load quantized but not run."""
-        fused = [
-            name
-            for name, parameter in self._parameters.items()
-            if parameter.ndim == 3 and name.endswith(("gate_up_proj", "down_proj", "gate_proj"))
-        ]
-        if fused:
-            raise CheckpointError(
-                f"{self.class_name} is a mixture of experts: transformers holds them as 3-D parameters "
-                f"({fused[0]!r}), and its default expert kernels cannot run torchao's tensors.",
-                hint="Quantize a dense model; this one would be published and fail at its first token.",
-            )
 
 
 def take_quantizer(config: dict[str, Any]) -> str:

@@ -46,7 +46,7 @@ class SourceWeights(Weights):
     def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
         super().__init__(checkpoint, architecture)
         self._architecture = architecture
-        tensors = checkpoint.layout.tensors
+        tensors = architecture.converted(checkpoint.layout).tensors
         self._tensors = {
             parameter.name: tensor
             for name, tensor in tensors.items()
@@ -58,7 +58,8 @@ class SourceWeights(Weights):
         return self._stored(name) in self._tensors
 
     def load(self, name: str) -> torch.Tensor:
-        return self.rows(name, 0, self._tensors[self._stored(name)].rows)
+        tensor = self._tensors[self._stored(name)]
+        return self.rows(name, 0, tensor.rows).view(tensor.shape)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         stored = self._stored(name)
@@ -126,8 +127,7 @@ class VariantWeights(Weights):
         return sum(self._tensor(part).size_bytes for part in self._parts(stored) or [stored])
 
     def _read(self, name: str) -> torch.Tensor:
-        tensor = self._tensor(name)
-        return self._checkpoint.read_rows(tensor, 0, tensor.rows)
+        return self._checkpoint.read_whole(self._tensor(name))
 
     def _tensor(self, name: str) -> SourceTensor:
         return self._checkpoint.layout.tensors[name]

@@ -97,7 +97,9 @@ class Calibration:
         """What finds the weights."""
         # Tables may be stored by another scheme, as --embeddings may ask for.
         self._planned = {
-            tensor.name: tensor for tensor in plan.tensors if tensor.scheme is plan.scheme
+            tensor.name: tensor
+            for tensor in plan.tensors
+            if tensor.scheme is plan.scheme and len(tensor.source.shape) == 2
         }
         self._advance: Callable[[int], None] = lambda n_bytes: None
         self._folder = Path()
@@ -125,10 +127,7 @@ class Calibration:
         """
         states = self._windows.numel() * self._source.hidden_size * 4 * 4
         moments = max(
-            4
-            * sum(
-                self._planned[name].source.shape[1] ** 2 for name in unit if name in self._planned
-            )
+            4 * sum(self._planned[name].columns ** 2 for name in unit if name in self._planned)
             for unit in self._source.units
         )
         arithmetic = max(

@@ -70,6 +70,7 @@ def quantize_checkpoint(
         OSError: the disk is full.
     """
     workers = len(os.sched_getaffinity(0))
+    sources = [planned.source for planned in next(iter(plans.values())).tensors]
     keep_freed_blocks()
     with ExitStack() as stack:
         # Entered first and so left last, when no worker writes to a file any more.
@@ -91,9 +92,9 @@ def quantize_checkpoint(
         }
         pool = stack.enter_context(_one_torch_thread_each(workers))
         norms = [norm for output in outputs.values() for norm in output.norms]
-        mean_squares = _input_mean_squares(norms, checkpoint, pool)
+        mean_squares = _input_mean_squares(norms, sources, checkpoint, pool)
         tasks = stack.enter_context(_TaskQueue(pool, workers * _TASKS_AHEAD))
-        for tensor in checkpoint.layout.tensors.values():
+        for tensor in sources:
             if send and any(output.needs_another_shard(tensor) for output in outputs.values()):
                 tasks.finish()
                 for output in outputs.values():
@@ -116,12 +117,22 @@ def _submit_blocks(
         if tensor.name not in checkpoint.layout.aliases:
             advance(tensor.size_bytes)
         return
-    blocks = list(row_blocks(tensor, BLOCK_BYTES))
+    blocks = list(_blocks(tensor, jobs))
     groups = _by_stored_bytes(jobs)
     for job in jobs:
         job.expect(len(blocks))
     for rows in blocks:
         tasks.submit(_process_block, checkpoint, tensor, rows, groups, advance)
+
+
+def _blocks(tensor: SourceTensor, jobs: Sequence[TensorJob]) -> Iterator[tuple[int, int]]:
+    """Ranges of rows; of a stack that is quantized within one matrix each, and transposed ones whole."""
+    quantized = [job.planned for job in jobs if isinstance(job.planned.decision, Quantize)]
+    if not quantized:
+        return row_blocks(tensor, BLOCK_BYTES)
+    matrix_rows = quantized[0].matrix_rows
+    block_bytes = tensor.size_bytes if quantized[0].transposed else BLOCK_BYTES
+    return row_blocks(tensor, block_bytes, within=matrix_rows)
 
 
 def _process_block(
@@ -131,9 +142,10 @@ def _process_block(
     groups: Sequence[Sequence[TensorJob]],
     advance: Callable[[int], None],
 ) -> None:
-    block = checkpoint.read_rows(tensor, *rows)
+    read = checkpoint.read_rows(tensor, *rows)
     for jobs in groups:
         planned = jobs[0].planned
+        block = read.t().contiguous() if planned.transposed else read
         cast = block.to(planned.dtype)
         if isinstance(planned.decision, Quantize):
             quantized = jobs[0].quantize(cast, rows[0], planned.decision.group_size)
@@ -141,13 +153,13 @@ def _process_block(
                 raise _unusable(tensor.name, block, cast)
             quantized = _with_loss_of_casting(quantized, block, cast)
             for job in jobs:
-                job.store(quantized, rows[0])
+                job.store(quantized, *rows)
         else:
             if not _is_finite(cast):
                 raise _unusable(tensor.name, block, cast)
             for job in jobs:
                 job.keep(cast, rows[0])
-    advance(block.numel() * block.element_size())
+    advance(read.numel() * read.element_size())
 
 
 def _with_loss_of_casting(
@@ -194,7 +206,10 @@ def _is_finite(block: torch.Tensor) -> bool:
 
 
 def _input_mean_squares(
-    norms: Sequence[NormInFront], checkpoint: Checkpoint, pool: ThreadPoolExecutor
+    norms: Sequence[NormInFront],
+    sources: Sequence[SourceTensor],
+    checkpoint: Checkpoint,
+    pool: ThreadPoolExecutor,
 ) -> dict[str, torch.Tensor | None]:
     """The mean squares of the columns of each norm's output, by the norm's name; a few kB each.
 
@@ -202,7 +217,7 @@ def _input_mean_squares(
     because a pickle of the old format is loaded whole for it, and several at a time, because the Hub may
     be far.
     """
-    place = {name: i for i, name in enumerate(checkpoint.layout.tensors)}
+    place = {tensor.name: i for i, tensor in enumerate(sources)}
 
     def read(front: NormInFront) -> torch.Tensor | None:
         values = {

@@ -211,9 +211,11 @@ class TensorJob:
     calibrated: "CalibratedWeights | None"
     input_mean_squares: torch.Tensor | None
     """(K,): the mean square of each column of the weight's inputs; None where it is not known."""
-    _whole_parts: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Parts whose rows do not lie one after the other, such as the scales of groups. They are small, held
-    whole, and written last."""
+    _whole_parts: dict[tuple[int, str], torch.Tensor] = field(default_factory=dict)
+    """Matrix and part, of parts whose rows do not lie one after the other, such as the scales of groups.
+    They are small, held until the matrix is whole, and written then."""
+    _rows_left: dict[int, int] = field(default_factory=dict)
+    """Matrix -> its rows that are not stored yet."""
     _errors: dict[int, tuple[float, float, float]] = field(default_factory=dict)
     """First row -> squared norms: of (dequantized - weight), of its part without a bound, of the weight."""
     _blocks_left: int = 0
@@ -244,26 +246,42 @@ class TensorJob:
         self.shard.writer.write(self.planned.parts[""].name, rows, start * row_bytes)
         self._count_block()
 
-    def store(self, quantized: QuantizedRows, start: int) -> None:
-        """Store the parts of rows from row ``start`` on."""
+    def store(self, quantized: QuantizedRows, start: int, stop: int) -> None:
+        """Store the parts of rows [start, stop) of the source, which are of one matrix."""
+        matrix, row = divmod(start, self.planned.matrix_rows)
         for part, stored in self.planned.parts.items():
             data = quantized.parts[part]
-            if self.scheme.row_axes[part] == 0:
+            if self.planned.transposed:  # a whole matrix, in its own shape again
+                size = data.numel() * data.element_size()
+                self.shard.writer.write(stored.name, data.t(), matrix * size)
+            elif self.scheme.row_axes[part] == 0:
                 row_bytes = data[0].numel() * data.element_size()
                 self.shard.writer.write(stored.name, data, start * row_bytes)
             else:
                 with self._lock:
                     whole = self._whole_parts.setdefault(
-                        part, torch.empty(stored.shape, dtype=stored.dtype)
+                        (matrix, part), torch.empty(stored.shape[-2:], dtype=stored.dtype)
                     )
-                whole[:, start : start + data.shape[1]] = data
+                whole[:, row : row + data.shape[1]] = data
         with self._lock:
             self._errors[start] = (
                 quantized.squared_error,
                 quantized.without_bound,
                 quantized.squared_norm,
             )
+        self._write_whole_parts(matrix, stop - start)
         self._count_block()
+
+    def _write_whole_parts(self, matrix: int, rows: int) -> None:
+        """Write what was held of a matrix, if these rows are the last of it."""
+        with self._lock:
+            left = self._rows_left.get(matrix, self.planned.matrix_rows) - rows
+            self._rows_left[matrix] = left
+            done = [key for key in self._whole_parts if key[0] == matrix] if not left else []
+            held = {part: self._whole_parts.pop((matrix, part)) for _, part in done}
+        for part, whole in held.items():
+            size = whole.numel() * whole.element_size()
+            self.shard.writer.write(self.planned.parts[part].name, whole, matrix * size)
 
     def _count_block(self) -> None:
         with self._lock:
@@ -273,9 +291,6 @@ class TensorJob:
             self._finish()
 
     def _finish(self) -> None:
-        for part, whole in self._whole_parts.items():
-            self.shard.writer.write(self.planned.parts[part].name, whole)
-        self._whole_parts.clear()
         self.shard.done(self.planned.source.name, self._relative_error())
 
     def _relative_error(self) -> RelativeError | None:

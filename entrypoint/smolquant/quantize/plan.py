@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -20,6 +21,7 @@ from smolquant.checkpoint.writer import Shard, index_text, lay_out
 from smolquant.errors import CheckpointError, GateError
 from smolquant.model.architecture import Architecture, Parameter
 from smolquant.model.norms import Norm
+from smolquant.names import pattern_in_every_layer
 from smolquant.quantize.fit import refuse_mismatch, unplaced_tensors
 from smolquant.quantize.tables import ONE_TABLE, StoredTables
 from smolquant.record import TensorKind, TensorRecord
@@ -64,6 +66,18 @@ class PlannedTensor:
     """What tells how much each column counts, where there is one and the scheme asks for it."""
     kind: TensorKind = "other"
     """What the module that owns it is; ``other`` for what the model has no place for."""
+    transposed: bool = False
+    """Of a quantized stack: each of its matrices is (K, N), and is quantized as its transpose."""
+
+    @property
+    def matrix_rows(self) -> int:
+        """The number of the source's rows in one matrix of a stack; all rows of any other tensor."""
+        return self.source.shape[-2] if len(self.source.shape) > 2 else self.source.rows
+
+    @property
+    def columns(self) -> int:
+        """K, the number of inputs of a weight."""
+        return self.source.shape[-2 if self.transposed else -1]
 
     @property
     def dropped(self) -> bool:
@@ -117,7 +131,7 @@ class VariantPlan:
         """Source tensor -> the largest relative error that its scheme can cause, if quantized."""
         return {
             tensor.source.name: tensor.scheme.max_relative_error(
-                tensor.source.shape[1], tensor.decision.group_size
+                tensor.columns, tensor.decision.group_size
             )
             for tensor in self.tensors
             if tensor.scheme and isinstance(tensor.decision, Quantize)
@@ -142,6 +156,31 @@ class VariantPlan:
             f"can put them; {worst!r} has a relative error of {wild[worst]:.3g}, and its bound is "
             f"{bounds[worst]:.3g}.",
             hint="Please report this with the model's name; --skip keeps the weight as it is.",
+        )
+
+    @property
+    def stacks(self) -> list[PlannedTensor]:
+        """The stacks of experts that are quantized."""
+        return [tensor for tensor in self.tensors if tensor.scheme and len(tensor.source.shape) > 2]
+
+    def torchao_config(self) -> Any:
+        """What ``config.json`` tells stock transformers: the scheme, and by name what it is for, where
+        that is not linear layers alone.
+        """
+        if not self.stacks:
+            return self.scheme.torchao_config(self.group_size)
+        from torchao.quantization import FqnToConfig
+
+        by_name = {
+            f"re:{pattern_in_every_layer(tensor.name.removesuffix('.weight'))}": tensor
+            for tensor in self.tensors
+            if tensor.scheme is self.scheme
+        }
+        return FqnToConfig(
+            {
+                name: self.scheme.torchao_config(self.group_size, transposed=tensor.transposed)
+                for name, tensor in by_name.items()
+            }
         )
 
     @cached_property
@@ -309,7 +348,13 @@ class _Planner:
         if scheme.weight_dtypes is not None and dtype not in scheme.weight_dtypes:
             computes = " or ".join(sorted(scheme.weight_dtypes))
             return Keep(f"{dtype}, and {scheme.quant_type} computes with {computes} only")
-        rows, columns = parameter.shape
+        rows, columns = parameter.shape[-2:]
+        if parameter.contracts_rows:
+            if not scheme.stores_transposed:
+                return Keep(
+                    f"multiplied from the right, for which {scheme.quant_type} has no layout"
+                )
+            rows, columns = columns, rows
         return scheme.decide(rows, columns, self.group_size)
 
     def _stored_dtype(self, name: str, parameter: Parameter | None) -> torch.dtype:
@@ -353,7 +398,8 @@ class _Planner:
         weight = torch.empty(source.shape, dtype=dtype, device="meta")
         prefix = name
         if isinstance(decision, Quantize):
-            weight = self._as_quantized(scheme, weight, decision.group_size)
+            transposed = parameter is not None and parameter.contracts_rows
+            weight = self._as_quantized(scheme, weight, decision.group_size, transposed=transposed)
             module, _, attribute = name.rpartition(".")
             prefix = f"{module}._{attribute}_"
         flat, metadata = flatten_tensor_state_dict({name: weight})
@@ -362,7 +408,7 @@ class _Planner:
             for stored, part in flat.items()
         }
         used = scheme if isinstance(decision, Quantize) else None
-        norm = self._norm_in_front(name, source.shape[1]) if used and used.weighs_columns else None
+        norm = self._norm_in_front(name, source.shape[-1]) if used and used.weighs_columns else None
         return PlannedTensor(
             source,
             decision,
@@ -374,6 +420,7 @@ class _Planner:
             norm=norm,
             kind=kind,
             unplaced=parameter is None,
+            transposed=used is not None and parameter is not None and parameter.contracts_rows,
         )
 
     def _norm_in_front(self, weight: str, columns: int) -> NormInFront | None:
@@ -384,12 +431,12 @@ class _Planner:
         return NormInFront(norm, sources, columns)
 
     def _as_quantized(
-        self, scheme: Scheme, weight: torch.Tensor, group_size: int | None
+        self, scheme: Scheme, weight: torch.Tensor, group_size: int | None, *, transposed: bool
     ) -> torch.Tensor:
         """What a weight of this shape becomes; asked once, as layers are alike."""
-        alike = (scheme, weight.shape, weight.dtype, group_size)
+        alike = (scheme, weight.shape, weight.dtype, group_size, transposed)
         if alike not in self._quantized:
-            self._quantized[alike] = scheme.quantize(weight, group_size)
+            self._quantized[alike] = scheme.quantize(weight, group_size, transposed=transposed)
         return self._quantized[alike]
 
     def _refuse_unquantizable(self, decisions: Mapping[str, Decision], quant_type: str) -> None:

@@ -26,7 +26,7 @@ def sound_layout(source: Source, architecture: Architecture, notice: Notice) -> 
             in other files than those that transformers reads.
     """
     try:
-        layout = source.layout()
+        layout = architecture.converted(source.layout())
     except CheckpointError as error:
         if not architecture.quantizer:
             raise

@@ -26,7 +26,7 @@ from smolquant.checkpoint.folder import FolderSource
 from smolquant.memory import is_out_of_memory
 from smolquant.model.architecture import Architecture
 from smolquant.model.shrink import smaller_configs
-from smolquant.names import split_at_layer
+from smolquant.names import pattern_in_every_layer
 from smolquant.quantize.engine import quantize_checkpoint
 from smolquant.quantize.plan import VariantPlan, make_plan
 from smolquant.quantize.small_model import (
@@ -170,7 +170,8 @@ class _Laboratory:
         kept_by_plan = {
             re.escape(tensor.name.rpartition(".")[0]): "kept by the plan"
             for tensor in full.tensors
-            if not decided[tensor.name] and tensor.name.endswith(".weight")
+            if not decided[tensor.name]
+            and (tensor.name.endswith(".weight") or tensor.kind == "expert")
         }
         keep: dict[str, str] = {}
         failure: Failure | None = None
@@ -194,7 +195,7 @@ class _Laboratory:
 
     def _plan(self, full: VariantPlan, keep: Mapping[str, str]) -> VariantPlan:
         (plan,) = make_plan(
-            self.source.layout(),
+            self.architecture.converted(self.source.layout()),
             self.architecture,
             [full.scheme],
             group_size=full.group_size,
@@ -257,9 +258,11 @@ class _Laboratory:
         scheme = next(scheme for scheme in SCHEMES.values() if has_kernels(scheme, "cpu"))
         for tensor in plan.tensors:
             if tensor.scheme is plan.scheme:
-                weight = scheme.quantize(self.weights[tensor.name].to(tensor.dtype), None)
-                module = model.get_submodule(tensor.name.rpartition(".")[0])
-                module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+                weight = self.weights[tensor.name].to(tensor.dtype)
+                stand_in = scheme.quantize(weight, None, transposed=tensor.transposed)
+                module, _, attribute = tensor.name.rpartition(".")
+                parameters = model.get_submodule(module)._parameters
+                parameters[attribute] = nn.Parameter(stand_in, requires_grad=False)
 
     def _require_stored_values(
         self, loaded: PreTrainedModel, kept: Mapping[str, torch.dtype]
@@ -318,19 +321,13 @@ class _Laboratory:
     ) -> dict[str, str]:
         """Patterns of modules that have to stay unquantized, in all layers; none where nothing helps."""
         quantized = [
-            tensor.name.rpartition(".")[0]
-            for tensor in plan.tensors
-            if isinstance(tensor.decision, Quantize)
+            tensor.name for tensor in plan.tensors if isinstance(tensor.decision, Quantize)
         ]
         keep: dict[str, str] = {}
         found: Failure | None = failure
         while found is not None:
-            below = [
-                name
-                for name in quantized
-                if name == found.module or name.startswith(f"{found.module}.")
-            ]
-            kinds = list(dict.fromkeys(_kind(name) for name in below or quantized))
+            below = [name for name in quantized if name.startswith(f"{found.module}.")]
+            kinds = list(dict.fromkeys(map(_module_kind, below or quantized)))
             kinds = [kind for kind in kinds if kind not in keep]
             for tried in [*([kind] for kind in kinds), kinds]:
                 with self._unquantized(model, quantized, {*keep, *tried}):
@@ -349,17 +346,20 @@ class _Laboratory:
     def _unquantized(
         self, model: PreTrainedModel, names: Iterable[str], kinds: set[str]
     ) -> Iterator[None]:
-        """``model`` with the source's weights in modules of ``kinds``."""
-        modules = {name: model.get_submodule(name) for name in names if _kind(name) in kinds}
-        before = {name: module._parameters["weight"] for name, module in modules.items()}
-        for name, module in modules.items():
-            weight = self.weights[f"{name}.weight"].clone()
-            module._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
+        """``model`` with the source's weights, of those of ``names``, in modules of ``kinds``."""
+        before: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter | None]] = []
+        for name in names:
+            if _module_kind(name) in kinds:
+                module, _, attribute = name.rpartition(".")
+                parameters = model.get_submodule(module)._parameters
+                before.append((parameters, attribute, parameters[attribute]))
+                weight = self.weights[name].clone()
+                parameters[attribute] = nn.Parameter(weight, requires_grad=False)
         try:
             yield
         finally:
-            for name, module in modules.items():
-                module._parameters["weight"] = before[name]
+            for parameters, attribute, weight in before:
+                parameters[attribute] = weight
 
 
 def _without_small_model(
@@ -400,12 +400,9 @@ def _otherwise(plan: VariantPlan, decided: Mapping[str, bool], keep: Mapping[str
     return f"the small model decides otherwise about {len(names)} weights, {names[0]!r} among them"
 
 
-def _kind(module: str) -> str:
-    """A pattern for ``module`` in every layer."""
-    before, number, after = split_at_layer(module)
-    if number is None:
-        return re.escape(module)
-    return r"\.".join([re.escape(before), r"\d+", *([re.escape(after)] if after else [])])
+def _module_kind(weight: str) -> str:
+    """A pattern for the module of ``weight`` in every layer."""
+    return pattern_in_every_layer(weight.rpartition(".")[0])
 
 
 def _told(error: Exception) -> str:

@@ -117,8 +117,12 @@ def _config_text(config: dict[str, Any], plan: VariantPlan, repo: str | None) ->
     changed["dtype"] = plan.dtype_name
     if plan.untied:
         changed = _untied(changed) | {"tie_word_embeddings": False}
+    if plan.stacks:
+        # What transformers would choose by itself multiplies whole stacks, for which torchao's tensors have
+        # no kernels on a CPU.
+        changed["experts_implementation"] = "eager"
     changed["quantization_config"] = TorchAoConfig(
-        plan.scheme.torchao_config(plan.group_size),
+        plan.torchao_config(),
         modules_to_not_convert=list(plan.kept_modules),
     ).to_dict()
     return json.dumps(changed, indent=2, sort_keys=True) + "\n"

@@ -16,6 +16,7 @@ from torchao.quantization import Int4Tensor
 from torchao.quantization.utils import pack_tinygemm_scales_and_zeros
 from torchao.utils import TorchAOBaseTensor
 
+from smolquant.runtime.stacks import each_expert
 from smolquant.schemes import Scheme
 from smolquant.schemes.int4_packing import unpack_int4
 
@@ -108,8 +109,8 @@ def _plain(weight: TorchAOBaseTensor) -> torch.Tensor:
 
 
 _PACKERS: Mapping[tuple[str, str], Callable[[Any], torch.Tensor]] = {
-    ("Int4Tensor", "cpu"): pack_for_this_cpu,
-    ("Int4Tensor", "cuda"): _pack_for_cuda_without_mslk,
+    ("Int4Tensor", "cpu"): each_expert(pack_for_this_cpu),
+    ("Int4Tensor", "cuda"): each_expert(_pack_for_cuda_without_mslk),
     ("Float8Tensor", "cpu"): _plain,
 }
 """What packs a weight, by the class that it is stored as and the type of its device. A weight without an
@@ -118,13 +119,7 @@ entry runs as it is stored."""
 
 def pack_model(model: nn.Module) -> None:
     """Turn every stored weight of ``model`` into what its device computes with, in place."""
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if not isinstance(weight, torch.Tensor):
-            continue
-        pack = _PACKERS.get((type(weight).__name__, weight.device.type))
-        if pack is not None:
-            module.weight = nn.Parameter(pack(weight), requires_grad=False)
+    _replace_stored(model, _packed)
 
 
 def dequantize_model(model: nn.Module) -> None:
@@ -132,10 +127,21 @@ def dequantize_model(model: nn.Module) -> None:
 
     This is for machines without the kernels of a scheme, see :func:`has_kernels`.
     """
+    _replace_stored(model, _plain)
+
+
+def _packed(weight: TorchAOBaseTensor) -> torch.Tensor:
+    pack = _PACKERS.get((type(weight).__name__, weight.device.type))
+    return pack(weight) if pack else weight
+
+
+def _replace_stored(
+    model: nn.Module, replacement: Callable[[TorchAOBaseTensor], torch.Tensor]
+) -> None:
     for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, TorchAOBaseTensor):
-            module.weight = nn.Parameter(weight.dequantize(), requires_grad=False)
+        for name, weight in module._parameters.items():
+            if isinstance(weight, TorchAOBaseTensor):
+                module._parameters[name] = nn.Parameter(replacement(weight), requires_grad=False)
 
 
 def has_kernels(scheme: Scheme, device: str) -> bool:

@@ -1,6 +1,7 @@
 """A linear on the CPU for torchao's plain ``Int4Tensor``, which has one for CUDA only (through mslk).
 
-Importing this registers it and leaves CUDA as it is. Each weight is repacked for this CPU at its first use.
+Importing this registers it and leaves CUDA as it is. Each weight is repacked for this CPU at its first use,
+and so is each expert of a stack.
 """
 
 from typing import Any

@@ -75,6 +75,8 @@ class Scheme(ABC):
     """Whether ``--quant-type both`` means this one too."""
     stores_tables: ClassVar[bool] = False
     """Whether ``--embeddings`` may name its variant, to have tables with a row a token stored by it."""
+    stores_transposed: ClassVar[bool] = False
+    """Whether it has a layout for stacks of experts that are multiplied from the right, (K, N) each."""
     weight_dtypes: ClassVar[frozenset[str] | None] = None
     """The dtypes of weights that its kernels compute with; None: any."""
     computes_as_stored: ClassVar[bool] = False
@@ -106,16 +108,24 @@ class Scheme(ABC):
         """What happens to a weight of shape (rows, columns)."""
 
     @abstractmethod
-    def torchao_config(self, group_size: int) -> Any:
-        """The ``AOBaseConfig`` that stock transformers finds in ``config.json``."""
+    def torchao_config(self, group_size: int, *, transposed: bool = False) -> Any:
+        """The ``AOBaseConfig`` that stock transformers finds in ``config.json``.
+
+        Args:
+            transposed: for stacks as in :meth:`quantize`.
+        """
 
     @abstractmethod
-    def quantize(self, weight: "torch.Tensor", group_size: int | None) -> "torch.Tensor":
+    def quantize(
+        self, weight: "torch.Tensor", group_size: int | None, *, transposed: bool = False
+    ) -> "torch.Tensor":
         """Quantize whole rows of a weight.
 
         Args:
-            weight: (n, K), bfloat16, float16 or float32, on any device, meta included.
+            weight: (n, K), or (E, n, K) for a stack of experts; bfloat16, float16 or float32, on any
+                device, meta included.
             group_size: from :meth:`decide`.
+            transposed: the weight is a stack (E, K, N), for a scheme that :attr:`stores_transposed`.
 
         Returns:
             torchao's own tensor subclass; every row depends on that row only, so a weight can be

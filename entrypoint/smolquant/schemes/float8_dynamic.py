@@ -32,6 +32,7 @@ class Float8Dynamic(Float8WeightOnly):
         "weights, which leaves out the rounding of activations, and its speed is not measured."
     )
     weight_dtypes: ClassVar = frozenset({"bfloat16"})
+    stores_transposed: ClassVar = False
     # Dequantized weights in bfloat16, and what is made of one on the way there.
     layer_memory: ClassVar = 7.0
 
@@ -41,12 +42,14 @@ class Float8Dynamic(Float8WeightOnly):
             return Keep(f"{rows} x {columns} are not multiples of {_MULTIPLE}")
         return Quantize()
 
-    def torchao_config(self, group_size: int) -> Any:
+    def torchao_config(self, group_size: int, *, transposed: bool = False) -> Any:
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
 
         return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
 
-    def quantize(self, weight: "torch.Tensor", group_size: int | None) -> "torch.Tensor":
+    def quantize(
+        self, weight: "torch.Tensor", group_size: int | None, *, transposed: bool = False
+    ) -> "torch.Tensor":
         """Make what the config would make, which it refuses to do where there is no such GPU.
 
         Source: ``_float8_dynamic_activation_float8_weight_quantize_tensor`` of

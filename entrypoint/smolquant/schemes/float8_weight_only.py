@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smolquant.schemes.base import QuantizedRows, error_of, last_place, squared_norm
-from smolquant.schemes.per_row import ScaledByRow, scaled_rows
+from smolquant.schemes.per_row import ScaledByRow, granularity, scaled_rows
 
 if TYPE_CHECKING:
     import torch
@@ -33,15 +33,23 @@ class Float8WeightOnly(ScaledByRow):
     row_axes: ClassVar = {"qdata": 0, "scale": 0}
     arithmetic = "float8"
 
-    def torchao_config(self, group_size: int) -> Any:
+    def torchao_config(self, group_size: int, *, transposed: bool = False) -> Any:
         from torchao.quantization import Float8WeightOnlyConfig
 
-        return Float8WeightOnlyConfig()
+        return (
+            Float8WeightOnlyConfig(granularity=granularity(transposed=True))
+            if transposed
+            else Float8WeightOnlyConfig()
+        )
 
-    def quantize(self, weight: "torch.Tensor", group_size: int | None) -> "torch.Tensor":
-        from torchao.quantization import Float8Tensor, PerRow
+    def quantize(
+        self, weight: "torch.Tensor", group_size: int | None, *, transposed: bool = False
+    ) -> "torch.Tensor":
+        from torchao.quantization import Float8Tensor
 
-        return zero_rows_as_zeros(Float8Tensor.from_hp(weight, granularity=PerRow()))
+        return zero_rows_as_zeros(
+            Float8Tensor.from_hp(weight, granularity=granularity(transposed=transposed))
+        )
 
     def quantize_rows(
         self,

@@ -88,21 +88,26 @@ class Int4WeightOnly(Scheme):
             return Quantize(group_size)
         return Quantize(max(fitting), f"{columns} columns are not a multiple of {group_size}")
 
-    def torchao_config(self, group_size: int) -> Any:
+    def torchao_config(self, group_size: int, *, transposed: bool = False) -> Any:
         from torchao.quantization import Int4WeightOnlyConfig
 
         return Int4WeightOnlyConfig(group_size=group_size)
 
-    def quantize(self, weight: "torch.Tensor", group_size: int | None) -> "torch.Tensor":
+    def quantize(
+        self, weight: "torch.Tensor", group_size: int | None, *, transposed: bool = False
+    ) -> "torch.Tensor":
         import torch
         from torchao.quantization import Int4Tensor
 
         assert group_size is not None
         # On the meta device there are only shapes, which every method shares.
         find = _round if self.method == "rtn" or weight.is_meta else _search
-        levels, scale, zero = find(weight, group_size)
+        grid = find(weight.reshape(-1, weight.shape[-1]), group_size)
+        levels, scale, zero = (part.view(*weight.shape[:-1], -1) for part in grid)
         quantized: torch.Tensor = Int4Tensor(
-            **_parts(levels, scale, zero), block_size=[1, group_size], shape=weight.shape
+            **_parts(levels, scale, zero),
+            block_size=[1] * (weight.ndim - 1) + [group_size],
+            shape=weight.shape,
         )
         return quantized
 
@@ -253,6 +258,6 @@ def _parts(
 
     return {
         "qdata": pack_int4(levels),
-        "scale": scale.t().contiguous(),
-        "zero_point": zero_point.t().contiguous(),
+        "scale": scale.mT.contiguous(),
+        "zero_point": zero_point.mT.contiguous(),
     }

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smolquant.schemes.int8_weight_only import Int8WeightOnly
+from smolquant.schemes.per_row import granularity
 
 if TYPE_CHECKING:
     import torch
@@ -19,18 +20,24 @@ class Int8Dynamic(Int8WeightOnly):
     stores_tables: ClassVar = False
     layer_memory: ClassVar = 2.0  # the int32 copies that torchao makes of one weight
 
-    def torchao_config(self, group_size: int) -> Any:
+    def torchao_config(self, group_size: int, *, transposed: bool = False) -> Any:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 
-        return Int8DynamicActivationInt8WeightConfig()
+        return Int8DynamicActivationInt8WeightConfig(
+            granularity=[granularity(transposed=False), granularity(transposed=True)]
+            if transposed
+            else granularity(transposed=False)
+        )
 
-    def quantize(self, weight: "torch.Tensor", group_size: int | None) -> "torch.Tensor":
-        from torchao.quantization import Int8Tensor, PerRow
+    def quantize(
+        self, weight: "torch.Tensor", group_size: int | None, *, transposed: bool = False
+    ) -> "torch.Tensor":
+        from torchao.quantization import Int8Tensor
         from torchao.quantization.quantize_.workflows import QuantizeTensorToInt8Kwargs
 
         quantized: torch.Tensor = Int8Tensor.from_hp(
             weight,
-            granularity=PerRow(),
-            act_quant_kwargs=QuantizeTensorToInt8Kwargs(granularity=PerRow()),
+            granularity=granularity(transposed=transposed),
+            act_quant_kwargs=QuantizeTensorToInt8Kwargs(granularity=granularity(transposed=False)),
         )
         return quantized

@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from smolquant.schemes.base import QuantizedRows, error_of, last_place, squared_norm
-from smolquant.schemes.per_row import ScaledByRow, scaled_rows
+from smolquant.schemes.per_row import ScaledByRow, granularity, scaled_rows
 
 if TYPE_CHECKING:
     import torch
@@ -34,15 +34,19 @@ class Int8WeightOnly(ScaledByRow):
     row_axes: ClassVar = {"qdata": 0, "scale": 0, "zero_point": 0}
     arithmetic = "int8"
 
-    def torchao_config(self, group_size: int) -> Any:
+    def torchao_config(self, group_size: int, *, transposed: bool = False) -> Any:
         from torchao.quantization import Int8WeightOnlyConfig
 
-        return Int8WeightOnlyConfig()
+        return Int8WeightOnlyConfig(granularity=granularity(transposed=transposed))
 
-    def quantize(self, weight: "torch.Tensor", group_size: int | None) -> "torch.Tensor":
-        from torchao.quantization import Int8Tensor, PerRow
+    def quantize(
+        self, weight: "torch.Tensor", group_size: int | None, *, transposed: bool = False
+    ) -> "torch.Tensor":
+        from torchao.quantization import Int8Tensor
 
-        quantized: torch.Tensor = Int8Tensor.from_hp(weight, granularity=PerRow())
+        quantized: torch.Tensor = Int8Tensor.from_hp(
+            weight, granularity=granularity(transposed=transposed)
+        )
         return quantized
 
     def quantize_rows(

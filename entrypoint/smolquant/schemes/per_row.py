@@ -1,6 +1,6 @@
 """What schemes with one symmetric scale a row share: no options, any shape, and how the scale is found."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from smolquant.schemes.base import Decision, Quantize, Scheme, squared_norm
 
@@ -11,11 +11,20 @@ if TYPE_CHECKING:
 class ScaledByRow(Scheme):
     """A scheme whose every row has one scale, so that no group size and no number of columns matters."""
 
+    stores_transposed: ClassVar = True
+
     def options(self, group_size: int) -> dict[str, int | str]:
         return {}
 
     def decide(self, rows: int, columns: int, group_size: int) -> Decision:
         return Quantize()
+
+
+def granularity(*, transposed: bool) -> Any:
+    """torchao's name for one scale a row; of a stack (E, K, N), for one a column of each matrix."""
+    from torchao.quantization import PerRow
+
+    return PerRow(dim=1) if transposed else PerRow()
 
 
 class ScaledRows(NamedTuple):
