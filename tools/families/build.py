@@ -70,6 +70,8 @@ def _default_config(kind: Kind, model_class: Any) -> PretrainedConfig:
     if hasattr(config, "is_decoder") and not kind.sees:
         config.is_decoder = True
         config.is_encoder_decoder = False
+    if getattr(config, "causal", None) is False:
+        config.causal = True  # XLM's are encoders otherwise
     return config
 
 

@@ -1,6 +1,7 @@
 """Proof of one family: its variants against torchao's own quantization in memory, and the source."""
 
 import io
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 from torchao.utils import TorchAOBaseTensor
-from transformers import AutoTokenizer, PreTrainedModel, TorchAoConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    TorchAoConfig,
+)
 
 import smolquant
 from families.build import CannotBuild, Small, small_model
@@ -87,7 +94,7 @@ def _outcome(kind: Kind, small: Small, source: Path, output: Path, quant_type: s
     try:
         record = _quantized(source, output, quant_type)
     except SmolquantError as error:
-        return Outcome("refused", str(error), stock=_stock_failure(small, source, quant_type))
+        return Outcome("refused", str(error), stock=_stock_failure(kind, small, source, quant_type))
     except Exception as error:
         return Outcome("wrong", f"quantizing fails with {_told(error)}")
     quantized = record.counts.quantized
@@ -133,7 +140,13 @@ def _compare(kind: Kind, small: Small, source: Path, output: Path, record: Varia
     model = _loaded(output, scheme.variant, stock=scheme.stock_loads)
     if type(model).__name__ != kind.class_name:
         raise _Wrong(f"it is loaded as {type(model).__name__}, and is a {kind.class_name}")
-    expected = type(small.model).from_pretrained(source, dtype=getattr(torch, record.dtype))
+    expected = type(small.model).from_pretrained(
+        source,
+        dtype=getattr(torch, record.dtype),
+        # What transformers would choose by itself multiplies whole stacks of experts, for which torchao
+        # has no kernels on a CPU; so the variant's config says the same.
+        experts_implementation=getattr(model.config, "_experts_implementation", None),
+    )
     expected.eval()
     weights = _quantized_weights(model)
     if len(weights) != record.counts.quantized:
@@ -158,8 +171,6 @@ def _loaded(output: Path, variant: str, *, stock: bool) -> PreTrainedModel:
         if not stock:
             model, _ = smolquant.load(output, variant=variant, device="cpu")
             return model.eval()
-        import json
-
         config = json.loads((output / variant / "config.json").read_text())
         model, told = auto_class(config).from_pretrained(
             output, subfolder=variant, device_map="cpu", output_loading_info=True
@@ -241,14 +252,15 @@ def _generated(model: PreTrainedModel, inputs: Inputs) -> torch.Tensor:
     return tokens
 
 
-def _stock_failure(small: Small, source: Path, quant_type: str) -> str:
+def _stock_failure(kind: Kind, small: Small, source: Path, quant_type: str) -> str:
     """Why transformers and torchao by themselves do not quantize, save, load and run the model either."""
     scheme = SCHEMES[quant_type]
     if not scheme.stock_loads:
         return "not asked: a CPU needs smolquant for it"
+    loader: Any = AutoModelForImageTextToText if kind.sees else AutoModelForCausalLM
+    config = TorchAoConfig(scheme.torchao_config(128))
     try:
-        config = TorchAoConfig(scheme.torchao_config(128))
-        model = type(small.model).from_pretrained(
+        model = loader.from_pretrained(
             source, quantization_config=config, dtype=torch.bfloat16, device_map="cpu"
         )
         share = _quantized_share(model)
@@ -257,7 +269,7 @@ def _stock_failure(small: Small, source: Path, quant_type: str) -> str:
         before = _run("stock", model, small.inputs)
         with tempfile.TemporaryDirectory(prefix="families-") as name:
             model.save_pretrained(name)
-            again = type(small.model).from_pretrained(name, device_map="cpu")
+            again = loader.from_pretrained(name, device_map="cpu")
             error = _relative_error(_run("stock", again, small.inputs), before)
         return "" if error <= TOLERANCE else f"what it saves loads {error:.2g} off"
     except Exception as error:
