@@ -13,6 +13,12 @@ import torch
 from transformers import PreTrainedModel
 
 _TOKENS = 24
+_IMAGE_TOKENS = (
+    "image_token_id",
+    "image_token_index",
+    "media_placeholder_token_id",
+    "video_token_index",
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def _with_tokens(model: PreTrainedModel, text: Inputs, tensors: Tensors) -> Tens
 
 
 def _image_token(model: PreTrainedModel) -> int | None:
-    for name in ("image_token_id", "image_token_index", "media_placeholder_token_id"):
+    for name in _IMAGE_TOKENS:
         value = getattr(model.config, name, None)
         if isinstance(value, int):
             return value
@@ -221,7 +227,15 @@ def _beside_text(model: PreTrainedModel, takes: set[str]) -> Iterator[Tensors]:
     several = pixels.unsqueeze(1)
     yield {"pixel_values": several}
     if "qformer_input_ids" in takes:
-        yield {"pixel_values": pixels, "qformer_input_ids": torch.arange(3, 9).unsqueeze(0)}
+        question = {"qformer_input_ids": torch.arange(3, 9).unsqueeze(0)}
+        tokens = {"n_features": torch.tensor(model.config.num_query_tokens)}
+        yield {"pixel_values": pixels} | question | tokens
+        yield {"pixel_values": several} | question | tokens
+    if "image_attention_mask" in takes:
+        yield {
+            "pixel_values": several,
+            "image_attention_mask": torch.ones(1, _TOKENS, 1, dtype=torch.int64),
+        }
 
 
 def _crossed(model: PreTrainedModel, takes: set[str]) -> Iterator[Tensors]:

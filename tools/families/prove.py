@@ -39,6 +39,9 @@ TOLERANCE = 1e-3
 """Of the norm of the logits."""
 
 _NEW_TOKENS = 3
+_TRIAL_SECONDS = 300.0
+"""More than any trial takes, however busy the machine is; what a slow one leaves out is not asked here."""
+
 _SENSES = ("vision", "visual", "image", "audio", "projector", "connector", "speech", "multi_modal")
 
 
@@ -111,7 +114,7 @@ def _quantized(source: Path, output: Path, quant_type: str) -> VariantRecord:
     settings = _settings(source, output, quant_type)
     opened = FolderSource(source)
     console = Console({}, io.StringIO())
-    plans = plan_variants(opened, settings, [quant_type], console)
+    plans = plan_variants(opened, settings, [quant_type], console, trial_seconds=_TRIAL_SECONDS)
     with making.open_work(plans, opened, settings, console, send=None) as work:
         results = making.quantize_variants(work, console, watch=lambda n_bytes: None)
         (made,) = making.keep_variants(work, results).values()

@@ -27,6 +27,9 @@ _REMOTE_CODE_HINT = (
     "Read the code that the repository brings along; if you trust it, add --trust-remote-code."
 )
 
+_SKELETON_DTYPE = torch.bfloat16
+"""What is float32 all the same, when the model is built, is so by its own code."""
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -93,9 +96,9 @@ class Architecture:
         self._converters = [item for item in transforms if isinstance(item, WeightConverter)]
         self.default_skips: list[str] = sorted(HfQuantizer.get_modules_to_not_convert(model))
         self._head = model.get_output_embeddings()
-        self.language_model = language_model(model, sees=self.task == IMAGE_TEXT_TO_TEXT)
+        self.language_model, others = language_model(model, sees=self.task == IMAGE_TEXT_TO_TEXT)
         """What reads and writes text: all of the model, or the part that is neither eyes nor ears."""
-        self._in_language = {*self.language_model.modules(), self._head}
+        self._in_language = {*self.language_model.modules(), self._head} - others
 
     def parameter(self, checkpoint_name: str) -> Parameter | None:
         """What ``checkpoint_name`` is loaded into; None for a tensor that the model has no place for.
@@ -197,9 +200,16 @@ class Architecture:
         return norms_in_front(self.model)
 
     def stored_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
-        """``dtype``, but float32 where the architecture asks for it (``_keep_in_fp32_modules``)."""
+        """``dtype``, but float32 where the architecture asks for it.
+
+        It does so by ``_keep_in_fp32_modules``, or by making a parameter in float32 whatever the model's
+        dtype, as Olmo Hybrid its decay rates.
+        """
         from transformers.core_model_loading import build_glob_alternation
 
+        made = self._parameters.get(name)
+        if made is not None and made.dtype is torch.float32:
+            return torch.float32
         plan: dict[str, torch.dtype] = self.model._get_dtype_plan(dtype)
         if not plan:
             return dtype
@@ -358,7 +368,9 @@ def _build(folder: Path, config_dict: Mapping[str, Any], trust_remote_code: bool
                 "quantization_config", None
             )  # whether it holds is seen by the weights
         with torch.device("meta"):
-            return auto_class(config_dict).from_config(config, trust_remote_code=trust_remote_code)
+            return auto_class(config_dict).from_config(
+                config, trust_remote_code=trust_remote_code, dtype=_SKELETON_DTYPE
+            )
     except Exception as error:  # a config can make transformers raise anything
         raise _refusal(config_dict, error) from error
 

@@ -66,9 +66,7 @@ def smaller_configs(
             if others:
                 _cut_experts(model.config, entries)
             if narrower:
-                _narrow(
-                    model.config, entries, group_size, fewer_heads=fewer_heads, towers=others
-                )
+                _narrow(model.config, entries, group_size, fewer_heads=fewer_heads, towers=others)
             if fewer_tokens:
                 _cut_vocabulary(model.config, entries)
             if fewer_layers:
