@@ -128,6 +128,8 @@ def _cut_layers(config: PretrainedConfig, entries: dict[str, Any], layers: int) 
         for name, value in list(own.items()):
             if isinstance(value, list) and len(value) == depth:
                 own[name] = value[:layers]
+            elif _has_numbers(value) and "label" not in name:
+                own[name] = {number: one for number, one in value.items() if int(number) < layers}
             elif (
                 isinstance(value, list)
                 and value
@@ -182,17 +184,30 @@ def _narrow(
         if towers and not is_text and part is not config:
             _narrow_tower(own, hidden, small)
             continue
-        for name, value in own.items():
-            if name == _key(part, "hidden_size"):
-                own[name] = small if is_text else value
-            elif is_text and _HEADS.search(name) and _is_int(value):
-                own[name] = _small_heads(text, value, small) if fewer_heads else value
-            elif _is_width(name) and (is_text or value == hidden):
-                own[name] = _small_width(value, hidden, small, group_size)
+        for entries_of_it in (own, *_by_layer(own)):
+            for name, value in entries_of_it.items():
+                if name == _key(part, "hidden_size"):
+                    entries_of_it[name] = small if is_text else value
+                elif is_text and _HEADS.search(name) and _is_int(value):
+                    entries_of_it[name] = _small_heads(text, value, small) if fewer_heads else value
+                elif _is_width(name) and (is_text or value == hidden):
+                    entries_of_it[name] = _small_width(value, hidden, small, group_size)
+
+
+def _by_layer(own: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Entries of single layers that differ from the rest, as in transformers' ``per_layer_config``."""
+    for value in own.values():
+        if _has_numbers(value):
+            yield from (entries for entries in value.values() if isinstance(entries, dict))
+
+
+def _has_numbers(value: Any) -> bool:
+    """Whether it maps numbers of layers to something."""
+    return isinstance(value, dict) and bool(value) and all(str(key).isdigit() for key in value)
 
 
 def _narrow_tower(own: dict[str, Any], hidden: int, small: int) -> None:
-    """Narrow what sees or hears to two heads; what has the width of the text's, ``hidden``, follows that."""
+    """Narrow what sees or hears to two heads; what is as wide as the text part, ``hidden``, follows it."""
     key = next((name for name in _TOWER_WIDTHS if _is_int(own.get(name))), None)
     heads = next((own[name] for name in _TOWER_HEADS if _is_int(own.get(name))), 1)
     if key is None or own[key] % heads:

@@ -31,7 +31,7 @@ def language_model(model: Any, *, sees: bool) -> tuple[Any, set[nn.Module]]:
     if part is not None:
         return part, set()
     idle = _idle_with_text(model)
-    if not any(isinstance(module, nn.Linear) for module in idle):
+    if not any(module._parameters for module in idle):
         raise CheckpointError(
             f"{type(model).__name__} answers about more than text, and transformers does not tell its "
             "language model from the rest, which has to stay as it is.",
@@ -41,7 +41,7 @@ def language_model(model: Any, *, sees: bool) -> tuple[Any, set[nn.Module]]:
 
 
 def _part_of_its_own(model: Any) -> Any:
-    """The model's decoder, or else the smallest model in it that reads and writes text; None: there is none."""
+    """The model's decoder, or else the smallest model in it that reads text; None where there is none."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
         return None
@@ -57,7 +57,7 @@ def _part_of_its_own(model: Any) -> Any:
 
 
 def _idle_with_text(model: Any) -> set[nn.Module]:
-    """The modules that do not compute when ``model``, a skeleton, is given text alone; none where it fails."""
+    """The modules that do not compute when a skeleton is given text alone; none where it fails."""
     computing: set[nn.Module] = set()
     hooks = [
         module.register_forward_pre_hook(lambda module, _: computing.add(module))
