@@ -94,7 +94,7 @@ def _language(skeleton: PreTrainedModel) -> nn.Module:
     try:
         decoder: nn.Module = skeleton.get_decoder()
     except Exception:
-        return skeleton
+        return skeleton  # type: ignore[no-any-return]
     return decoder
 
 

@@ -27,7 +27,7 @@ def quantize_in_memory(source: PreTrainedModel, variant: nn.Module, record: Vari
         source: the unquantized model, in the dtype of the variant.
         variant: as it is loaded.
     """
-    quantized = {
+    quantized: dict[str, Any] = {
         name: parameter
         for name, parameter in variant.named_parameters()
         if isinstance(parameter.data, TorchAOBaseTensor)
@@ -74,10 +74,11 @@ def _int4(weight: torch.Tensor, group_size: int) -> torch.Tensor:
     rows = weight.shape[0]
     padded = functional.pad(weight, (0, 0, 0, -rows % _ROW_MULTIPLE))
     made = Int4OpaqueTensor.from_hp(padded, [1, group_size])
-    return Int4OpaqueTensor(
+    packed: torch.Tensor = Int4OpaqueTensor(
         qdata=made.qdata,
         scale_and_zero=made.scale_and_zero,
         block_size=[1, group_size],
         shape=weight.shape,
         act_pre_scale=None,
     )
+    return packed

@@ -104,10 +104,10 @@ def _outcome(kind: Kind, small: Small, source: Path, output: Path, quant_type: s
     quantized = record.counts.quantized
     linears = sum(isinstance(module, nn.Linear) for module in small.model.modules())
     try:
-        error = _compare(kind, small, source, output, record)
+        difference = _compare(kind, small, source, output, record)
     except _Wrong as wrong:
         return Outcome("wrong", str(wrong), quantized, linears)
-    return Outcome("works", "", quantized, linears, error)
+    return Outcome("works", "", quantized, linears, difference)
 
 
 def _quantized(source: Path, output: Path, quant_type: str) -> VariantRecord:

@@ -208,14 +208,14 @@ class Architecture:
         from transformers.core_model_loading import build_glob_alternation
 
         made = self._parameters.get(name)
-        if made is not None and made.dtype is torch.float32:
+        if made is not None and made.dtype == torch.float32:
             return torch.float32
         plan: dict[str, torch.dtype] = self.model._get_dtype_plan(dtype)
         if not plan:
             return dtype
         pattern, by_group, _ = build_glob_alternation(list(plan))
         match = pattern.search(name)
-        return plan[by_group[match.lastgroup]] if match else dtype
+        return dtype if match is None else plan[by_group[match.lastgroup]]
 
     def _is_outside_layers(self, module_name: str) -> bool:
         module = self._modules[module_name]

@@ -24,7 +24,10 @@ def language_model(model: Any, *, sees: bool) -> tuple[Any, set[nn.Module]]:
     Raises:
         CheckpointError: it also sees or hears, and nothing tells its text part from the rest.
     """
-    senses = sees or any(getattr(model.config, name, None) is not None for name in _OTHER_SENSES)
+    # Some text models stand in transformers' table of those that see; they have no configs but their own.
+    senses = (sees and model.config.sub_configs) or any(
+        getattr(model.config, name, None) is not None for name in _OTHER_SENSES
+    )
     if not senses:
         return model, set()
     part = _part_of_its_own(model)

@@ -11,7 +11,7 @@ own stops a run, and neither decides about a byte.
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
+from torchao.utils import TorchAOBaseTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from smolquant.checkpoint.folder import FolderSource
@@ -46,6 +47,8 @@ from smolquant.schemes import SCHEMES, Quantize
 
 SECONDS = 15.0
 """For all variants of a run."""
+
+_NOT_LOADED = "transformers does not load it quantized"
 
 _HALF_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -136,6 +139,16 @@ class _NotAsStored(Exception):
     """A loaded model's weight is not the one in the file."""
 
 
+class _NotQuantized(Exception):
+    """transformers does not find quantized weights of a variant under the names that torchao gives them."""
+
+    def __init__(self, class_name: str, names: Sequence[str]) -> None:
+        super().__init__(
+            f"{class_name} does not get back {names[0]!r} when a variant with it quantized is loaded."
+        )
+        self.modules = [name.rpartition(".")[0] for name in names]
+
+
 class _Laboratory:
     """One small model, saved, and what was asked for it; tries one variant at a time."""
 
@@ -174,24 +187,28 @@ class _Laboratory:
             and (tensor.name.endswith(".weight") or tensor.kind == "expert")
         }
         keep: dict[str, str] = {}
-        failure: Failure | None = None
-        for _ in range(2):
+        refusal = ""
+        for _ in range(3):
             self.deadline.check()
             plan = self._plan(full, {**kept_by_plan, **keep})
             with self._made(plan) as folder:
                 try:
                     model = self._load(folder, plan)
+                except _NotQuantized as lost:
+                    refusal = str(lost)
+                    keep |= dict.fromkeys(map(pattern_in_every_layer, lost.modules), _NOT_LOADED)
+                    continue
                 except Exception as error:
                     return self._cannot_load(error, keep)
             failure = self.failure_of(model, generate=self.generates)
             if failure is None:
                 return Trial(keep, untried=_otherwise(plan, decided, keep))
+            refusal = f"{failure.text.rstrip('.')}."
             failing = self._to_keep(model, plan, failure)
             if not failing:
                 break
             keep |= failing
-        assert failure is not None
-        return Trial(keep, refusal=f"{failure.text.rstrip('.')}.")
+        return Trial(keep, refusal=refusal)
 
     def _plan(self, full: VariantPlan, keep: Mapping[str, str]) -> VariantPlan:
         (plan,) = make_plan(
@@ -237,12 +254,13 @@ class _Laboratory:
             for tensor in plan.tensors
             if tensor.parts and not isinstance(tensor.decision, Quantize)
         }
+        quantized = [one.name for one in plan.tensors if isinstance(one.decision, Quantize)]
         model = load_model(
             folder,
             plan.scheme,
             "cpu",
             trust_remote_code=self.trust_remote_code,
-            prepare=lambda loaded: self._require_stored_values(loaded, kept),
+            prepare=lambda loaded: self._require_stored_values(loaded, kept, quantized),
         )
         if has_kernels(plan.scheme, "cpu"):
             pack_model(model)
@@ -265,17 +283,24 @@ class _Laboratory:
                 parameters[attribute] = nn.Parameter(stand_in, requires_grad=False)
 
     def _require_stored_values(
-        self, loaded: PreTrainedModel, kept: Mapping[str, torch.dtype]
+        self,
+        loaded: PreTrainedModel,
+        kept: Mapping[str, torch.dtype],
+        quantized: Collection[str] = (),
     ) -> None:
-        """Every unquantized weight is the source's, once loaded.
+        """Every unquantized weight is the source's, once loaded, and every quantized one is quantized.
 
         Args:
             kept: weight -> the dtype that it is stored in.
 
         Raises:
-            _NotAsStored: naming one that is not.
+            _NotAsStored: naming one that is not the source's.
+            _NotQuantized: naming the modules whose weights are not loaded.
         """
         state = loaded.state_dict()
+        lost = [name for name in quantized if not isinstance(state.get(name), TorchAOBaseTensor)]
+        if lost:
+            raise _NotQuantized(type(loaded).__name__, lost)
         for name, dtype in kept.items():
             found = state.get(name)
             if found is None or not torch.equal(found.to(dtype), self.weights[name].to(dtype)):
