@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CACHE = ROOT / ".families"
 PAGE = ROOT / "docs/families.md"
 
 _MEMORY = 6 << 30
@@ -19,6 +18,7 @@ _MEMORY = 6 << 30
 
 
 def main() -> None:
+    """Try what was asked for, and write the page if that was everything."""
     options = _options()
     warnings.simplefilter("ignore")
     import torch
@@ -30,8 +30,9 @@ def main() -> None:
     from families.prove import prove
 
     kinds = [kind for kind in all_kinds() if _wanted(kind.key, options.only)]
-    CACHE.mkdir(exist_ok=True)
-    todo = [kind for kind in kinds if options.fresh or not _place(kind.key).is_file()]
+    options.results.mkdir(exist_ok=True)
+    places = {kind.key: options.results / f"{kind.key.replace('/', '--')}.json" for kind in kinds}
+    todo = [kind for kind in kinds if options.fresh or not places[kind.key].is_file()]
     print(f"{len(kinds)} families, {len(kinds) - len(todo)} of them done before", flush=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="families-") as folder:
@@ -51,11 +52,11 @@ def main() -> None:
                 "outcomes": {},
             }
             found["seconds"] = round(ended.seconds, 1)
-            _place(ended.task.key).write_text(json.dumps(found, indent=1))
+            places[ended.task.key].write_text(json.dumps(found, indent=1))
             print(f"{number}/{len(todo)} {_told(found)}", flush=True)
     print(f"{time.monotonic() - started:.0f} s")
     if not options.only:
-        results = [json.loads(_place(kind.key).read_text()) for kind in all_kinds()]
+        results = [json.loads(place.read_text()) for place in places.values()]
         PAGE.write_text(page.text(results, options.schemes))
 
 
@@ -69,16 +70,15 @@ def _options() -> argparse.Namespace:
         default=["int8_weight_only", "int4_weight_only"],
     )
     parser.add_argument("--seconds", type=float, default=120.0, help="the limit of a family")
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / ".families", help="a JSON file a family"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has found")
     return parser.parse_args()
 
 
 def _wanted(key: str, only: list[str]) -> bool:
     return not only or key in only or key.partition("/")[2] in only
-
-
-def _place(key: str) -> Path:
-    return CACHE / f"{key.replace('/', '--')}.json"
 
 
 def _told(found: dict[str, Any]) -> str:
