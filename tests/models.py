@@ -18,6 +18,7 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MBartConfig,
     MBartForConditionalGeneration,
@@ -28,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForSequenceClassification,
+    Qwen2MoeConfig,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
     Qwen3Config,
@@ -76,9 +78,24 @@ FAMILIES: dict[str, Callable[[], PretrainedConfig]] = {
     "gpt_neox": _neox,
 }
 
-MOE: Callable[[], PretrainedConfig] = lambda: Qwen3MoeConfig(  # noqa: E731
-    **SIZES, head_dim=32, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=2
-)
+MIXTURES: dict[str, Callable[[], PretrainedConfig]] = {
+    # One matrix an expert in the files, which transformers puts together.
+    "qwen3_moe": lambda: Qwen3MoeConfig(
+        **SIZES, head_dim=32, moe_intermediate_size=64, num_experts=4, num_experts_per_tok=2
+    ),
+    # The same under other names, and a shared expert with a gate of its own.
+    "qwen2_moe": lambda: Qwen2MoeConfig(
+        **SIZES,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+        num_experts=4,
+        num_experts_per_tok=2,
+    ),
+    # Stacks in the files, each matrix (K, N) and multiplied from the right.
+    "gpt_oss": lambda: GptOssConfig(
+        **SIZES, head_dim=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=64
+    ),
+}
 
 GPT2: Callable[[], PretrainedConfig] = lambda: GPT2Config(  # noqa: E731
     vocab_size=320, n_positions=64, n_embd=64, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2

@@ -78,6 +78,12 @@ class TensorRecord:
     """What holds it: a :data:`TensorKind`, or one that a later version added; None in older records."""
     dropped: bool = False
     """Whether the variant has nothing of it, as the model has no use for it; ``reason`` says why."""
+    made_of: int = 1
+    """The number of the source's tensors that it is made of; a stack of experts may be of one each."""
+    experts: int | None = None
+    """Of a stack that is quantized: the number of experts in it."""
+    transposed: bool = False
+    """Of such a stack: it is multiplied from the right, which torchao's tensors by themselves are not."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +97,10 @@ class Counts:
     @classmethod
     def of(cls, tensors: Mapping[str, TensorRecord]) -> "Counts":
         """Count them."""
-        quantized = sum(tensor.quantized for tensor in tensors.values())
-        dropped = sum(tensor.dropped for tensor in tensors.values())
-        return cls(quantized, len(tensors) - quantized - dropped, dropped)
+        quantized = sum(tensor.made_of for tensor in tensors.values() if tensor.quantized)
+        dropped = sum(tensor.made_of for tensor in tensors.values() if tensor.dropped)
+        total = sum(tensor.made_of for tensor in tensors.values())
+        return cls(quantized, total - quantized - dropped, dropped)
 
 
 @dataclass(frozen=True)
@@ -232,6 +239,9 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "revision": (str, type(None)),
     "quantized": (bool,),
     "dropped": (bool,),
+    "made_of": (int,),
+    "experts": (int, type(None)),
+    "transposed": (bool,),
     "source_bytes": (int,),
     "group_size": (int, type(None)),
     "relative_error": (int, float, type(None)),

@@ -90,7 +90,7 @@ runpy.run_module("smolquant", run_name="__main__")
 
 NOT_ROUNDED = """
 import runpy
-from smolquant.quantize.plan import VariantPlan
+from smolquant.quantize.planned import VariantPlan
 
 VariantPlan.error_bounds = property(lambda plan: dict.fromkeys((t.source.name for t in plan.tensors), 0))
 runpy.run_module("smolquant", run_name="__main__")

@@ -28,7 +28,8 @@ from smolquant.quantize.calibrate import (
 )
 from smolquant.quantize.engine import quantize_checkpoint
 from smolquant.quantize.output import Written
-from smolquant.quantize.plan import VariantPlan, make_plan
+from smolquant.quantize.plan import make_plan
+from smolquant.quantize.planned import VariantPlan
 from smolquant.schemes import Int4Method, Quantize, scheme_of
 from smolquant.schemes.int4_gptq import ErrorFeedback, gptq_grids
 from smolquant.schemes.int4_packing import pack_int4

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torchao.quantization import Int4Tensor
 
+from smolquant.record import TensorRecord
 from smolquant.report.snippets import cautions, loading, loading_code, main_model_program
 from smolquant.schemes import SCHEMES, Scheme
 from smolquant.schemes.int8_weight_only import Int8WeightOnly
@@ -48,10 +49,30 @@ def test_what_needs_our_kernel_is_loaded_with_smolquant_first() -> None:
 
 
 def test_a_caution_is_said_once_for_all_that_share_it() -> None:
-    assert cautions([Stock(), WithKernel(), WithKernel()]) == [
+    assert cautions([(Stock(), {}), (WithKernel(), {}), (WithKernel(), {})]) == [
         (["other_toy", "other_toy"], "Mind this.")
     ]
-    assert cautions([Stock()]) == []
+    assert cautions([(Stock(), {})]) == []
+
+
+def stack(*, transposed: bool = False) -> dict[str, TensorRecord]:
+    record = TensorRecord(True, 8, 4, kind="expert", made_of=16, experts=8, transposed=transposed)
+    return {"model.layers.0.mlp.experts.gate_up_proj": record}
+
+
+def test_experts_that_torchao_has_no_kernel_for_are_loaded_with_smolquant_alone() -> None:
+    shown = loading(Stock(), "you/tiny", tensors=stack(transposed=True))
+    (way,) = shown.ways
+    assert 'smolquant.load("you/tiny", variant="toy")' in code(way.program)
+    assert "smolquant.load" in loading_code(Stock(), "you/tiny", tensors=stack(transposed=True))
+    assert loading(Stock(), "you/tiny", tensors=stack()) == loading(Stock(), "you/tiny")
+
+
+def test_a_card_says_how_experts_run() -> None:
+    one_by_one = cautions([(Stock(), stack())])
+    assert [names for names, _ in one_by_one] == [["toy"]]
+    assert "eager" in one_by_one[0][1]
+    assert len(cautions([(Stock(), stack(transposed=True))])) == 2
 
 
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=list(SCHEMES))

@@ -27,7 +27,8 @@ from smolquant.errors import Cancelled, CheckpointError
 from smolquant.model.architecture import Architecture
 from smolquant.model.shrink import smaller_configs
 from smolquant.quantize import trial
-from smolquant.quantize.plan import VariantPlan, make_plan
+from smolquant.quantize.plan import make_plan
+from smolquant.quantize.planned import VariantPlan
 from smolquant.quantize.trial import Trial, try_variants
 from smolquant.runtime.load import load_model
 from smolquant.schemes import BY_VARIANT, SCHEMES, Quantize

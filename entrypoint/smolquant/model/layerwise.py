@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from smolquant.model.architecture import Architecture
 from smolquant.model.trunk import trunk_of
@@ -62,7 +63,12 @@ class StreamedModel:
         with init_empty_weights(
             include_buffers=False
         ):  # rotary frequencies are computed, not stored
-            model = type(template)._from_config(copy.deepcopy(template.config), dtype=weights.dtype)
+            model = type(template)._from_config(
+                copy.deepcopy(template.config),
+                dtype=weights.dtype,
+                # A mixture's experts one by one, as published variants run them.
+                experts_implementation="eager",
+            )
         self._model: Any = model.eval()
         self._weights = weights
         self._device = device
@@ -145,8 +151,6 @@ class StreamedModel:
         Yields:
             (n, hidden size) hidden states -> (n, stop - start) float32 logits.
         """
-        from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-
         own_forward, own_weights = self._trunk.forward, dict(self._head._parameters)
         for attribute, parameter in own_weights.items():
             if parameter is not None:
@@ -154,9 +158,7 @@ class StreamedModel:
                 self._head._parameters[attribute] = _fixed(rows.to(self._device, torch.float32))
 
         def logits(hidden: torch.Tensor) -> torch.Tensor:
-            carried = BaseModelOutputWithPastAndCrossAttentions(
-                last_hidden_state=hidden.float().unsqueeze(0)
-            )
+            carried = _LastStates(last_hidden_state=hidden.float().unsqueeze(0))
             self._trunk.forward = lambda *_, **__: carried
             ids = torch.zeros(1, len(hidden), dtype=torch.int64, device=self._device)
             with torch.inference_mode():
@@ -245,6 +247,14 @@ class StreamedModel:
     def _place(self, parameter: str) -> tuple[nn.Module, str]:
         module, _, attribute = parameter.rpartition(".")
         return self._model.get_submodule(module), attribute
+
+
+class _LastStates(BaseModelOutputWithPastAndCrossAttentions):  # type: ignore[misc]  # transformers has no types
+    """The last hidden states as a trunk returns them, and None for whatever else some trunks return."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 def _fixed(tensor: torch.Tensor) -> nn.Parameter:

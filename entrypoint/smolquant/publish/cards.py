@@ -23,7 +23,7 @@ from smolquant.record import (
 from smolquant.report import plot
 from smolquant.report.exceptions import LEFT_OUT, PlanException, counted, plan_exceptions
 from smolquant.report.measures import MEASURES, Measure, has_quality, has_speed, measured_as
-from smolquant.report.snippets import cautions, loading, main_model_program
+from smolquant.report.snippets import cautions, cautions_of, loading, main_model_program
 from smolquant.report.templating import environment
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import (
@@ -88,7 +88,8 @@ def variant_card(
         scheme=scheme,
         name=name,
         base_model=_repo_link(base_model),
-        loading=loading(scheme, location, record.task),
+        loading=loading(scheme, location, record.task, record.tensors),
+        cautions=cautions_of(scheme, record.tensors),
         sees=_sees(record),
         kept=[_exception_row(g) for g in exceptions if not g.quantized and g.fate != LEFT_OUT],
         left_out=[_exception_row(group) for group in exceptions if group.fate == LEFT_OUT],
@@ -200,19 +201,18 @@ def _section(
         ],
         rows=rows,
         measured_on=_measured_on(metrics),
-        has_pairs=any(
-            measure.beside_source(one) != measure.variant(one)
-            for measure, main in columns.items()
-            for one in metrics.values()
-            if not main
-        ),
+        has_pairs=_has_pairs(columns, metrics.values()),
         sources=[_repo_link(repo) for repo in _other_sources(records, location)],
         has_older=bool(older),
-        known=[(one, loading(one, location, records[one.variant].task)) for one in schemes],
+        known=[
+            (scheme, loading(scheme, location, one.task, one.tensors))
+            for scheme in schemes
+            for one in [records[scheme.variant]]
+        ],
         sees=any(map(_sees, records.values())),
         cautions=[
             (listed([escape_markdown(name) for name in names]), sentence)
-            for names, sentence in cautions(schemes)
+            for names, sentence in cautions((one, records[one.variant].tensors) for one in schemes)
         ],
         measured_as=[
             (scheme.variant, sentence)
@@ -222,6 +222,16 @@ def _section(
         has_main_model=has_main_model,
         main_program=main_model_program(location, _task_of_main(records, of_main)),
     )  # fmt: skip
+
+
+def _has_pairs(columns: Mapping[Measure, str], metrics: Iterable[Metrics]) -> bool:
+    """Whether a cell of a variant holds the source's number, too."""
+    return any(
+        measure.beside_source(one) != measure.variant(one)
+        for one in metrics
+        for measure, main in columns.items()
+        if not main
+    )
 
 
 def _other_sources(records: Mapping[str, VariantRecord], location: str) -> list[str]:

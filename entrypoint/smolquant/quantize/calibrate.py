@@ -29,7 +29,7 @@ from smolquant.model.architecture import Architecture
 from smolquant.model.context import known_tokens, longest_context
 from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights
-from smolquant.quantize.plan import PlannedTensor, VariantPlan
+from smolquant.quantize.planned import PlannedTensor, VariantPlan
 from smolquant.schemes import Quantize, Scheme
 from smolquant.schemes.base import QuantizedRows
 

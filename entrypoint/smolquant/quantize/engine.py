@@ -24,7 +24,7 @@ from smolquant.checkpoint.tensors import SourceTensor, row_blocks
 from smolquant.errors import CheckpointError
 from smolquant.memory import keep_freed_blocks
 from smolquant.quantize.output import OutputFolder, TensorJob, VariantOutput, Written
-from smolquant.quantize.plan import NormInFront, VariantPlan
+from smolquant.quantize.planned import NormInFront, VariantPlan
 from smolquant.quantize.workfolder import Journal
 from smolquant.schemes import Quantize
 from smolquant.schemes.base import QuantizedRows, squared_norm

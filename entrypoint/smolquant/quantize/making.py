@@ -31,7 +31,7 @@ from smolquant.quantize.calibrate import (
     calibration_windows,
 )
 from smolquant.quantize.engine import quantize_checkpoint
-from smolquant.quantize.plan import VariantPlan
+from smolquant.quantize.planned import VariantPlan
 from smolquant.quantize.planning import Plans
 from smolquant.quantize.variant import finish_variant, work_key, write_record
 from smolquant.quantize.workfolder import WorkFolder, work_folder

@@ -14,7 +14,7 @@ import torch
 
 from smolquant.checkpoint.tensors import SourceTensor
 from smolquant.checkpoint.writer import Shard, ShardWriter
-from smolquant.quantize.plan import NormInFront, PlannedTensor, VariantPlan
+from smolquant.quantize.planned import NormInFront, PlannedTensor, VariantPlan
 from smolquant.quantize.workfolder import FinishedShard, Journal
 from smolquant.record import FileRecord, TensorRecord
 from smolquant.schemes import Quantize, Scheme

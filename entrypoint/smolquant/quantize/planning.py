@@ -14,7 +14,8 @@ from smolquant.machine import require_room_for
 from smolquant.memory import give_back_garbage
 from smolquant.model.architecture import Architecture
 from smolquant.model.task import refuse_embedder
-from smolquant.quantize.plan import VariantPlan, make_plan
+from smolquant.quantize.plan import make_plan
+from smolquant.quantize.planned import VariantPlan
 from smolquant.quantize.sound_layout import sound_layout
 from smolquant.quantize.tables import stored_tables
 from smolquant.quantize.trial import SECONDS, Trial, try_variants

@@ -29,7 +29,8 @@ from smolquant.model.architecture import Architecture
 from smolquant.model.shrink import smaller_configs
 from smolquant.names import pattern_in_every_layer
 from smolquant.quantize.engine import quantize_checkpoint
-from smolquant.quantize.plan import VariantPlan, make_plan
+from smolquant.quantize.plan import make_plan
+from smolquant.quantize.planned import VariantPlan
 from smolquant.quantize.small_model import (
     Deadline,
     Failure,

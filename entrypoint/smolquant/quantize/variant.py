@@ -15,7 +15,7 @@ from typing import Any
 from smolquant.checkpoint.files import CONFIG, file_names, is_code, sha256_of
 from smolquant.checkpoint.source import Source
 from smolquant.quantize.output import Written
-from smolquant.quantize.plan import VariantPlan
+from smolquant.quantize.planned import VariantPlan
 from smolquant.record import (
     FILE_NAME,
     TEXT_GENERATION,

@@ -1,10 +1,11 @@
 """Instructions for loading a variant by its scheme: what to install, and code that runs as it stands."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from smolquant.record import IMAGE_TEXT_TO_TEXT, TEXT_GENERATION
+from smolquant.record import IMAGE_TEXT_TO_TEXT, TEXT_GENERATION, TensorRecord
 from smolquant.schemes import Scheme
 from smolquant.text import Markdown, code_block
 
@@ -82,14 +83,40 @@ class Loading:
     ways: tuple[Way, ...]
 
 
-def loading(scheme: Scheme, location: str, task: str = TEXT_GENERATION) -> Loading:
+Tensors = Mapping[str, TensorRecord]
+"""A variant's tensors, as its record lists them."""
+
+_FROM_THE_RIGHT = (
+    "Its experts are multiplied from the right, for which torchao has no kernel: load it with smolquant, "
+    "which brings one."
+)
+_ONE_BY_ONE = (
+    "Its experts run one after another, as config.json asks for (experts_implementation is eager), since "
+    "torchao has no kernels for a whole stack of them. Only experts that a token chooses are computed, and "
+    "speeds are measured that way."
+)
+
+
+def loading(
+    scheme: Scheme,
+    location: str,
+    task: str = TEXT_GENERATION,
+    tensors: Tensors = MappingProxyType({}),
+) -> Loading:
     """How to load the variant of ``scheme`` from ``location``, a Hub id or a folder of variants.
 
     Args:
         task: what the model is for, see :data:`smolquant.record.Task`.
+        tensors: the variant's; where none is given, all are of linear layers.
     """
     kind = _kind(task)
     stock = _stock(kind, location, scheme.variant)
+    with_smolquant = Way(
+        "Load it with smolquant, which packs the weights for this machine:",
+        _program(kind, _smolquant(kind, location, scheme.variant)),
+    )
+    if _only_smolquant_loads(tensors):
+        return Loading(_install("smolquant" + kind.packages), (with_smolquant,))
     if scheme.stock_loads:
         packages = "torch torchao transformers accelerate"
         return Loading(_install(packages + kind.packages), (Way("", _program(kind, stock)),))
@@ -100,10 +127,7 @@ def loading(scheme: Scheme, location: str, task: str = TEXT_GENERATION) -> Loadi
     return Loading(
         _install("smolquant" + kind.packages),
         (
-            Way(
-                "Load it with smolquant, which packs the weights for this machine:",
-                _program(kind, _smolquant(kind, location, scheme.variant)),
-            ),
+            with_smolquant,
             Way(
                 "Or load it with transformers, once smolquant has given torchao's "
                 f"{scheme.variant} weights a CPU kernel:",
@@ -113,9 +137,15 @@ def loading(scheme: Scheme, location: str, task: str = TEXT_GENERATION) -> Loadi
     )
 
 
-def loading_code(scheme: Scheme, location: str, task: str = TEXT_GENERATION) -> Markdown:
+def loading_code(
+    scheme: Scheme,
+    location: str,
+    task: str = TEXT_GENERATION,
+    tensors: Tensors = MappingProxyType({}),
+) -> Markdown:
     """The lines that load the variant of ``scheme``, without a prompt."""
-    lines = _stock if scheme.stock_loads else _smolquant
+    by_stock = scheme.stock_loads and not _only_smolquant_loads(tensors)
+    lines = _stock if by_stock else _smolquant
     return _python(lines(_kind(task), location, scheme.variant))
 
 
@@ -124,13 +154,27 @@ def main_model_program(location: str, task: str = TEXT_GENERATION) -> Markdown:
     return _program(_kind(task), _stock(_kind(task), location, None))
 
 
-def cautions(schemes: Iterable[Scheme]) -> list[tuple[list[str], str]]:
+def cautions(variants: Iterable[tuple[Scheme, Tensors]]) -> list[tuple[list[str], str]]:
     """What readers have to know before they load: each sentence once, after the variants that it is for."""
-    variants: dict[str, list[str]] = {}
-    for scheme in schemes:
-        if scheme.caution:
-            variants.setdefault(scheme.caution, []).append(scheme.variant)
-    return [(names, sentence) for sentence, names in variants.items()]
+    names: dict[str, list[str]] = {}
+    for scheme, tensors in variants:
+        for caution in cautions_of(scheme, tensors):
+            names.setdefault(caution, []).append(scheme.variant)
+    return [(variants_of, sentence) for sentence, variants_of in names.items()]
+
+
+def cautions_of(scheme: Scheme, tensors: Tensors) -> list[str]:
+    """What readers have to know before they load one variant, in sentences."""
+    sentences = [scheme.caution] if scheme.caution else []
+    if _only_smolquant_loads(tensors):
+        sentences.append(_FROM_THE_RIGHT)
+    if any(tensor.experts is not None for tensor in tensors.values()):
+        sentences.append(_ONE_BY_ONE)
+    return sentences
+
+
+def _only_smolquant_loads(tensors: Tensors) -> bool:
+    return any(tensor.transposed for tensor in tensors.values())
 
 
 def _install(packages: str) -> Markdown:

@@ -88,7 +88,9 @@ def render_summary(result: RunReport) -> str:
         commit=_commit(result),
         cautions=[
             (_listed_names(names), sentence)
-            for names, sentence in cautions(BY_VARIANT[n] for n in rows if n in BY_VARIANT)
+            for names, sentence in cautions(
+                (BY_VARIANT[n], row.tensors) for n, row in rows.items() if n in BY_VARIANT
+            )
         ],
         measured_as=_measured_as(rows),
         loading=_loading(result),
@@ -225,7 +227,7 @@ def _loading(result: RunReport) -> list[tuple[Markdown, Markdown]]:
     return [
         (
             Markdown(f"{code_span(name)} needs {escape_markdown(BY_VARIANT[name].loading)}:"),
-            loading_code(BY_VARIANT[name], where, made.record.task),
+            loading_code(BY_VARIANT[name], where, made.record.task, made.record.tensors),
         )
         for name, made in result.variants.items()
     ]

@@ -1,9 +1,10 @@
 """Stacks of experts, (E, N, K) in one tensor: what torchao's tensors lack to be run one expert at a time.
 
 transformers' plain loop over a mixture's experts takes the matrix of each expert that a token chose out of
-its stack and multiplies with it. torchao's int8 and float8 tensors can do that where a matrix is (N, K).
-Importing this adds the int4 ones, whose kernels and layouts then serve an expert as they do a linear layer,
-and int8 where a matrix is (K, N) and multiplied from the right.
+its stack and multiplies with it. Importing this lets it do so with every class that variants are stored or
+packed in: an expert is then a weight like that of a linear layer, with the same kernels. torchao's own int8
+and float8 can do that too, but not in inference mode, and not where a matrix is (K, N) and multiplied from
+the right.
 """
 
 import operator
@@ -13,10 +14,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torchao.prototype.quantization.int4 import Int4OpaqueTensor
-from torchao.quantization import Int4Tensor, Int4TilePackedTo4dTensor, Int8Tensor
-
-_aten = torch.ops.aten
-
+from torchao.quantization import Float8Tensor, Int4Tensor, Int4TilePackedTo4dTensor, Int8Tensor
 
 Pack = Callable[[Any], torch.Tensor]
 """What turns the stored weight of a linear layer, (N, K), into the one that a kernel takes."""
@@ -37,63 +35,65 @@ def _joined(experts: Sequence[Any]) -> torch.Tensor:
     """One stack of experts that are laid out alike."""
     first = experts[0]
     parts = {
-        name: torch.stack([getattr(expert, name) for expert in experts])
-        for name in first.tensor_data_names
+        name: torch.stack([getattr(expert, name) for expert in experts]) for name in _parts(first)
     }
-    attributes = _attributes(first)
-    attributes["block_size"] = [1, *first.block_size]
-    attributes["shape"] = torch.Size([len(experts), *first.shape])
-    stack: torch.Tensor = type(first)(**parts, **attributes)
+    of_stack = {
+        "block_size": [1, *first.block_size],
+        "shape": torch.Size([len(experts), *first.shape]),
+    }
+    stack: torch.Tensor = type(first)(**parts, **_attributes(first, of_stack))
     return stack
 
 
-def _attributes(tensor: Any) -> dict[str, Any]:
-    names = [*tensor.tensor_attribute_names, *(tensor.optional_tensor_attribute_names or ())]
-    return {name: getattr(tensor, name) for name in names}
+def _parts(tensor: Any) -> dict[str, torch.Tensor]:
+    optional = getattr(tensor, "optional_tensor_data_names", None) or ()
+    names = (*tensor.tensor_data_names, *optional)
+    return {name: part for name in names if (part := getattr(tensor, name, None)) is not None}
 
 
-def _int4_expert(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
-    """``stack[number]``, one expert's parts in their own layout.
+def _attributes(tensor: Any, changed: dict[str, Any]) -> dict[str, Any]:
+    optional = getattr(tensor, "optional_tensor_attribute_names", None) or ()
+    names = (*tensor.tensor_attribute_names, *optional)
+    return {name: changed.get(name, getattr(tensor, name)) for name in names}
+
+
+def _expert(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    """``stack[number]``, one expert's parts in their own layout; anything else as torchao does it.
 
     The stack remembers it, so that what an expert is packed into at its first use is found again.
     """
-    stack, number = args[0], operator.index(args[1])
-    if len(stack.shape) != 3:
-        raise NotImplementedError(f"{type(stack).__name__} has rows of its own for a stack only")
+    stack, index = args
+    if len(stack.shape) != 3 or not hasattr(index, "__index__"):
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+    number = operator.index(index)
     known: dict[int, torch.Tensor] = stack.__dict__.setdefault("_experts", {})
     if number not in known:
-        parts = {name: getattr(stack, name)[number] for name in stack.tensor_data_names}
-        attributes = _attributes(stack)
-        attributes |= {"block_size": stack.block_size[1:], "shape": stack.shape[1:]}
-        known[number] = type(stack)(**parts, **attributes)
+        parts = {name: part[number] for name, part in _parts(stack).items()}
+        of_expert = {"block_size": stack.block_size[1:], "shape": stack.shape[1:]}
+        known[number] = type(stack)(**parts, **_attributes(stack, of_expert))
     return known[number]
 
 
-def _int8_from_the_right(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
+def _from_the_right(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
     """``inputs @ weight`` of a (K, N) weight with a scale a column, as a linear layer of its transpose."""
     inputs, weight = args
     if not isinstance(weight, Int8Tensor) or list(weight.block_size) != [weight.shape[0], 1]:
-        raise NotImplementedError(f"{func} is for int8 weights with a scale a column only")
-    parts = {"qdata": weight.qdata.t(), "scale": weight.scale.t()}
-    if weight.zero_point is not None:
-        parts["zero_point"] = weight.zero_point.t()
-    linear = Int8Tensor(
-        **parts,
-        block_size=[1, weight.shape[0]],
-        dtype=weight.dtype,
-        act_quant_kwargs=weight.act_quant_kwargs,
-        reduce_range=weight.reduce_range,
-    )
-    return functional.linear(inputs, linear)
+        raise NotImplementedError(f"{func} is for weights with a scale a column only")
+    parts = {name: part.t() for name, part in _parts(weight).items()}
+    transposed = {"block_size": [1, weight.shape[0]]}
+    return functional.linear(inputs, Int8Tensor(**parts, **_attributes(weight, transposed)))
 
 
-def _int8_batch_from_the_right(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
+def _batch_from_the_right(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
     """Each expert's own inputs, (E, n, K), times its (K, N)."""
     inputs, stack = args
     return torch.stack([inputs[number] @ stack[number] for number in range(stack.shape[0])])
 
 
-for _class in (Int4Tensor, Int4OpaqueTensor, Int4TilePackedTo4dTensor):
-    _class.implements_torch_function(torch.Tensor.__getitem__)(_int4_expert)
-Int8Tensor.implements(_aten.mm.default)(_int8_from_the_right)
-Int8Tensor.implements(_aten.bmm.default)(_int8_batch_from_the_right)
+for _class in (Int4Tensor, Int4OpaqueTensor, Int4TilePackedTo4dTensor, Int8Tensor, Float8Tensor):
+    _class.implements_torch_function(torch.Tensor.__getitem__)(_expert)
+for _matmul in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__):
+    Int8Tensor.implements_torch_function(_matmul)(_from_the_right)
+for _bmm in (torch.bmm, torch.Tensor.bmm):
+    Int8Tensor.implements_torch_function(_bmm)(_batch_from_the_right)
