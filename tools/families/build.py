@@ -17,7 +17,7 @@ from smolquant.model.shrink import smaller_configs
 _GROUP_SIZE = 128
 """Columns; widths keep what they share with it, so that int4 decides as it would about a large model."""
 
-_MOST_PARAMETERS = 80_000_000
+_MOST_PARAMETERS = 160_000_000
 
 _SCALES = (1.0, 0.25)
 """Tried one after the other, as some families' own activations overflow sooner than others."""

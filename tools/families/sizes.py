@@ -52,21 +52,29 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
     },
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
-    "deepseek_ocr2_text": {"num_hidden_layers": 2, "mlp_layer_types": ["dense", "sparse"]},
+    "deepseek_ocr2_text": {"num_hidden_layers": 2, "num_experts_per_tok": 2}
+    | {"mlp_layer_types": ["dense", "sparse"], "moe_intermediate_size": 1408},
     "deepseek_v2": {"num_experts_per_tok": 2, "first_k_dense_replace": 1}
     | {"moe_intermediate_size": 1408},
     "diffusion_gemma_text": {"num_experts": 8, "top_k_experts": 2, "moe_intermediate_size": 128},
     "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2}
     | {"first_k_dense_replace": 1},
-    "emu3": {"vocabulary_map": {"<image>": 100, "<|extra_200|>": 101}},
+    "emu3": {"vocabulary_map": {"<image>": 100, "<|extra_200|>": 101}}
+    | {"vq_config": {"base_channels": 32}},
+    "gemma3": {"mm_tokens_per_image": 49},
     "glm4v_moe_text": {"head_dim": 128, "rope_parameters": _GLM_ROPE},
     "glm4v_text": {"rope_parameters": _GLM_ROPE},
     "gpt_neox_japanese": {"num_hidden_layers": 2},
     "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["mamba", "attention"]},
     "helium": {"hidden_size": 256, "num_attention_heads": 2, "num_key_value_heads": 2},
-    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "spatial_target_layers": [1]},
+    "granite4_vision": {
+        "downsample_rate": "4/8",
+        "deepstack_layer_map": [[-1, 0]],
+        "spatial_target_layers": [1],
+    },
     "hunyuan_v1_dense": _WITH_HEAD_DIM,
     "hunyuan_v1_moe": _WITH_HEAD_DIM | {"num_experts": 8, "moe_topk": 2},
+    "idefics3": {"vision_config": {"image_size": 256}},
     "instructblip": {"image_token_index": 250},
     "instructblipvideo": {"video_token_index": 250},
     "lfm2_moe": {
@@ -75,8 +83,14 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     },
     "ministral": _WITH_HEAD_DIM,
     "nemotron": {"num_key_value_heads": 8},
+    "qwen2_5_vl": {"vision_config": {"out_hidden_size": 8192}},
+    "qwen2_vl": {"vision_config": {"hidden_size": 8192}},
+    "qwen3_omni_moe_thinker": {"text_config": {"num_attention_heads": 32}},
     "qwen4_exp_text": _INDEXER,
-    "hunyuan_vl_text": _WITH_HEAD_DIM,
+    "hunyuan_vl_text": _WITH_HEAD_DIM
+    | {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4] * 4}},
+    "smolvlm": {"vision_config": {"image_size": 256}},
+    "step3p7": {"text_config": {"sliding_window": 32}},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
 }
 """Model type, or that of the text config in it -> entries."""
