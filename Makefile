@@ -73,4 +73,4 @@ docs: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m readme_tables
 
 clean:
-	rm -rf $(VENV) .demo .bench quantized .coverage
+	rm -rf $(VENV) .demo .bench .families quantized .coverage

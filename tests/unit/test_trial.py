@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     BloomConfig,
     FalconConfig,
     Gemma2Config,
+    Gemma4TextConfig,
     LlamaConfig,
     MambaConfig,
     OlmoConfig,
@@ -144,6 +146,37 @@ REFORMER = ReformerConfig(
     num_buckets=4,
 )
 XLNET = XLNetConfig(vocab_size=320, d_model=128, n_layer=2, n_head=4, d_inner=1024)
+
+
+def test_what_transformers_does_not_load_quantized_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its renamings can lose a name that torchao gives a part, without an error."""
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+
+    def load_and_lose(*given: Any, prepare: Any, **options: Any) -> Any:
+        def lose_and_prepare(model: Any) -> None:
+            for layer in model.model.layers:
+                gate = layer.mlp.gate_proj
+                if type(gate.weight.data) is not torch.Tensor:
+                    gate.weight = torch.nn.Parameter(torch.randn(gate.weight.shape).bfloat16())
+            prepare(model)
+
+        return load_model(*given, prepare=lose_and_prepare, **options)
+
+    monkeypatch.setattr(trial, "load_model", load_and_lose)
+    (found,) = trials_of(folder, "int8_weight_only").values()
+    reason = "transformers does not load it quantized"
+    assert found == Trial({r"model\.layers\.\d+\.mlp\.gate_proj": reason})
+
+
+def test_layers_with_a_config_of_their_own_are_cut_like_the_rest() -> None:
+    config = Gemma4TextConfig(num_hidden_layers=12)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    smallest = next(smaller_configs(model, model, 128))
+    assert smallest.num_hidden_layers == 6
+    assert smallest.hidden_size == 128
 
 
 @pytest.mark.parametrize("config", [REFORMER, XLNET], ids=["reformer", "xlnet"])

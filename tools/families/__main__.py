@@ -55,9 +55,11 @@ def main() -> None:
             places[ended.task.key].write_text(json.dumps(found, indent=1))
             print(f"{number}/{len(todo)} {_told(found)}", flush=True)
     print(f"{time.monotonic() - started:.0f} s")
+    results = [json.loads(place.read_text()) for place in places.values()]
     if not options.only:
-        results = [json.loads(place.read_text()) for place in places.values()]
         PAGE.write_text(page.text(results, options.schemes))
+    if any(_is_wrong(one) for one in results):
+        raise SystemExit("Some variants are not what they say they are.")
 
 
 def _options() -> argparse.Namespace:
@@ -79,6 +81,10 @@ def _options() -> argparse.Namespace:
 
 def _wanted(key: str, only: list[str]) -> bool:
     return not only or key in only or key.partition("/")[2] in only
+
+
+def _is_wrong(found: dict[str, Any]) -> bool:
+    return any(one["verdict"] == "wrong" for one in found["outcomes"].values())
 
 
 def _told(found: dict[str, Any]) -> str:
