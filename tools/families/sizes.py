@@ -92,5 +92,6 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "smolvlm": {"vision_config": {"image_size": 256}},
     "step3p7": {"text_config": {"sliding_window": 32}},
     "xmod": {"languages": ["en_XX"], "default_language": "en_XX"},
+    "zamba": {"num_hidden_layers": 6, "attn_layer_period": 2, "attn_layer_offset": 1},
 }
 """Model type, or that of the text config in it -> entries."""
