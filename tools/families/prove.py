@@ -101,7 +101,7 @@ def _outcome(kind: Kind, small: Small, source: Path, output: Path, quant_type: s
         return Outcome("refused", str(error), stock=_stock_failure(kind, small, source, quant_type))
     except Exception as error:
         return Outcome("wrong", f"quantizing fails with {_told(error)}")
-    quantized = record.counts.quantized
+    quantized = sum(tensor.quantized for tensor in record.tensors.values())
     linears = sum(isinstance(module, nn.Linear) for module in small.model.modules())
     try:
         difference = _compare(kind, small, source, output, record)
@@ -153,10 +153,9 @@ def _compare(kind: Kind, small: Small, source: Path, output: Path, record: Varia
     )
     expected.eval()
     weights = _quantized_weights(model)
-    if len(weights) != record.counts.quantized:
-        raise _Wrong(
-            f"{len(weights)} weights are quantized, and {record.counts.quantized} in the record"
-        )
+    recorded = sum(tensor.quantized for tensor in record.tensors.values())
+    if len(weights) != recorded:
+        raise _Wrong(f"{len(weights)} weights are quantized, and {recorded} in the record")
     _require_senses_untouched(weights)
     _require_source_values(model, expected, weights)
     quantize_in_memory(expected, model, record)
