@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
     BloomConfig,
     FalconConfig,
     Gemma2Config,
@@ -316,3 +318,30 @@ def test_what_cannot_be_loaded_quantized_but_can_be_otherwise_is_refused(
         r"LlamaForCausalLM cannot be loaded quantized by transformers [\d.]+: aten.equal is not there\.",
         found.refusal,
     )
+
+
+def test_a_model_that_runs_with_a_picture_only_is_loaded_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2}
+    text = {"model_type": "opt", "ffn_dim": 256, "word_embed_proj_dim": 128, "vocab_size": 320}
+    model = Blip2ForConditionalGeneration(
+        Blip2Config(
+            vision_config=sizes | heads | {"image_size": 28},
+            qformer_config=sizes | heads | {"encoder_hidden_size": 128, "vocab_size": 64},
+            text_config=sizes | heads | text,
+        )
+    )
+    model.bfloat16().save_pretrained(tmp_path)
+    loaded = []
+
+    def load_and_note(*given: Any, **options: Any) -> Any:
+        loaded.append(load_model(*given, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(trial, "load_model", load_and_note)
+    (found,) = trials_of(tmp_path, "int8_weight_only").values()
+    untried = "no small Blip2ForConditionalGeneration could be built and run on text"
+    assert found == Trial(untried=untried)
+    assert len(loaded) == 1

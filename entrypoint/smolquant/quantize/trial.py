@@ -100,11 +100,13 @@ def try_variants(
             configs = list(
                 smaller_configs(architecture.model, architecture.language_model, plan.group_size)
             )
-            small = small_model(type(architecture.model), configs, plan.dtype, deadline)
+            build = partial(small_model, type(architecture.model), configs, plan.dtype, deadline)
+            small, not_run = build(), ""
             if small is None:
-                return dict.fromkeys(
-                    plans, _without_small_model(architecture, configs, plan.dtype, deadline)
-                )
+                verdict = _without_small_model(architecture, configs, plan.dtype, deadline)
+                not_run, small = verdict.untried, build(runs=False)
+                if verdict.refusal or small is None:
+                    return dict.fromkeys(plans, verdict)
             source = save(small, root / "source", folder, architecture.config_dict)
             laboratory = _Laboratory(
                 small,
@@ -113,6 +115,7 @@ def try_variants(
                 skip=tuple(skip),
                 embeddings=embeddings,
                 trust_remote_code=trust_remote_code,
+                not_run=not_run,
             )
             for variant, plan in plans.items():
                 found[variant] = _unless_it_breaks(laboratory, plan)
@@ -162,7 +165,10 @@ class _Laboratory:
         skip: tuple[str, ...],
         embeddings: str,
         trust_remote_code: bool,
+        not_run: str,
     ) -> None:
+        """``not_run``: why it can only be loaded and not run; empty where it can."""
+        self.not_run = not_run
         self.weights = {name: value.clone() for name, value in small.state_dict().items()}
         self.deadline = deadline
         self.failure_of = partial(failure_of, deadline=deadline)
@@ -201,6 +207,8 @@ class _Laboratory:
                     continue
                 except Exception as error:
                     return self._cannot_load(error, keep)
+            if self.not_run:
+                return Trial(keep, untried=self.not_run)
             failure = self.failure_of(model, generate=self.generates)
             if failure is None:
                 return Trial(keep, untried=_otherwise(plan, decided, keep))
@@ -410,7 +418,7 @@ def _without_small_model(
             "what a variant does not quantize is stored in 16 bits.",
             hint="Do not quantize this model.",
         )
-    return Trial(untried=f"no small {name} could be built and run")
+    return Trial(untried=f"no small {name} could be built and run on text")
 
 
 def _otherwise(plan: VariantPlan, decided: Mapping[str, bool], keep: Mapping[str, str]) -> str:
