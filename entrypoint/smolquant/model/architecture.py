@@ -170,6 +170,26 @@ class Architecture:
             return checkpoint_name, None
         return name, converter
 
+    def name_in_files(self, part: str, source: SourceTensor) -> str:
+        """The name under which a variant's files hold a part of a quantized parameter.
+
+        transformers renames what it finds there as it does a checkpoint's tensors, and some of its renamings
+        change a name of the model's own once more. There the part stands where its source's tensor does.
+
+        Args:
+            part: its name in the model, as torchao makes it.
+        """
+        if not self._renamings or self._renamed(part)[0] == part:
+            return part
+        attribute = part.rpartition(".")[2]
+        path = getattr(source, "pieces", (source,))[0].name.split(".")
+        names = (".".join([*path[:n], attribute]) for n in range(len(path) - 1, 0, -1))
+        return next((name for name in names if self._renamed(name) == (part, None)), part)
+
+    def name_in_model(self, name: str) -> str:
+        """What transformers makes of a name in a variant's files."""
+        return self._renamed(name)[0] if self._renamings else name
+
     @cached_property
     def _ignored_names(self) -> Set[str]:
         """Patterns of names that stock transformers ignores when it loads them into this model."""

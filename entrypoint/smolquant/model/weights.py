@@ -89,8 +89,11 @@ class VariantWeights(Weights):
         with safe_open(header, framework="pt") as file:
             metadata: dict[str, str] = file.metadata()
         described = {name: metadata[name] for name in json.loads(metadata["tensor_names"])}
+        self._in_files = {
+            architecture.name_in_model(name): name for name in checkpoint.layout.tensors
+        }
         # torchao is not told of the parameters of the model itself, whose names have no dot.
-        of_root = [name for name in checkpoint.layout.tensors if "." not in name]
+        of_root = [name for name in names if "." not in name]
         self._descriptions = described | dict.fromkeys(of_root, "{}")
         plain = [name for name in self._descriptions if not self._parts(name)]
         self.dtype = prevalent_dtype(map(self._tensor, plain))
@@ -135,7 +138,7 @@ class VariantWeights(Weights):
         return self._checkpoint.read_whole(self._tensor(name))
 
     def _tensor(self, name: str) -> SourceTensor:
-        return self._checkpoint.layout.tensors[name]
+        return self._checkpoint.layout.tensors[self._in_files.get(name, name)]
 
     def _parts(self, name: str) -> list[str]:
         """The names of the tensors that a quantized parameter is stored as; none for a plain one."""

@@ -234,8 +234,11 @@ class _Planner:
             module, _, attribute = name.rpartition(".")
             prefix = f"{module}._{attribute}_"
         flat, metadata = flatten_tensor_state_dict({name: weight})
+        in_files = {stored: self.architecture.name_in_files(stored, source) for stored in flat}
         parts = {
-            stored.removeprefix(prefix): StoredTensor(stored, part.dtype, tuple(part.shape))
+            stored.removeprefix(prefix): StoredTensor(
+                in_files[stored], part.dtype, tuple(part.shape)
+            )
             for stored, part in flat.items()
         }
         used = scheme if isinstance(decision, Quantize) else None
