@@ -82,8 +82,8 @@ def _start(
     if child:
         return child
     status = 1
-    try:
-        with path.with_suffix(".log").open("w") as log:
+    with path.with_suffix(".log").open("w") as log:
+        try:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
             limit = _address_space() + memory
@@ -91,12 +91,11 @@ def _start(
             resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
             path.write_text(json.dumps(function(task)))
             status = 0
-    except BaseException:  # a child must never run on as a second parent
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        except BaseException:  # a child must never run on as a second parent
+            traceback.print_exc(file=log)
+        finally:
+            log.flush()
+            os._exit(status)
 
 
 def _next_to_end(running: dict[int, _Running], seconds: float) -> Ended:

@@ -173,8 +173,8 @@ class Architecture:
     def name_in_files(self, part: str, source: SourceTensor) -> str:
         """The name under which a variant's files hold a part of a quantized parameter.
 
-        transformers renames what it finds there as it does a checkpoint's tensors, and some of its renamings
-        change a name of the model's own once more. There the part stands where its source's tensor does.
+        transformers renames what it finds there as it does a checkpoint's tensors, and some of its
+        renamings change a name of the model's own once more. There the part stands where its source does.
 
         Args:
             part: its name in the model, as torchao makes it.

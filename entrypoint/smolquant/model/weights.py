@@ -93,7 +93,7 @@ class VariantWeights(Weights):
             architecture.name_in_model(name): name for name in checkpoint.layout.tensors
         }
         # torchao is not told of the parameters of the model itself, whose names have no dot.
-        of_root = [name for name in names if "." not in name]
+        of_root = [name for name in checkpoint.layout.tensors if "." not in name]
         self._descriptions = described | dict.fromkeys(of_root, "{}")
         plain = [name for name in self._descriptions if not self._parts(name)]
         self.dtype = prevalent_dtype(map(self._tensor, plain))
