@@ -3,6 +3,7 @@
 # make test-container  the image, run as GitHub's runner does
 # make check         lint, types, workflows and forms
 # make bench         speed and memory against stock transformers, at 3 B parameters (SIZE= for others)
+# make bench-experts the same for a mixture of experts, beside a dense model of its size
 # make bench-quality what each scheme and method costs in quality
 # make families       every model type of transformers that generates text, quantized and compared (JOBS= at a time)
 VENV := .venv
@@ -22,7 +23,7 @@ PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
-.PHONY: demo test test-container bench bench-quality families check docs clean
+.PHONY: demo test test-container bench bench-experts bench-quality families check docs clean
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
@@ -37,6 +38,9 @@ test-container: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PYTHON) bench/perf.py
+
+bench-experts: $(INSTALLED)
+	PYTHONPATH=bench $(PYTHON) bench/experts.py
 
 families: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m families $(if $(JOBS),--jobs $(JOBS))

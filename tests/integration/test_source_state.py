@@ -110,8 +110,9 @@ def refused(run: Run, changed: str) -> None:
     assert left == {"events.jsonl", "report.json", "trackio"}
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
-@pytest.mark.parametrize("how", ["written", "removed"])
+@pytest.mark.parametrize(
+    ("how", "name"), [("written", "model.safetensors"), ("removed", "tokenizer.json")]
+)
 def test_a_source_that_changes_while_it_is_quantized_is_refused(
     source: Path, smolquant: RunSmolquant, how: str, name: str
 ) -> None:
