@@ -56,8 +56,6 @@ class Outcome:
     """Why it is refused, or what is wrong."""
     quantized: int = 0
     """Weights."""
-    linears: int = 0
-    """Linear weights of the model that transformers would quantize, those of other senses included."""
     relative_error: float | None = None
     """Of the logits, against torchao's own quantization."""
     stock: str = ""
@@ -102,12 +100,11 @@ def _outcome(kind: Kind, small: Small, source: Path, output: Path, quant_type: s
     except Exception as error:
         return Outcome("wrong", f"quantizing fails with {_told(error)}")
     quantized = sum(tensor.quantized for tensor in record.tensors.values())
-    linears = sum(isinstance(module, nn.Linear) for module in small.model.modules())
     try:
         difference = _compare(kind, small, source, output, record)
     except _Wrong as wrong:
-        return Outcome("wrong", str(wrong), quantized, linears)
-    return Outcome("works", "", quantized, linears, difference)
+        return Outcome("wrong", str(wrong), quantized)
+    return Outcome("works", "", quantized, difference)
 
 
 def _quantized(source: Path, output: Path, quant_type: str) -> VariantRecord:
