@@ -18,7 +18,8 @@ config, quantizes it as the command does, loads the variant as its card says (st
 and with the source:
 
 - **works** (with so many weights quantized, where a stack of experts counts as one): the logits are
-  torchao's within a thousandth of their norm, the generated tokens are the same, every weight that is not quantized is the source's, and no part that sees or hears is quantized.
+  torchao's within a thousandth of their norm, the generated tokens are the same, every weight that is not
+  quantized is the source's, and no part that sees or hears is quantized.
 - **refused**: the command says why and makes nothing. "stock too" means that transformers and torchao by
   themselves cannot quantize, save, load and run the model either.
 - **wrong**: a variant was made, and it is not that.
