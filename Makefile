@@ -7,6 +7,7 @@
 # make bench-experts the same for a mixture of experts, beside a dense model of its size
 # make bench-scale   planning of very deep and very divided checkpoints
 # make bench-quality what each scheme and method costs in quality
+# make families       every model type of transformers that generates text, quantized and compared (JOBS= at a time)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
@@ -30,7 +31,7 @@ CASE ?=
 WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
-.PHONY: demo test test-container fuzz bench bench-experts bench-scale bench-quality check docs clean
+.PHONY: demo test test-container fuzz bench bench-experts bench-scale bench-quality families check docs clean
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
@@ -55,6 +56,9 @@ bench-experts: $(INSTALLED)
 
 bench-scale: $(INSTALLED)
 	$(PYTHON) bench/scale.py
+
+families: $(INSTALLED)
+	PYTHONPATH=tools $(PYTHON) -m families $(if $(JOBS),--jobs $(JOBS))
 
 bench-quality: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) bench/quality.py
@@ -88,4 +92,4 @@ docs: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m readme_tables
 
 clean:
-	rm -rf $(VENV) .demo .bench quantized .coverage
+	rm -rf $(VENV) .demo .bench .families quantized .coverage

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -144,18 +145,40 @@ def test_the_auto_class_follows_the_class_that_the_config_names() -> None:
     )
     assert auto_class({"model_type": "qwen3_5"}) is AutoModelForImageTextToText
     assert auto_class({"model_type": "llama"}) is AutoModelForCausalLM
+    heard = {"architectures": ["MossTranscribeDiarizeForConditionalGeneration"]}
+    assert auto_class(heard) is AutoModelForCausalLM  # it stands in an encoders' table too
 
 
-@pytest.mark.fault(
-    "model",
-    "A model that sees has no language model of its own",
-    "Exit 3.",
-)
-def test_a_model_whose_language_part_is_none_of_its_own_is_refused(tmp_path: Path) -> None:
+def test_what_computes_with_text_alone_is_the_language_model(tmp_path: Path) -> None:
+    """GIT has no module for it: its layers lie beside the encoder of pictures."""
     config = transformers.GitConfig(
         hidden_size=64, num_attention_heads=2, num_hidden_layers=1, vocab_size=320
     )
     config.architectures = ["GitForCausalLM"]
     config.save_pretrained(tmp_path)
+    architecture = Architecture(tmp_path, trust_remote_code=False)
+    query = architecture.parameter("git.encoder.layer.0.attention.self.query.weight")
+    seen = architecture.parameter("git.visual_projection.visual_projection.0.weight")
+    assert query and query.kind == "linear" and not query.keep_reason
+    assert seen and seen.keep_reason == "not of the language model (git.visual_projection)"
+
+
+def test_a_model_that_needs_a_picture_and_has_no_language_model_of_its_own_is_refused(
+    tmp_path: Path,
+) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    config = transformers.BlipConfig(text_config=sizes, vision_config=sizes)
+    config.architectures = ["BlipForConditionalGeneration"]
+    config.save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="does not tell its language model from the rest"):
         Architecture(tmp_path, trust_remote_code=False)
+
+
+def test_what_an_architecture_makes_in_float32_stays_so(tmp_path: Path) -> None:
+    config = transformers.OlmoHybridConfig(**models.SIZES)
+    config.architectures = ["OlmoHybridForCausalLM"]
+    config.save_pretrained(tmp_path)
+    architecture = Architecture(tmp_path, trust_remote_code=False)
+    layer = "model.layers.0.linear_attn"
+    assert architecture.stored_dtype(f"{layer}.A_log", torch.float16) == torch.float32
+    assert architecture.stored_dtype(f"{layer}.q_proj.weight", torch.float16) == torch.float16

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AutoModelForCausalLM,
+    Blip2Config,
+    Blip2ForConditionalGeneration,
     BloomConfig,
     FalconConfig,
     Gemma2Config,
+    Gemma4TextConfig,
     LlamaConfig,
     MambaConfig,
     OlmoConfig,
@@ -154,6 +158,37 @@ REFORMER = ReformerConfig(
     num_buckets=4,
 )
 XLNET = XLNetConfig(vocab_size=320, d_model=128, n_layer=2, n_head=4, d_inner=1024)
+
+
+def test_what_transformers_does_not_load_quantized_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its renamings can lose a name that torchao gives a part, without an error."""
+    folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
+
+    def load_and_lose(*given: Any, prepare: Any, **options: Any) -> Any:
+        def lose_and_prepare(model: Any) -> None:
+            for layer in model.model.layers:
+                gate = layer.mlp.gate_proj
+                if type(gate.weight.data) is not torch.Tensor:
+                    gate.weight = torch.nn.Parameter(torch.randn(gate.weight.shape).bfloat16())
+            prepare(model)
+
+        return load_model(*given, prepare=lose_and_prepare, **options)
+
+    monkeypatch.setattr(trial, "load_model", load_and_lose)
+    (found,) = trials_of(folder, "int8_weight_only").values()
+    reason = "transformers does not load it quantized"
+    assert found == Trial({r"model\.layers\.\d+\.mlp\.gate_proj": reason})
+
+
+def test_layers_with_a_config_of_their_own_are_cut_like_the_rest() -> None:
+    config = Gemma4TextConfig(num_hidden_layers=12)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    smallest = next(smaller_configs(model, model, 128))
+    assert smallest.num_hidden_layers == 6
+    assert smallest.hidden_size == 128
 
 
 @pytest.mark.fault(
@@ -313,3 +348,30 @@ def test_what_cannot_be_loaded_quantized_but_can_be_otherwise_is_refused(
         r"LlamaForCausalLM cannot be loaded quantized by transformers [\d.]+: aten.equal is not there\.",
         found.refusal,
     )
+
+
+def test_a_model_that_runs_with_a_picture_only_is_loaded_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2}
+    text = {"model_type": "opt", "ffn_dim": 256, "word_embed_proj_dim": 128, "vocab_size": 320}
+    model = Blip2ForConditionalGeneration(
+        Blip2Config(
+            vision_config=sizes | heads | {"image_size": 28},
+            qformer_config=sizes | heads | {"encoder_hidden_size": 128, "vocab_size": 64},
+            text_config=sizes | heads | text,
+        )
+    )
+    model.bfloat16().save_pretrained(tmp_path)
+    loaded = []
+
+    def load_and_note(*given: Any, **options: Any) -> Any:
+        loaded.append(load_model(*given, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr(trial, "load_model", load_and_note)
+    (found,) = trials_of(tmp_path, "int8_weight_only").values()
+    untried = "no small Blip2ForConditionalGeneration could be built and run on text"
+    assert found == Trial(untried=untried)
+    assert len(loaded) == 1

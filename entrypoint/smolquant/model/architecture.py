@@ -28,6 +28,9 @@ _REMOTE_CODE_HINT = (
     "Read the code that the repository brings along; if you trust it, add --trust-remote-code."
 )
 
+_SKELETON_DTYPE = torch.bfloat16
+"""What is float32 all the same, when the model is built, is so by its own code."""
+
 
 @dataclass(frozen=True)
 class Parameter:
@@ -98,9 +101,9 @@ class Architecture:
         """Tensors that were asked for already; each question takes a search of all renamings."""
         self.default_skips: list[str] = sorted(HfQuantizer.get_modules_to_not_convert(model))
         self._head = model.get_output_embeddings()
-        self.language_model = language_model(model, sees=self.task == IMAGE_TEXT_TO_TEXT)
+        self.language_model, others = language_model(model, sees=self.task == IMAGE_TEXT_TO_TEXT)
         """What reads and writes text: all of the model, or the part that is neither eyes nor ears."""
-        self._in_language = {*self.language_model.modules(), self._head}
+        self._in_language = {*self.language_model.modules(), self._head} - others
 
     def parameter(self, checkpoint_name: str) -> Parameter | None:
         """What ``checkpoint_name`` is loaded into; None for a tensor that the model has no place for.
@@ -178,6 +181,26 @@ class Architecture:
             return checkpoint_name, None
         return name, converter
 
+    def name_in_files(self, part: str, source: SourceTensor) -> str:
+        """The name under which a variant's files hold a part of a quantized parameter.
+
+        transformers renames what it finds there as it does a checkpoint's tensors, and some of its
+        renamings change a name of the model's own once more. There the part stands where its source does.
+
+        Args:
+            part: its name in the model, as torchao makes it.
+        """
+        if not self._renamings or self._renamed(part)[0] == part:
+            return part
+        attribute = part.rpartition(".")[2]
+        path = getattr(source, "pieces", (source,))[0].name.split(".")
+        names = (".".join([*path[:n], attribute]) for n in range(len(path) - 1, 0, -1))
+        return next((name for name in names if self._renamed(name) == (part, None)), part)
+
+    def name_in_model(self, name: str) -> str:
+        """What transformers makes of a name in a variant's files."""
+        return self._renamed(name)[0] if self._renamings else name
+
     @cached_property
     def _ignored_names(self) -> Set[str]:
         """Patterns of names that stock transformers ignores when it loads them into this model."""
@@ -208,15 +231,22 @@ class Architecture:
         return norms_in_front(self.model)
 
     def stored_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
-        """``dtype``, but float32 where the architecture asks for it (``_keep_in_fp32_modules``)."""
+        """``dtype``, but float32 where the architecture asks for it.
+
+        It does so by ``_keep_in_fp32_modules``, or by making a parameter in float32 whatever the model's
+        dtype, as Olmo Hybrid its decay rates.
+        """
         from transformers.core_model_loading import build_glob_alternation
 
+        made = self._parameters.get(name)
+        if made is not None and made.dtype == torch.float32:
+            return torch.float32
         plan: dict[str, torch.dtype] = self.model._get_dtype_plan(dtype)
         if not plan:
             return dtype
         pattern, by_group, _ = build_glob_alternation(list(plan))
         match = pattern.search(name)
-        return plan[by_group[match.lastgroup]] if match else dtype
+        return dtype if match is None else plan[by_group[match.lastgroup]]
 
     def _is_outside_layers(self, module_name: str) -> bool:
         module = self._modules[module_name]
@@ -370,7 +400,9 @@ def _build(folder: Path, config_dict: Mapping[str, Any], trust_remote_code: bool
                 "quantization_config", None
             )  # whether it holds is seen by the weights
         with torch.device("meta"), no_init_weights():  # which would take as long as building does
-            model = auto_class(config_dict).from_config(config, trust_remote_code=trust_remote_code)
+            model = auto_class(config_dict).from_config(
+                config, trust_remote_code=trust_remote_code, dtype=_SKELETON_DTYPE
+            )
         model.tie_weights(recompute_mapping=False)  # goes with it
         return model
     except Exception as error:  # a config can make transformers raise anything

@@ -17,9 +17,8 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from smolquant.model.architecture import Architecture
-from smolquant.model.trunk import language_model, trunk_of
+from smolquant.model.trunk import trunk_of
 from smolquant.model.weights import Weights
-from smolquant.record import IMAGE_TEXT_TO_TEXT
 
 Forward = Callable[..., Any]
 
@@ -78,8 +77,12 @@ class StreamedModel:
         self._prepare = prepare
         self._windows = 1
         # Not the largest list of all: that may be of what sees, and text never enters it.
-        sees = architecture.task == IMAGE_TEXT_TO_TEXT
-        self._trunk, layers = trunk_of(language_model(model, sees=sees))
+        language = next(
+            name
+            for name, module in template.named_modules()
+            if module is architecture.language_model
+        )
+        self._trunk, layers = trunk_of(model.get_submodule(language))
         self._head = model.get_output_embeddings()
         self._head_name = next(
             name for name, module in model.named_modules() if module is self._head

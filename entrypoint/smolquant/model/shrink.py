@@ -24,8 +24,16 @@ _WIDTH = re.compile(r"size|dim|rank|inner|width|d_model|d_ff|n_embd|lru")
 _NO_WIDTH = re.compile(
     r"vocab|window|chunk|image|patch|head|kernel|conv|state|block|batch|context|merge|position"
 )
+_TOWER_WIDTHS = ("embed_dim", "d_model", "hidden_size", "hidden_dim")
+_TOWER_HEADS = ("num_attention_heads", "num_heads", "attention_heads", "encoder_attention_heads")
+_EXPERTS = re.compile(r"(moe_)?(num|n)_(routed_|local_)?experts")
+_CHOSEN_EXPERTS = re.compile(r"experts_per_tok(en)?$|^moe_(top_?)?k$|^top_k_experts$")
+_MOST_EXPERTS, _MOST_CHOSEN = 16, 4
+"""Enough for eight groups of two, of which families choose some."""
+
 _HEADS = re.compile(r"heads$|n_head$|n_?groups$")
 _LAYER_NUMBER = re.compile(r"layers?(_idx|_id|_interval)?$")
+_NO_NUMBERS = re.compile(r"size|section|shape|stride|kernel|ratio")
 _TOKEN = re.compile(r"token_(id|ids|index)$")
 
 
@@ -44,17 +52,21 @@ def smaller_configs(
         group_size: columns that share a scale.
     """
     layers = _layers_that_show_all(model.config, language)
-    for narrower, fewer_heads, fewer_tokens, fewer_layers in (
-        (True, True, True, True),
-        (True, False, True, True),
-        (True, True, True, False),
-        (False, False, True, True),
-        (False, False, False, True),
+    for others, narrower, fewer_heads, fewer_tokens, fewer_layers in (
+        (True, True, True, True, True),
+        (False, True, True, True, True),
+        (True, True, False, True, True),
+        (False, True, False, True, True),
+        (False, True, True, True, False),
+        (False, False, False, True, True),
+        (False, False, False, False, True),
     ):
         entries = copy.deepcopy(model.config.to_dict())
         try:
+            if others:
+                _cut_experts(model.config, entries)
             if narrower:
-                _narrow(model.config, entries, group_size, fewer_heads=fewer_heads)
+                _narrow(model.config, entries, group_size, fewer_heads=fewer_heads, towers=others)
             if fewer_tokens:
                 _cut_vocabulary(model.config, entries)
             if fewer_layers:
@@ -116,12 +128,15 @@ def _cut_layers(config: PretrainedConfig, entries: dict[str, Any], layers: int) 
         for name, value in list(own.items()):
             if isinstance(value, list) and len(value) == depth:
                 own[name] = value[:layers]
+            elif _has_numbers(value) and "label" not in name:
+                own[name] = {number: one for number, one in value.items() if int(number) < layers}
             elif (
                 isinstance(value, list)
                 and value
                 and all(_is_int(v) and 0 <= v < depth for v in value)
+                and not _NO_NUMBERS.search(name)
             ):
-                own[name] = [v for v in value if v < layers]  # numbers of layers
+                own[name] = [v for v in value if v < layers] or [layers - 1]  # numbers of layers
             elif _is_int(value) and _LAYER_NUMBER.search(name) and name != key:
                 own[name] = min(value, layers)
 
@@ -143,20 +158,73 @@ def _small_ids(name: str, value: Any) -> Any:
     return VOCABULARY - 1 - sum(map(ord, name)) % 64  # far from one another, for most names
 
 
+def _cut_experts(config: PretrainedConfig, entries: dict[str, Any]) -> None:
+    for _, own in _parts(config, entries):
+        for name, value in own.items():
+            if not _is_int(value):
+                continue
+            if _EXPERTS.fullmatch(name):
+                own[name] = min(value, _MOST_EXPERTS)
+            elif _CHOSEN_EXPERTS.search(name):
+                own[name] = min(value, _MOST_CHOSEN)
+
+
 def _narrow(
-    config: PretrainedConfig, entries: dict[str, Any], group_size: int, *, fewer_heads: bool
+    config: PretrainedConfig,
+    entries: dict[str, Any],
+    group_size: int,
+    *,
+    fewer_heads: bool,
+    towers: bool,
 ) -> None:
     text = config.get_text_config(decoder=True)
     hidden, small = text.hidden_size, _small_hidden(text, group_size)
     for part, own in _parts(config, entries):
         is_text = part is text
-        for name, value in own.items():
-            if name == _key(part, "hidden_size"):
-                own[name] = small if is_text else value
-            elif is_text and _HEADS.search(name) and _is_int(value):
-                own[name] = _small_heads(text, value, small) if fewer_heads else value
-            elif _is_width(name) and (is_text or value == hidden):
-                own[name] = _small_width(value, hidden, small, group_size)
+        if towers and not is_text and part is not config:
+            _narrow_tower(own, hidden, small)
+            continue
+        for entries_of_it in (own, *_by_layer(own)):
+            for name, value in entries_of_it.items():
+                if name == _key(part, "hidden_size"):
+                    entries_of_it[name] = small if is_text else value
+                elif is_text and _HEADS.search(name) and _is_int(value):
+                    entries_of_it[name] = _small_heads(text, value, small) if fewer_heads else value
+                elif _is_width(name) and (is_text or value == hidden):
+                    entries_of_it[name] = _small_width(value, hidden, small, group_size)
+
+
+def _by_layer(own: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Entries of single layers that differ from the rest, as in transformers' ``per_layer_config``."""
+    for value in own.values():
+        if _has_numbers(value):
+            yield from (entries for entries in value.values() if isinstance(entries, dict))
+
+
+def _has_numbers(value: Any) -> bool:
+    """Whether it maps numbers of layers to something."""
+    return isinstance(value, dict) and bool(value) and all(str(key).isdigit() for key in value)
+
+
+def _narrow_tower(own: dict[str, Any], hidden: int, small: int) -> None:
+    """Narrow what sees or hears to two heads; what is as wide as the text part, ``hidden``, follows it."""
+    key = next((name for name in _TOWER_WIDTHS if _is_int(own.get(name))), None)
+    heads = next((own[name] for name in _TOWER_HEADS if _is_int(own.get(name))), 1)
+    if key is None or own[key] % heads:
+        return
+    width, fewer = own[key], min(heads, 2)
+    narrow = width // heads * fewer
+    for name, value in own.items():
+        if not _is_int(value) or value <= 0:
+            continue
+        if _HEADS.search(name):
+            own[name] = max(1, value * fewer // heads)
+        elif name != key and value == hidden and _is_width(name):
+            own[name] = small
+        elif name == key or (_is_width(name) and value % width == 0):
+            own[name] = value // width * narrow
+        elif _is_width(name):
+            own[name] = math.gcd(value, 128)
 
 
 def _is_width(name: str) -> bool:

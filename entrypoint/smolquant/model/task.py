@@ -51,11 +51,10 @@ def task_of(config: Mapping[str, Any]) -> Task:
         by_code = "AutoModelForImageTextToText" in own and "AutoModelForCausalLM" not in own
         by_type = config.get("model_type") in _table(_IMAGES)
         return IMAGE_TEXT_TO_TEXT if by_code or by_type else TEXT_GENERATION
-    if not any(named in _classes(table) for table in _ENCODERS):
-        if named in _classes(_IMAGES):
-            return IMAGE_TEXT_TO_TEXT
-        if named.lower() in {name.lower() for name in _classes(_TEXT)}:
-            return TEXT_GENERATION
+    if named in _classes(_IMAGES):
+        return IMAGE_TEXT_TO_TEXT
+    if named.lower() in {name.lower() for name in _classes(_TEXT)}:
+        return TEXT_GENERATION
     words = next((words for table, words in _OTHER_TASKS.items() if named in _classes(table)), None)
     if words is None and "AutoModelForCausalLM" in own:
         return TEXT_GENERATION

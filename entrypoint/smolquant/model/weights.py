@@ -88,7 +88,13 @@ class VariantWeights(Weights):
         super().__init__(checkpoint, architecture)
         with safe_open(header, framework="pt") as file:
             metadata: dict[str, str] = file.metadata()
-        self._descriptions = {name: metadata[name] for name in json.loads(metadata["tensor_names"])}
+        described = {name: metadata[name] for name in json.loads(metadata["tensor_names"])}
+        self._in_files = {
+            architecture.name_in_model(name): name for name in checkpoint.layout.tensors
+        }
+        # torchao is not told of the parameters of the model itself, whose names have no dot.
+        of_root = [name for name in checkpoint.layout.tensors if "." not in name]
+        self._descriptions = described | dict.fromkeys(of_root, "{}")
         plain = [name for name in self._descriptions if not self._parts(name)]
         self.dtype = prevalent_dtype(map(self._tensor, plain))
 
@@ -105,6 +111,8 @@ class VariantWeights(Weights):
         """A parameter, put together from its parts."""
         from torchao.prototype.safetensors.safetensors_support import unflatten_tensor_state_dict
 
+        if stored in parts:
+            return parts[stored]
         description = {stored: self._descriptions[stored], "tensor_names": json.dumps([stored])}
         whole, _ = unflatten_tensor_state_dict(parts, description)
         tensor: torch.Tensor = whole[stored]
@@ -130,7 +138,7 @@ class VariantWeights(Weights):
         return self._checkpoint.read_whole(self._tensor(name))
 
     def _tensor(self, name: str) -> SourceTensor:
-        return self._checkpoint.layout.tensors[name]
+        return self._checkpoint.layout.tensors[self._in_files.get(name, name)]
 
     def _parts(self, name: str) -> list[str]:
         """The names of the tensors that a quantized parameter is stored as; none for a plain one."""

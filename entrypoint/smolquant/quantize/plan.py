@@ -234,8 +234,11 @@ class _Planner:
             module, _, attribute = name.rpartition(".")
             prefix = f"{module}._{attribute}_"
         flat, metadata = flatten_tensor_state_dict({name: weight})
+        in_files = {stored: self.architecture.name_in_files(stored, source) for stored in flat}
         parts = {
-            stored.removeprefix(prefix): StoredTensor(stored, part.dtype, tuple(part.shape))
+            stored.removeprefix(prefix): StoredTensor(
+                in_files[stored], part.dtype, tuple(part.shape)
+            )
             for stored, part in flat.items()
         }
         used = scheme if isinstance(decision, Quantize) else None
@@ -298,9 +301,12 @@ class _Planner:
 
 def _metadata(tensors: Sequence[PlannedTensor]) -> dict[str, str]:
     """The safetensors metadata of the whole model, in the form of torchao's flattened state dict."""
-    names = [tensor.name for tensor in tensors]
+    # torchao takes every name apart at a dot; a parameter of the model itself, which has none, is not
+    # quantized, and is loaded like any tensor that torchao is not told of.
+    described = [tensor for tensor in tensors if "." in tensor.name]
+    names = [tensor.name for tensor in described]
     return {
-        **{tensor.name: tensor.metadata for tensor in tensors},
+        **{tensor.name: tensor.metadata for tensor in described},
         "tensor_names": json.dumps(names),
         "format": "pt",
     }

@@ -18,7 +18,7 @@ from smolquant.quantize.plan import make_plan
 from smolquant.quantize.planned import VariantPlan
 from smolquant.quantize.sound_layout import sound_layout
 from smolquant.quantize.tables import stored_tables
-from smolquant.quantize.trial import Trial, try_variants
+from smolquant.quantize.trial import SECONDS, Trial, try_variants
 from smolquant.report.console import Console
 from smolquant.report.run_report import PlannedVariant
 from smolquant.schemes import Keep
@@ -40,9 +40,17 @@ class Plans:
 
 
 def plan_variants(
-    source: Source, settings: Settings, quant_types: Sequence[str], console: Console
+    source: Source,
+    settings: Settings,
+    quant_types: Sequence[str],
+    console: Console,
+    *,
+    trial_seconds: float = SECONDS,
 ) -> Plans:
     """Plan every variant, before a weight is read, and try the plans on a small model.
+
+    Args:
+        trial_seconds: what is not tried by then is not tried.
 
     Raises:
         CheckpointError: weights are missing or do not fit, the scheme would leave most as they are, or the
@@ -74,6 +82,7 @@ def plan_variants(
         skip=settings.skip,
         embeddings=settings.embeddings,
         trust_remote_code=settings.trust_remote_code,
+        seconds=trial_seconds,
     )
     give_back_garbage()  # small models, whose modules refer to each other
     for variant, trial in trials.items():

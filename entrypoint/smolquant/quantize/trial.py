@@ -11,7 +11,7 @@ own stops a run, and neither decides about a byte.
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 import transformers
 from torch import nn
+from torchao.utils import TorchAOBaseTensor
 from transformers import PretrainedConfig, PreTrainedModel
 
 from smolquant.checkpoint.folder import FolderSource
@@ -47,6 +48,8 @@ from smolquant.schemes import SCHEMES, Quantize
 
 SECONDS = 15.0
 """For all variants of a run."""
+
+_NOT_LOADED = "transformers does not load it quantized"
 
 _HALF_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -97,11 +100,13 @@ def try_variants(
             configs = list(
                 smaller_configs(architecture.model, architecture.language_model, plan.group_size)
             )
-            small = small_model(type(architecture.model), configs, plan.dtype, deadline)
+            build = partial(small_model, type(architecture.model), configs, plan.dtype, deadline)
+            small, not_run = build(), ""
             if small is None:
-                return dict.fromkeys(
-                    plans, _without_small_model(architecture, configs, plan.dtype, deadline)
-                )
+                verdict = _without_small_model(architecture, configs, plan.dtype, deadline)
+                not_run, small = verdict.untried, build(runs=False)
+                if verdict.refusal or small is None:
+                    return dict.fromkeys(plans, verdict)
             source = save(small, root / "source", folder, architecture.config_dict)
             laboratory = _Laboratory(
                 small,
@@ -110,6 +115,7 @@ def try_variants(
                 skip=tuple(skip),
                 embeddings=embeddings,
                 trust_remote_code=trust_remote_code,
+                not_run=not_run,
             )
             for variant, plan in plans.items():
                 found[variant] = _unless_it_breaks(laboratory, plan)
@@ -137,6 +143,16 @@ class _NotAsStored(Exception):
     """A loaded model's weight is not the one in the file."""
 
 
+class _NotQuantized(Exception):
+    """transformers does not find quantized weights of a variant under the names that torchao gives them."""
+
+    def __init__(self, class_name: str, names: Sequence[str]) -> None:
+        super().__init__(
+            f"{class_name} does not get back {names[0]!r} when a variant with it quantized is loaded."
+        )
+        self.modules = [name.rpartition(".")[0] for name in names]
+
+
 class _Laboratory:
     """One small model, saved, and what was asked for it; tries one variant at a time."""
 
@@ -149,7 +165,10 @@ class _Laboratory:
         skip: tuple[str, ...],
         embeddings: str,
         trust_remote_code: bool,
+        not_run: str,
     ) -> None:
+        """``not_run``: why it can only be loaded and not run; empty where it can."""
+        self.not_run = not_run
         self.weights = {name: value.clone() for name, value in small.state_dict().items()}
         self.deadline = deadline
         self.failure_of = partial(failure_of, deadline=deadline)
@@ -176,24 +195,30 @@ class _Laboratory:
             and (tensor.name.endswith(".weight") or tensor.kind == "expert")
         }
         keep: dict[str, str] = {}
-        failure: Failure | None = None
-        for _ in range(2):
+        refusal = ""
+        for _ in range(3):
             self.deadline.check()
             plan = self._plan(full, {**kept_by_plan, **keep})
             with self._made(plan) as folder:
                 try:
                     model = self._load(folder, plan)
+                except _NotQuantized as lost:
+                    refusal = str(lost)
+                    keep |= dict.fromkeys(map(pattern_in_every_layer, lost.modules), _NOT_LOADED)
+                    continue
                 except Exception as error:
                     return self._cannot_load(error, keep)
+            if self.not_run:
+                return Trial(keep, untried=self.not_run)
             failure = self.failure_of(model, generate=self.generates)
             if failure is None:
                 return Trial(keep, untried=_otherwise(plan, decided, keep))
+            refusal = f"{failure.text.rstrip('.')}."
             failing = self._to_keep(model, plan, failure)
             if not failing:
                 break
             keep |= failing
-        assert failure is not None
-        return Trial(keep, refusal=f"{failure.text.rstrip('.')}.")
+        return Trial(keep, refusal=refusal)
 
     def _plan(self, full: VariantPlan, keep: Mapping[str, str]) -> VariantPlan:
         (plan,) = make_plan(
@@ -239,12 +264,13 @@ class _Laboratory:
             for tensor in plan.tensors
             if tensor.parts and not isinstance(tensor.decision, Quantize)
         }
+        quantized = [one.name for one in plan.tensors if isinstance(one.decision, Quantize)]
         model = load_model(
             folder,
             plan.scheme,
             "cpu",
             trust_remote_code=self.trust_remote_code,
-            prepare=lambda loaded: self._require_stored_values(loaded, kept),
+            prepare=lambda loaded: self._require_stored_values(loaded, kept, quantized),
         )
         if has_kernels(plan.scheme, "cpu"):
             pack_model(model)
@@ -267,17 +293,24 @@ class _Laboratory:
                 parameters[attribute] = nn.Parameter(stand_in, requires_grad=False)
 
     def _require_stored_values(
-        self, loaded: PreTrainedModel, kept: Mapping[str, torch.dtype]
+        self,
+        loaded: PreTrainedModel,
+        kept: Mapping[str, torch.dtype],
+        quantized: Collection[str] = (),
     ) -> None:
-        """Every unquantized weight is the source's, once loaded.
+        """Every unquantized weight is the source's, once loaded, and every quantized one is quantized.
 
         Args:
             kept: weight -> the dtype that it is stored in.
 
         Raises:
-            _NotAsStored: naming one that is not.
+            _NotAsStored: naming one that is not the source's.
+            _NotQuantized: naming the modules whose weights are not loaded.
         """
         state = loaded.state_dict()
+        lost = [name for name in quantized if not isinstance(state.get(name), TorchAOBaseTensor)]
+        if lost:
+            raise _NotQuantized(type(loaded).__name__, lost)
         for name, dtype in kept.items():
             found = state.get(name)
             if found is None or not torch.equal(found.to(dtype), self.weights[name].to(dtype)):
@@ -386,7 +419,7 @@ def _without_small_model(
             "what a variant does not quantize is stored in 16 bits.",
             hint="Do not quantize this model.",
         )
-    return Trial(untried=f"no small {name} could be built and run")
+    return Trial(untried=f"no small {name} could be built and run on text")
 
 
 def _otherwise(plan: VariantPlan, decided: Mapping[str, bool], keep: Mapping[str, str]) -> str:
