@@ -21,17 +21,17 @@ def test_a_deep_plan_asks_for_each_tensor_once_and_tries_only_what_is_tried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked_for, patterns = Counter[tuple[int, str]](), []
-    renamed, plan = Architecture._renamed, trial._Laboratory._plan
+    rename, plan = Architecture._rename, trial._Laboratory._plan
 
     def counted(self: Architecture, name: str) -> Any:
         asked_for[id(self), name] += 1
-        return renamed(self, name)
+        return rename(self, name)
 
     def noted(self: Any, full: Any, keep: Any) -> Any:
         patterns.append(len(keep))
         return plan(self, full, keep)
 
-    monkeypatch.setattr(Architecture, "_renamed", counted)
+    monkeypatch.setattr(Architecture, "_rename", counted)
     monkeypatch.setattr(trial._Laboratory, "_plan", noted)
     folder = models.save_zeros(tmp_path / "deep", models.llama(LAYERS))
     settings = make_settings(

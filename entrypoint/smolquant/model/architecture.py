@@ -98,7 +98,9 @@ class Architecture:
         self._renamings = [item for item in transforms if isinstance(item, WeightRenaming)]
         self._converters = [item for item in transforms if isinstance(item, WeightConverter)]
         self._known: dict[str, Parameter | None] = {}
-        """Tensors that were asked for already; each question takes a search of all renamings."""
+        """Tensors that were asked for already."""
+        self._new_names: dict[str, tuple[str, str | None]] = {}
+        """Names that were renamed already; each takes a search of all renamings."""
         self.default_skips: list[str] = sorted(HfQuantizer.get_modules_to_not_convert(model))
         self._head = model.get_output_embeddings()
         self.language_model, others = language_model(model, sees=self.task == IMAGE_TEXT_TO_TEXT)
@@ -168,6 +170,11 @@ class Architecture:
 
     def _renamed(self, checkpoint_name: str) -> tuple[str, str | None]:
         """The parameter that transformers fills from a tensor, and the pattern of what converts it."""
+        if checkpoint_name not in self._new_names:
+            self._new_names[checkpoint_name] = self._rename(checkpoint_name)
+        return self._new_names[checkpoint_name]
+
+    def _rename(self, checkpoint_name: str) -> tuple[str, str | None]:
         from transformers.core_model_loading import rename_source_key
 
         name, converter = rename_source_key(

@@ -82,7 +82,7 @@ def variant_card(
         metrics=["perplexity"] if metrics.perplexity is not None else None,
         model_name=f"{name}, {record.variant}" if results else None,
         eval_results=results or None,
-        **terms,  # type: ignore[arg-type]  # three keys, all of them texts
+        **{key: one_line(term) for key, term in terms.items()},  # type: ignore[arg-type]  # three keys
     )
     exceptions = plan_exceptions(record.tensors)
     scheme = BY_VARIANT[record.variant]
