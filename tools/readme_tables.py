@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import yaml
 
 from fault_page import all_faults, sections
 from smolquant.cli import quantize
@@ -81,6 +82,14 @@ def outputs() -> str:
     )
 
 
+def step_outputs() -> str:
+    """Rows of markdown: each output of the action, as action.yml describes it."""
+    action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
+    rows = ["| output | |", "| :-- | :-- |"]
+    rows += [f"| `{name}` | {told['description']} |" for name, told in action["outputs"].items()]
+    return "\n".join(rows) + "\n"
+
+
 @dataclass(frozen=True)
 class Page:
     """A file with blocks that are written here, each between two markers that name it."""
@@ -92,6 +101,7 @@ class Page:
 
 
 PAGES: Mapping[str, Page] = {
+    "action.yml": Page("  # {} (make docs)\n", "  # {}", {"variants": outputs}),
     "README.md": Page(
         "<!-- {} (make docs) -->\n",
         "<!-- {} -->",
@@ -99,15 +109,15 @@ PAGES: Mapping[str, Page] = {
             "tree": tree,
             "schemes": schemes,
             "options": options,
+            "outputs": step_outputs,
             "performance": lambda: measured("performance.md"),
         },
     ),
     "docs/faults.md": Page(
         "<!-- {} (make docs) -->\n", "<!-- {} -->", {"faults": lambda: sections(all_faults())}
     ),
-    "action.yml": Page("  # {} (make docs)\n", "  # {}", {"variants": outputs}),
 }
-"""By file, from the repository's root."""
+"""By file, from the repository's root; README.md follows action.yml."""
 
 
 def with_blocks(name: str, text: str) -> str:
