@@ -12,20 +12,23 @@ from transformers import RwkvConfig
 import models
 from smolquant import machine
 from smolquant.checkpoint.reader import Checkpoint
+from smolquant.checkpoint.tensors import SourceTensor
 from smolquant.errors import CannotMeasure, CheckpointError, InputError, MachineError
 from smolquant.evaluate.documents import EvalText, bundled_calibration_text, bundled_text
 from smolquant.evaluate.text import load_tokenizer
 from smolquant.model.architecture import Architecture
+from smolquant.quantize import calibrate_experts
 from smolquant.quantize.calibrate import (
     TOKENS,
     Calibration,
     calibrated_weights,
     calibration_windows,
 )
+from smolquant.quantize.calibrate_experts import RoutedInputs
 from smolquant.quantize.engine import quantize_checkpoint
 from smolquant.quantize.output import Written
 from smolquant.quantize.plan import make_plan
-from smolquant.quantize.planned import VariantPlan
+from smolquant.quantize.planned import PlannedTensor, VariantPlan
 from smolquant.schemes import Int4Method, Quantize, scheme_of
 from smolquant.schemes.int4_gptq import ErrorFeedback, gptq_grids
 from smolquant.schemes.int4_packing import pack_int4
@@ -163,7 +166,7 @@ class Parts:
 
     def plan(self, method: Int4Method, skip: Sequence[str] = ()) -> VariantPlan:
         return make_plan(
-            self.checkpoint.layout,
+            self.architecture.converted(self.checkpoint.layout),
             self.architecture,
             [scheme_of("int4_weight_only", int4_method=method)],
             group_size=64,
@@ -281,6 +284,73 @@ def test_other_families_are_calibrated_whole(family: str, tmp_path: Path) -> Non
     levels = {name for name in tensors if name.endswith("_qdata")}
     assert levels
     assert not any(torch.equal(tensors[name], by_search[name]) for name in levels)
+
+
+def test_each_expert_is_calibrated_on_its_own_tokens_or_searched_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = models.MIXTURES["qwen3_moe"]()
+    config.num_experts = 8
+    made = Parts(models.save(tmp_path / "source", config), tmp_path)
+    routed: dict[str, set[int]] = {}
+    moments = RoutedInputs.moments
+
+    def noted(self: RoutedInputs, name: str, number: int) -> torch.Tensor | None:
+        found = moments(self, name, number)
+        routed.setdefault(name, set())
+        if found is not None:
+            assert found.shape == (found.shape[0],) * 2
+            routed[name].add(number)
+        return found
+
+    monkeypatch.setattr(RoutedInputs, "moments", noted)
+    monkeypatch.setattr(calibrate_experts, "LEAST_TOKENS", 128)  # of 512, in two of eight each
+    with made.checkpoint:
+        plan = made.plan("calibrated")
+        searched, by_search = made.write("search", made.plan("search"))
+        calibration = made.calibration(plan)
+        written, tensors = made.write("calibrated", plan, calibration)
+    assert (made.output / "calibrated/model.safetensors").stat().st_size == plan.size_bytes
+    assert {name.rpartition(".")[2] for name in routed} == {"gate_up_proj", "down_proj"}
+    for name, reached in routed.items():
+        levels = name.replace("experts.", "experts._") + "_qdata"
+        for number in range(8):
+            same = torch.equal(tensors[levels][number], by_search[levels][number])
+            assert same == (number not in reached), (name, number)
+        error = written.tensors[name].relative_error
+        assert error is not None
+        assert searched.tensors[name].relative_error < error < plan.error_bounds[name]  # type: ignore[operator]
+    n_searched = sum(8 - len(reached) for reached in routed.values())
+    assert 0 < n_searched < 8 * len(routed), "some of both"
+    assert calibration.searched_experts == n_searched
+
+
+def test_experts_outputs_are_closer_on_their_inputs_than_by_search() -> None:
+    """The loop of transformers, as it takes matrices out of a stack and multiplies with them."""
+    generator = torch.Generator().manual_seed(0)
+    stack = torch.nn.Parameter(torch.randn(3, 96, 128, generator=generator).bfloat16(), False)
+    inputs = correlated_inputs(1024, 128).bfloat16()
+    with RoutedInputs({"experts": stack}) as routed:
+        for number, tokens in ((0, inputs), (2, inputs[:8])):
+            torch.nn.functional.linear(tokens, stack[torch.tensor(number)])
+    source = stack.detach().clone()
+    decision = Quantize(64)
+    planned = PlannedTensor(
+        SourceTensor("experts", torch.bfloat16, tuple(stack.shape)),
+        *(decision, torch.bfloat16, {}, "", "experts"),
+        scheme=CALIBRATED,
+    )
+    with torch.no_grad():
+        _, searched = calibrate_experts.calibrate_stack(CALIBRATED, stack, planned, routed)
+    assert searched == 2, "one that nothing reached, and one that eight tokens did"
+    assert torch.equal(stack[1:], source[1:])
+    by_search = values_of(*search_grids(source[0], 64))
+    exact, seen = source[0].float(), inputs.float()
+
+    def off(found: torch.Tensor) -> float:
+        return float((seen @ (found.float() - exact).t()).norm())
+
+    assert off(stack[0]) < 0.7 * off(by_search)
 
 
 def test_modules_with_one_input_share_its_moments(parts: Parts, monkeypatch: Any) -> None:

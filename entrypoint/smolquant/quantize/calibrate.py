@@ -30,6 +30,7 @@ from smolquant.model.architecture import Architecture
 from smolquant.model.context import known_tokens, longest_context
 from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights
+from smolquant.quantize.calibrate_experts import RoutedInputs, calibrate_stack
 from smolquant.quantize.planned import PlannedTensor, VariantPlan
 from smolquant.schemes import Quantize, Scheme
 from smolquant.schemes.base import QuantizedRows
@@ -98,10 +99,12 @@ class Calibration:
         """What finds the weights."""
         # Tables may be stored by another scheme, as --embeddings may ask for.
         self._planned = {
-            tensor.name: tensor
-            for tensor in plan.tensors
-            if tensor.scheme is plan.scheme and len(tensor.source.shape) == 2
+            tensor.name: tensor for tensor in plan.tensors if tensor.scheme is plan.scheme
         }
+        self.searched_experts = 0
+        """How many experts the text reached too seldom, so that they were searched for by themselves."""
+        config = architecture.model.config.get_text_config(decoder=True)
+        self._experts_per_token = getattr(config, "num_experts_per_tok", None)
         self._advance: Callable[[int], None] = lambda n_bytes: None
         self._folder = Path()
         with running_the_source(_WITHOUT_CALIBRATION):
@@ -123,19 +126,30 @@ class Calibration:
         """Memory that a run takes beyond what the process has now: a bound, not a guess.
 
         The largest layer as it is and as it was found; the moments of all its inputs as if no two
-        modules shared them; what one weight's arithmetic takes; and the hidden states, of which a
-        layer has its inputs, its outputs, and the outputs joined.
+        modules shared them, and what its experts are given; what one weight's arithmetic takes; and the
+        hidden states, of which a layer has its inputs, its outputs, and the outputs joined.
         """
         states = self._windows.numel() * self._source.hidden_size * 4 * 4
         moments = max(
-            4 * sum(self._planned[name].columns ** 2 for name in unit if name in self._planned)
+            sum(
+                self._bytes_of_inputs(self._planned[name]) for name in unit if name in self._planned
+            )
             for unit in self._source.units
         )
         arithmetic = max(
-            self.scheme.calibration_bytes(*tensor.source.shape) for tensor in self._planned.values()
+            self.scheme.calibration_bytes(tensor.matrix_rows, tensor.columns)
+            for tensor in self._planned.values()
         )
         layer = 2 * self._source.largest_layer_bytes
         return _LIBRARIES_BYTES + states + layer + moments + arithmetic
+
+    def _bytes_of_inputs(self, tensor: PlannedTensor) -> int:
+        """What is held of a weight's inputs: their moments; of a stack's, also each expert's own tokens."""
+        moments = 4 * tensor.columns**2
+        if not tensor.is_stack:
+            return moments
+        times = self._experts_per_token or tensor.source.shape[0]
+        return moments + self._windows.numel() * times * tensor.columns * 4
 
     def require_memory(self) -> None:
         """Refuse early what the kernel would kill later.
@@ -169,31 +183,50 @@ class Calibration:
         self._advance(n_bytes)
 
     def _visit(self, name: str, layer: nn.Module, run: Callable[[], Any]) -> Any:
-        linears = {
-            weight: module
+        owned = {
+            ".".join(filter(None, (name, path, attribute))): (module, weight)
             for path, module in layer.named_modules()
-            if (weight := ".".join(filter(None, (name, path, "weight")))) in self._planned
+            for attribute, weight in module.named_parameters(recurse=False)
         }
-        if not linears:
+        planned = {weight: held for weight, held in owned.items() if weight in self._planned}
+        if not planned:
             return run()
-        with _Inputs(linears) as inputs:
+        stacks = {n: weight for n, (_, weight) in planned.items() if self._planned[n].is_stack}
+        linears = {n: module for n, (module, _) in planned.items() if n not in stacks}
+        with _Inputs(linears) as inputs, RoutedInputs(stacks) as routed:
             run()
+        try:
+            found = self._found(linears, inputs) | self._found_stacks(stacks, routed)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{name} computes NaN or infinity on plain text, so nothing can be calibrated: "
+                f"{error}.",
+                hint="The training run went wrong, or float16 is too narrow; take an earlier "
+                "checkpoint.",
+            ) from error
+        save_file(found, self._folder / f"{name}.safetensors")
+        return run()
+
+    def _found(
+        self, linears: Mapping[str, nn.Module], inputs: "_Inputs"
+    ) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}
         for weights, moments in inputs.take():
-            try:
-                feedback = self.scheme.feedback(moments)
-            except ValueError as error:
-                raise CheckpointError(
-                    f"{name} computes NaN or infinity on plain text, so nothing can be calibrated: "
-                    f"{error}.",
-                    hint="The training run went wrong, or float16 is too narrow; take an earlier "
-                    "checkpoint.",
-                ) from error
+            feedback = self.scheme.feedback(moments)
             del moments
             for weight in weights:
                 found |= _calibrated(self.scheme, linears[weight], self._planned[weight], feedback)
-        save_file(found, self._folder / f"{name}.safetensors")
-        return run()
+        return found
+
+    def _found_stacks(
+        self, stacks: Mapping[str, torch.Tensor], routed: RoutedInputs
+    ) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        for name, stack in stacks.items():
+            parts, searched = calibrate_stack(self.scheme, stack, self._planned[name], routed)
+            self.searched_experts += searched
+            found |= {f"{name}.{part}": rows for part, rows in parts.items()}
+        return found
 
 
 class _Inputs:

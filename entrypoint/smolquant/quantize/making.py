@@ -344,6 +344,11 @@ def _calibrated(work: Work, console: Console) -> Iterator[Mapping[str, Calibrate
                 folder = work.folders[variant].root / "calibrated"
                 weights = calibrated_weights(calibration, folder, progress.advance)
                 found[variant] = stack.enter_context(weights)
+            if calibration.searched_experts:
+                console.info(
+                    f"{variant}: {calibration.searched_experts} experts are searched for by themselves, "
+                    "since the text reaches them too seldom"
+                )
         yield found
 
 

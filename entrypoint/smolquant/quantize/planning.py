@@ -35,8 +35,7 @@ class Plans:
     @property
     def remarks(self) -> list[str]:
         """What users should know of how the checkpoint was understood, in sentences."""
-        plans = list(self.variants.values())
-        return [*self.architecture.remarks, *remarks_of(plans[0]), *_uncalibrated(plans)]
+        return [*self.architecture.remarks, *remarks_of(next(iter(self.variants.values())))]
 
 
 def plan_variants(
@@ -130,16 +129,6 @@ def preview_variants(
         )
         for variant, plan in plan_variants(source, settings, quant_types, console).variants.items()
     }
-
-
-def _uncalibrated(plans: Sequence[VariantPlan]) -> list[str]:
-    """What a text does not decide about though it was asked for, in sentences."""
-    return [
-        f"{plan.scheme.variant}: the {len(plan.stacks)} stacks of experts are found by search, without the "
-        "calibration text, since a text reaches most experts too seldom to tell what they are given."
-        for plan in plans
-        if plan.stacks and plan.scheme.calibration_sha256 is not None
-    ]
 
 
 def remarks_of(plan: VariantPlan) -> list[str]:
