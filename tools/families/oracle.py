@@ -39,8 +39,10 @@ def quantize_in_memory(source: PreTrainedModel, variant: nn.Module, record: Vari
         for name, weight in quantized.items():
             module_name, _, attribute = name.rpartition(".")
             module = source.get_submodule(module_name)
+            # A stack that is multiplied from the right is stored as transposes.
             pack = each_expert(partial(_int4, group_size=weight.block_size[-1]))
-            made = pack(module._parameters[attribute].data)
+            data = module._parameters[attribute].data
+            made = pack(data.mT.contiguous() if record.tensors[name].transposed else data)
             module._parameters[attribute] = nn.Parameter(made, requires_grad=False)
         return
     # float8's dynamic config insists on a GPU, though torch has a slow stand-in for its kernel on the CPU.

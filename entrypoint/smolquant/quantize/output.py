@@ -251,9 +251,10 @@ class TensorJob:
         matrix, row = divmod(start, self.planned.matrix_rows)
         for part, stored in self.planned.parts.items():
             data = quantized.parts[part]
-            if self.planned.transposed:  # a whole matrix, in its own shape again
+            if self.planned.transposed:  # all rows of a matrix
                 size = data.numel() * data.element_size()
-                self.shard.writer.write(stored.name, data.t(), matrix * size)
+                oriented = data.t() if self.scheme.keeps_orientation else data
+                self.shard.writer.write(stored.name, oriented, matrix * size)
             elif self.scheme.row_axes[part] == 0:
                 row_bytes = data[0].numel() * data.element_size()
                 self.shard.writer.write(stored.name, data, start * row_bytes)

@@ -85,15 +85,28 @@ def _from_the_right(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
     return functional.linear(inputs, Int8Tensor(**parts, **_attributes(weight, transposed)))
 
 
+def _transpose_from_the_right(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+    """``inputs @ weight`` of a (K, N) weight that is stored as its transpose, (N, K)."""
+    inputs, weight = args
+    if inputs.shape[-1] != weight.shape[1]:
+        raise NotImplementedError(f"{func} is for weights that are stored as their transposes only")
+    return functional.linear(inputs, weight)
+
+
 def _batch_from_the_right(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
     """Each expert's own inputs, (E, n, K), times its (K, N)."""
     inputs, stack = args
     return torch.stack([inputs[number] @ stack[number] for number in range(stack.shape[0])])
 
 
-for _class in (Int4Tensor, Int4OpaqueTensor, Int4TilePackedTo4dTensor, Int8Tensor, Float8Tensor):
+_INT4 = (Int4Tensor, Int4OpaqueTensor, Int4TilePackedTo4dTensor)
+for _class in (*_INT4, Int8Tensor, Float8Tensor):
     _class.implements_torch_function(torch.Tensor.__getitem__)(_expert)
-for _matmul in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__):
-    Int8Tensor.implements_torch_function(_matmul)(_from_the_right)
-for _bmm in (torch.bmm, torch.Tensor.bmm):
-    Int8Tensor.implements_torch_function(_bmm)(_batch_from_the_right)
+for _class, _multiply in (
+    (Int8Tensor, _from_the_right),
+    *((c, _transpose_from_the_right) for c in _INT4),
+):
+    for _matmul in (torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__):
+        _class.implements_torch_function(_matmul)(_multiply)
+    for _bmm in (torch.bmm, torch.Tensor.bmm):
+        _class.implements_torch_function(_bmm)(_batch_from_the_right)

@@ -77,6 +77,8 @@ class Scheme(ABC):
     """Whether ``--embeddings`` may name its variant, to have tables with a row a token stored by it."""
     stores_transposed: ClassVar[bool] = False
     """Whether it has a layout for stacks of experts that are multiplied from the right, (K, N) each."""
+    keeps_orientation: ClassVar[bool] = True
+    """Whether that layout is (K, N), too; else each matrix is stored as its transpose."""
     weight_dtypes: ClassVar[frozenset[str] | None] = None
     """The dtypes of weights that its kernels compute with; None: any."""
     computes_as_stored: ClassVar[bool] = False

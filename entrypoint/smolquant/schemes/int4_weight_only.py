@@ -63,6 +63,10 @@ class Int4WeightOnly(Scheme):
     caution: ClassVar = "Stock transformers alone cannot run int4 on a CPU: load it with smolquant."
     in_both: ClassVar = True
     computes_as_stored: ClassVar = True
+    stores_transposed: ClassVar = True
+    keeps_orientation: ClassVar = (
+        False  # a group lies along the inputs, which the kernels want last
+    )
     row_axes: ClassVar = {"qdata": 0, "scale": 1, "zero_point": 1}
 
     def __init__(
@@ -100,6 +104,7 @@ class Int4WeightOnly(Scheme):
         from torchao.quantization import Int4Tensor
 
         assert group_size is not None
+        weight = weight.mT if transposed else weight
         # On the meta device there are only shapes, which every method shares.
         find = _round if self.method == "rtn" or weight.is_meta else _search
         grid = find(weight.reshape(-1, weight.shape[-1]), group_size)
