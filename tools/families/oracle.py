@@ -36,13 +36,16 @@ def quantize_in_memory(source: PreTrainedModel, variant: nn.Module, record: Vari
         True  # some families' code computes otherwise then, as Falcon Mamba's
     )
     if record.quant_type == "int4_weight_only":
+        # Llama 4's module of experts does not say that it multiplies from the right; its record does.
+        transposes = {name for name, one in record.tensors.items() if one.transposed}
         for name, weight in quantized.items():
             module_name, _, attribute = name.rpartition(".")
             module = source.get_submodule(module_name)
             # A stack that is multiplied from the right is stored as transposes.
             pack = each_expert(partial(_int4, group_size=weight.block_size[-1]))
             data = module._parameters[attribute].data
-            made = pack(data.mT.contiguous() if record.tensors[name].transposed else data)
+            from_the_right = getattr(module, "is_transposed", name in transposes)
+            made = pack(data.mT.contiguous() if from_the_right else data)
             module._parameters[attribute] = nn.Parameter(made, requires_grad=False)
         return
     # float8's dynamic config insists on a GPU, though torch has a slow stand-in for its kernel on the CPU.
