@@ -174,7 +174,7 @@ def test_an_outage_while_streaming_is_waited_out(publish: Published, hub: LocalH
 @pytest.mark.fault(
     "hub",
     "Streamed weights arrive damaged",
-    "Exit 3; nothing is published.",
+    "Exit 5; nothing is published.",
 )
 def test_a_source_that_arrives_damaged_is_not_published(
     publish: Published, hub: LocalHub, source: Path, tmp_path: Path
@@ -345,7 +345,7 @@ def test_a_shard_that_cannot_be_sent_ends_the_run_and_leaves_nothing_published(
 @pytest.mark.fault(
     "hub",
     "Streamed weights arrive damaged",
-    "Exit 3; nothing is published.",
+    "Exit 5; nothing is published.",
 )
 @pytest.mark.parametrize("order", ["in order", "shuffled"])
 def test_any_range_can_be_read_again_when_its_chunk_is_gone(
