@@ -92,6 +92,11 @@ def assert_done(done: Finished, runner: Runner) -> None:
 # An engine without a GPU.
 
 
+@pytest.mark.fault(
+    "machine",
+    "--device auto, and the host has no GPU",
+    "The run goes on with the CPU.",
+)
 def test_auto_goes_on_with_the_cpu_where_the_host_has_no_gpu(
     engine: Engine, runner: Runner
 ) -> None:
@@ -126,6 +131,11 @@ def test_cpu_asks_nobody(runner: Runner) -> None:
 # An engine that has a GPU to give.
 
 
+@pytest.mark.fault(
+    "machine",
+    "A build that was never released has no image for the GPU",
+    "--device auto goes on with the CPU; cuda is exit 4.",
+)
 def test_an_unreleased_build_goes_on_with_the_cpu(gpu_runner: Runner) -> None:
     done = gpu_runner.run_as_runner(inputs())
     assert_done(done, gpu_runner)
@@ -134,6 +144,11 @@ def test_an_unreleased_build_goes_on_with_the_cpu(gpu_runner: Runner) -> None:
     assert "cuda-image" in notice
 
 
+@pytest.mark.fault(
+    "machine",
+    "A build that was never released has no image for the GPU",
+    "--device auto goes on with the CPU; cuda is exit 4.",
+)
 def test_an_unreleased_build_cannot_do_cuda(gpu_runner: Runner) -> None:
     done = gpu_runner.run_as_runner(inputs(device="cuda"))
     assert done.returncode == 4
@@ -294,6 +309,11 @@ def test_a_sibling_that_crashes_is_called_that(gpu_runner: Runner, stand_in: str
     assert "exit code 139" in error
 
 
+@pytest.mark.fault(
+    "machine",
+    "The GPU's container sees no CUDA",
+    "--device auto goes on with the CPU; cuda is exit 4.",
+)
 def test_auto_goes_on_with_the_cpu_where_the_sibling_sees_no_cuda(
     gpu_runner: Runner, image: str
 ) -> None:
@@ -305,6 +325,11 @@ def test_auto_goes_on_with_the_cpu_where_the_sibling_sees_no_cuda(
     assert siblings(gpu_runner.engine) == []
 
 
+@pytest.mark.fault(
+    "machine",
+    "The GPU's container sees no CUDA",
+    "--device auto goes on with the CPU; cuda is exit 4.",
+)
 def test_cuda_fails_where_the_sibling_sees_none(gpu_runner: Runner, image: str) -> None:
     done = gpu_runner.run_as_runner(inputs(cuda_image=image, device="cuda"))
     assert done.returncode == 4
@@ -323,6 +348,11 @@ def test_a_container_that_has_the_gpu_makes_no_sibling(gpu_runner: Runner, stand
     assert not (gpu_runner.workspace / "given.json").exists()
 
 
+@pytest.mark.fault(
+    "machine",
+    "--output-dir is in this container alone, where the GPU's cannot reach it",
+    "A warning says so, and the run goes on.",
+)
 def test_a_folder_of_this_container_alone_stays_with_it(gpu_runner: Runner, stand_in: str) -> None:
     done = gpu_runner.run_as_runner(
         inputs(cuda_image=stand_in, output_dir="/only/here"), env={"SMOLQUANT_STAND_IN": "ends"}

@@ -102,6 +102,11 @@ def test_weights_that_are_gone_are_no_working_variant(
     assert "int4: It lacks" in run.log
 
 
+@pytest.mark.fault(
+    "machine",
+    "This machine has no kernels for a variant to check",
+    "`check` does not call it broken.",
+)
 def test_what_this_machine_has_no_kernels_for_is_not_broken(
     smolquant: RunSmolquant, checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -122,6 +127,16 @@ def test_a_repository_of_the_hub(smolquant: RunSmolquant, hub: LocalHub, checkpo
     assert "int8: works (made with" in run.log
 
 
+@pytest.mark.fault(
+    "input",
+    "`check` is given a folder without variants",
+    "It says so.",
+)
+@pytest.mark.fault(
+    "hub",
+    "`check` is given a repository that does not exist",
+    "Exit 5.",
+)
 def test_nothing_to_check(smolquant: RunSmolquant, hub: LocalHub, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "has no variants" in smolquant("check", "empty").log

@@ -117,6 +117,11 @@ names_of_requests = pytest.mark.parametrize(
 # Time
 
 
+@pytest.mark.fault(
+    "hub",
+    "Any one request of a publication is never answered",
+    "Exit 5 after the time limit; nothing is committed, or only the tag is missing.",
+)
 @names_of_requests
 def test_no_request_waits_for_ever(
     server: LocalHub, impatient: Hub, tmp_path: Path, method: str, path: str
@@ -129,11 +134,21 @@ def test_no_request_waits_for_ever(
     assert len(commits(server)) == (3 if "/tag/" in path else 2)
 
 
+@pytest.mark.fault(
+    "hub",
+    "A request stalls once",
+    "It is sent again.",
+)
 def test_a_request_that_stalls_once_is_sent_again(server: LocalHub, impatient: Hub) -> None:
     server.stall_next("GET", rf"/api/models/{REPO}$")
     assert inspect_target(impatient, REPO).readme == CARD.decode()
 
 
+@pytest.mark.fault(
+    "hub",
+    "The storage never answers as the weights are streamed",
+    "Exit 5 after the time limit.",
+)
 def test_streaming_does_not_wait_for_ever(server: LocalHub, impatient: Hub) -> None:
     server.stall_next("GET", "^/blobs/", times=99)
     files = remote.RemoteFiles(impatient, MODEL, server.repo(MODEL).head)
@@ -144,6 +159,11 @@ def test_streaming_does_not_wait_for_ever(server: LocalHub, impatient: Hub) -> N
     files.close()
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub asks for a pause (429)",
+    "It is kept and told, and the request is sent again.",
+)
 @pytest.mark.parametrize("asked", ["1", "-1"])
 def test_the_pause_that_the_hub_asks_for_is_kept_and_told(server: LocalHub, asked: str) -> None:
     lines: list[str] = []
@@ -155,6 +175,11 @@ def test_the_pause_that_the_hub_asks_for_is_kept_and_told(server: LocalHub, aske
     assert ["429" in line and " s" in line for line in lines] == [True]
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub asks for a pause of more than an hour",
+    "Exit 5 at once, with the time after which to run again.",
+)
 def test_a_pause_beyond_the_patience_is_not_waited_for(server: LocalHub, hub: Hub) -> None:
     server.fail_next("GET", rf"/api/models/{REPO}$", 429, times=9, headers={"Retry-After": "4000"})
     with pytest.raises(HubError, match="too many requests.*Run again in 4000 seconds"):
@@ -162,6 +187,11 @@ def test_a_pause_beyond_the_patience_is_not_waited_for(server: LocalHub, hub: Hu
     assert [one.status for one in server.requests].count(429) == 1
 
 
+@pytest.mark.fault(
+    "hub",
+    "The storage refuses uploads (503), and asks for a pause of more than an hour",
+    "Exit 5 without that pause; nothing is published.",
+)
 def test_an_upload_is_not_put_off_for_as_long_as_a_server_likes(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -174,6 +204,11 @@ def test_an_upload_is_not_put_off_for_as_long_as_a_server_likes(
 # A busy Hub
 
 
+@pytest.mark.fault(
+    "hub",
+    "Any one request of a publication is answered with 503",
+    "It is sent again; there is one commit, and its tag.",
+)
 @names_of_requests
 def test_one_503_anywhere_is_overcome(
     server: LocalHub, hub: Hub, tmp_path: Path, method: str, path: str
@@ -185,6 +220,11 @@ def test_one_503_anywhere_is_overcome(
     assert commits(server)[0] == commit_module.COMMIT_TITLE and len(commits(server)) == 3
 
 
+@pytest.mark.fault(
+    "hub",
+    "Requests are answered with 503 while a model is read",
+    "They are sent again.",
+)
 def test_one_503_while_a_model_is_read_is_overcome(server: LocalHub, hub: Hub) -> None:
     for path in (f"{MODEL}$", "/tree/", "/resolve/.*config", "/resolve/.*safetensors", "^/blobs/"):
         server.fail_next("GET", path, 503)
@@ -192,6 +232,11 @@ def test_one_503_while_a_model_is_read_is_overcome(server: LocalHub, hub: Hub) -
     assert [one.status for one in server.requests].count(503) == 5
 
 
+@pytest.mark.fault(
+    "hub",
+    "The commit of shards that were sent early is answered with 503",
+    "It is made all the same, and no shard is sent twice.",
+)
 def test_a_repeated_commit_sends_nothing_again(server: LocalHub, hub: Hub, tmp_path: Path) -> None:
     what = publication(tmp_path)
     uploads = PreuploadedShards(hub, REPO, create_pr=False)
@@ -215,6 +260,11 @@ LOST: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.fault(
+    "hub",
+    "The answer to the commit, or to the pull request, is lost or garbage",
+    "What was made is found and reported; it is not made twice.",
+)
 @pytest.mark.parametrize("lost", LOST.values(), ids=list(LOST))
 @pytest.mark.parametrize("ahead", [False, True], ids=["at once", "shards sent ahead"])
 def test_a_commit_whose_answer_is_lost_is_found_and_not_made_twice(
@@ -233,6 +283,11 @@ def test_a_commit_whose_answer_is_lost_is_found_and_not_made_twice(
     assert len(commits(server)) == 3
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "The answer to the commit is lost, and others push on it",
+    "Ours is found below theirs, and reported.",
+)
 def test_a_found_commit_is_reported_though_others_have_pushed_on_it(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -247,6 +302,11 @@ def test_a_found_commit_is_reported_though_others_have_pushed_on_it(
     assert len(commits(server)) == 4
 
 
+@pytest.mark.fault(
+    "hub",
+    "The answer to the commit, or to the pull request, is lost or garbage",
+    "What was made is found and reported; it is not made twice.",
+)
 def test_a_pull_request_whose_answer_is_lost_is_found(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -258,6 +318,11 @@ def test_a_pull_request_whose_answer_is_lost_is_found(
     assert len(commits(server)) == 2 and len(commits(server, "refs/pr/1")) == 3
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "Another run's commit of the same title comes in between",
+    "It is not taken for ours, which follows it.",
+)
 def test_anothers_commit_is_not_taken_for_ours(server: LocalHub, hub: Hub, tmp_path: Path) -> None:
     others = publication(tmp_path / "others", content=b"other weights" * 999)
 
@@ -270,6 +335,11 @@ def test_anothers_commit_is_not_taken_for_ours(server: LocalHub, hub: Hub, tmp_p
     assert commits(server)[:2] == [commit_module.COMMIT_TITLE] * 2
 
 
+@pytest.mark.fault(
+    "hub",
+    "The answer to the commit is lost, and the Hub does not answer any more",
+    "Exit 5, and that it is not known whether the variants are published.",
+)
 def test_where_the_hub_is_gone_after_a_commit_that_is_said(
     server: LocalHub, impatient: Hub, tmp_path: Path
 ) -> None:
@@ -363,6 +433,26 @@ ODD = {
 }
 
 
+@pytest.mark.fault(
+    "hub",
+    "An answer while variants are published is garbage, lacks a field, or has an impossible one",
+    "Exit 5 in one line; the repository is as before.",
+)
+@pytest.mark.fault(
+    "hub",
+    "A listing of the Hub names a path that is absolute, leads out of the repository, or is no path",
+    "Exit 5 in one line; the repository is as before.",
+)
+@pytest.mark.fault(
+    "hub",
+    "The Hub names no usable address to upload to",
+    "Exit 5 in one line; the repository is as before.",
+)
+@pytest.mark.fault(
+    "hub",
+    "The Hub says that it has committed, and has not",
+    "Exit 5 in one line; the repository is as before.",
+)
 @pytest.mark.parametrize(("method", "path", "change"), ODD.values(), ids=list(ODD))
 def test_an_odd_answer_is_told_in_one_line_and_leaves_the_repository_as_it_was(
     server: LocalHub,
@@ -386,6 +476,11 @@ def test_an_odd_answer_is_told_in_one_line_and_leaves_the_repository_as_it_was(
     assert server.repo(REPO).head == head
 
 
+@pytest.mark.fault(
+    "hub",
+    "The repository's .gitignore would drop a shard",
+    "Exit 5, named as that; the shard stays on the disk.",
+)
 def test_where_a_gitignore_would_drop_a_shard_it_is_not_taken_as_sent(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -408,6 +503,16 @@ DAMAGE = {"flipped": flipped, "shorter": lambda body: body[:-1], "longer": lambd
 damaged_how = pytest.mark.parametrize("change", DAMAGE.values(), ids=list(DAMAGE))
 
 
+@pytest.mark.fault(
+    "hub",
+    "A bit of a small file flips on the way",
+    "The file is fetched again.",
+)
+@pytest.mark.fault(
+    "hub",
+    "A small file arrives shorter or longer than it is",
+    "Exit 5.",
+)
 @damaged_how
 def test_a_small_file_that_arrives_damaged_is_fetched_again(
     server: LocalHub, hub: Hub, change: Callable[[bytes], bytes]
@@ -422,6 +527,11 @@ def test_a_small_file_that_arrives_damaged_is_fetched_again(
         HubSource(hub, MODEL, None)
 
 
+@pytest.mark.fault(
+    "hub",
+    "A small file arrives damaged each time",
+    "Exit 5 with its name; it is not kept, and the next run fetches it anew.",
+)
 def test_a_small_file_that_stays_damaged_is_refused_and_not_kept(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -432,12 +542,22 @@ def test_a_small_file_that_stays_damaged_is_refused_and_not_kept(
     assert (HubSource(hub, MODEL, None).folder / "config.json").read_bytes() == CONFIG
 
 
+@pytest.mark.fault(
+    "hub",
+    "The target's README arrives damaged",
+    "Exit 5; no card is made from it.",
+)
 def test_a_card_that_arrives_damaged_is_not_edited(server: LocalHub, hub: Hub) -> None:
     server.alter_next("GET", "/resolve/.*/README.md", flipped, times=99)
     with pytest.raises(HubError, match=r"README\.md did not arrive"):
         inspect_target(hub, REPO)
 
 
+@pytest.mark.fault(
+    "hub",
+    "Fetched weights are damaged",
+    "Exit 5: their sha256 differs; the next run fetches them anew.",
+)
 def test_fetched_weights_that_are_damaged_are_not_kept_and_healed_by_the_next_run(
     server: LocalHub, hub: Hub
 ) -> None:
@@ -448,6 +568,11 @@ def test_fetched_weights_that_are_damaged_are_not_kept_and_healed_by_the_next_ru
     read_model(hub)
 
 
+@pytest.mark.fault(
+    "machine",
+    "Fetched weights rot in the cache on the disk",
+    "Exit 5: their sha256 differs.",
+)
 def test_weights_that_rot_in_the_cache_are_found(hub: Hub, tmp_path: Path) -> None:
     read_model(hub)
     (weights,) = (tmp_path / "cache").rglob("model.safetensors")
@@ -456,6 +581,11 @@ def test_weights_that_rot_in_the_cache_are_found(hub: Hub, tmp_path: Path) -> No
         read_model(hub)
 
 
+@pytest.mark.fault(
+    "hub",
+    "Damaged bytes of the Hub's weights look like a damaged checkpoint",
+    "Exit 5; the checkpoint is not blamed.",
+)
 def test_what_damage_looks_like_is_not_blamed_on_the_checkpoint(hub: Hub, tmp_path: Path) -> None:
     read_model(hub)
     (weights,) = (tmp_path / "cache").rglob("model.safetensors")
@@ -464,6 +594,11 @@ def test_what_damage_looks_like_is_not_blamed_on_the_checkpoint(hub: Hub, tmp_pa
         read_model(hub)
 
 
+@pytest.mark.fault(
+    "hub",
+    "Damaged bytes of the Hub's weights look like a damaged checkpoint",
+    "Exit 5; the checkpoint is not blamed.",
+)
 def test_what_is_streamed_is_not_blamed_on_the_checkpoint_either(
     server: LocalHub, hub: Hub
 ) -> None:
@@ -478,6 +613,11 @@ def test_what_is_streamed_is_not_blamed_on_the_checkpoint_either(
             raise CheckpointError("It holds NaN.")
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "The fetched copy of a model changes while it is read",
+    "Exit 5.",
+)
 def test_a_fetched_copy_that_changes_under_the_run_is_refused(hub: Hub) -> None:
     source = HubSource(hub, MODEL, None)
     (weights,) = source.fetch_weights()
@@ -487,6 +627,11 @@ def test_a_fetched_copy_that_changes_under_the_run_is_refused(hub: Hub) -> None:
         source.require_unchanged()
 
 
+@pytest.mark.fault(
+    "hub",
+    "A weight file's header arrives as garbage",
+    "It is read again; exit 3 where it stays so.",
+)
 def test_a_header_that_cannot_be_read_is_read_again_before_the_file_is_blamed(
     server: LocalHub, hub: Hub
 ) -> None:
@@ -498,6 +643,11 @@ def test_a_header_that_cannot_be_read_is_read_again_before_the_file_is_blamed(
         HubSource(hub, MODEL, None).layout()
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "A file of a variant changes before it is sent",
+    "Exit 2 with the file; nothing is published.",
+)
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_file_that_changes_before_it_is_sent_is_not_published(
     server: LocalHub, hub: Hub, tmp_path: Path, name: str
@@ -509,6 +659,11 @@ def test_a_file_that_changes_before_it_is_sent_is_not_published(
     assert len(commits(server)) == 2
 
 
+@pytest.mark.fault(
+    "hub",
+    "Rows of a streamed file that are read out of order differ from those that its digest was computed of",
+    "Exit 5.",
+)
 @pytest.mark.parametrize("hashed_before", [False, True])
 def test_rows_that_are_read_out_of_order_are_those_of_the_file_too(
     server: LocalHub, hub: Hub, monkeypatch: pytest.MonkeyPatch, hashed_before: bool
@@ -536,6 +691,11 @@ def test_rows_that_are_read_out_of_order_are_those_of_the_file_too(
 # Where requests go
 
 
+@pytest.mark.fault(
+    "secret",
+    "The Hub keeps large files at another address",
+    "The token is not sent there.",
+)
 def test_large_files_come_and_go_by_another_origin_that_never_sees_the_token(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -548,6 +708,11 @@ def test_large_files_come_and_go_by_another_origin_that_never_sees_the_token(
     assert all(one.status < 400 for one in stored)
 
 
+@pytest.mark.fault(
+    "secret",
+    "An answer of the Hub names another server that is to verify an upload",
+    "That server gets no token; exit 5, and nothing is published.",
+)
 def test_an_answer_does_not_make_the_client_show_its_token_elsewhere(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
@@ -567,6 +732,11 @@ def test_an_answer_does_not_make_the_client_show_its_token_elsewhere(
     assert len(commits(server)) == 2
 
 
+@pytest.mark.fault(
+    "hub",
+    "A public Hub's answer leads up- or downloads into a private network",
+    "Exit 5, named as that.",
+)
 @pytest.mark.parametrize("where", ["upload", "download"])
 def test_a_public_hub_leads_to_no_private_address(
     server: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
@@ -591,6 +761,11 @@ def test_a_public_hub_leads_to_no_private_address(
 # Messages
 
 
+@pytest.mark.fault(
+    "hub",
+    "The storage refuses an address that may have expired (403)",
+    "Exit 5, told as that and not as a matter of rights.",
+)
 def test_an_address_of_the_storage_that_has_expired_is_no_matter_of_rights(
     server: LocalHub, hub: Hub
 ) -> None:
@@ -600,6 +775,11 @@ def test_an_address_of_the_storage_that_has_expired_is_no_matter_of_rights(
     assert "token" not in str(caught.value)
 
 
+@pytest.mark.fault(
+    "hub",
+    "A file ends before the range that is asked for (416)",
+    "Exit 5: it is shorter than the Hub lists it.",
+)
 @pytest.mark.parametrize("place", ["^/blobs/", "/resolve/"])
 def test_a_range_beyond_the_end_is_told_as_that(server: LocalHub, hub: Hub, place: str) -> None:
     server.fail_next("GET", place, 416, times=9)
@@ -607,6 +787,11 @@ def test_a_range_beyond_the_end_is_told_as_that(server: LocalHub, hub: Hub, plac
         HubSource(hub, MODEL, None).layout() if "blobs" in place else HubSource(hub, MODEL, None)
 
 
+@pytest.mark.fault(
+    "hub",
+    "The storage refuses an address that may have expired (403)",
+    "Exit 5, told as that and not as a matter of rights.",
+)
 def test_a_lost_upload_is_not_taken_for_a_lost_commit(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:

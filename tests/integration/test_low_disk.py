@@ -174,7 +174,7 @@ def test_an_outage_while_streaming_is_waited_out(publish: Published, hub: LocalH
 @pytest.mark.fault(
     "hub",
     "Streamed weights arrive damaged",
-    "Exit 3; nothing is published.",
+    "Exit 5; nothing is published.",
 )
 def test_a_source_that_arrives_damaged_is_not_published(
     publish: Published, hub: LocalHub, source: Path, tmp_path: Path
@@ -194,6 +194,11 @@ def test_a_source_that_arrives_damaged_is_not_published(
     assert len(hub.repo(TARGET).commits) == 1, "nothing but the creation of the repository"
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub refuses the commit of a run with --low-disk beside a variant of an earlier run",
+    "The next run publishes; the earlier variant stays, and nothing else is left.",
+)
 def test_a_local_variant_of_an_earlier_run_stays(
     publish: Published, hub: LocalHub, source: Path, tmp_path: Path
 ) -> None:
@@ -223,6 +228,11 @@ def test_what_is_here_already_is_not_streamed(
     assert "Streaming" not in run.log
 
 
+@pytest.mark.fault(
+    "input",
+    "--low-disk always, and nothing is published",
+    "The run goes on, and says that the disk is not spared.",
+)
 def test_that_nothing_can_be_spared_is_said(source: Path, tmp_path: Path) -> None:
     run = run_smolquant("quantize", source, "--save-only", "--low-disk", "always", folder=tmp_path)
     assert run.exit_code == 0, run.log
@@ -345,7 +355,7 @@ def test_a_shard_that_cannot_be_sent_ends_the_run_and_leaves_nothing_published(
 @pytest.mark.fault(
     "hub",
     "Streamed weights arrive damaged",
-    "Exit 3; nothing is published.",
+    "Exit 5; nothing is published.",
 )
 @pytest.mark.parametrize("order", ["in order", "shuffled"])
 def test_any_range_can_be_read_again_when_its_chunk_is_gone(

@@ -719,6 +719,11 @@ def test_saving_locally_writes_the_cards_and_needs_no_hub(tmp_path: Path) -> Non
     }  # fmt: skip
 
 
+@pytest.mark.fault(
+    "record",
+    "A variant of an earlier run in the output folder is cut off",
+    "The card does not show it.",
+)
 def test_saving_locally_keeps_the_readme_and_shows_earlier_whole_variants(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(b"# Mine\r\n")
     make_variant(tmp_path, "int8_dynamic")

@@ -246,6 +246,11 @@ def test_main_weights_that_change_while_variants_are_made_stop_the_publication(
     assert "int4/model.safetensors" not in files(hub)
 
 
+@pytest.mark.fault(
+    "hub",
+    "The answer to the commit, or to the pull request, is lost or garbage",
+    "What was made is found and reported; it is not made twice.",
+)
 def test_a_tag_names_the_published_commit_though_its_answer_is_lost(
     publish: RunSmolquant, hub: LocalHub
 ) -> None:
@@ -286,6 +291,11 @@ def test_private_repositories(publish: RunSmolquant, hub: LocalHub) -> None:
     assert hub.repo(REPO).private
 
 
+@pytest.mark.fault(
+    "hub",
+    "The repository holds other main weights",
+    "Exit 2 without --replace-main; they stay.",
+)
 def test_different_main_weights_are_refused_before_the_work(
     publish: RunSmolquant, hub: LocalHub, checkpoint: Path
 ) -> None:
@@ -363,6 +373,11 @@ def test_after_a_failing_commit_the_same_command_only_publishes(
     assert run.report["source"]["identity"].startswith("sha256:")
 
 
+@pytest.mark.fault(
+    "record",
+    "A variant that an earlier run left is spoiled",
+    "It is made again.",
+)
 def test_what_an_earlier_run_left_is_made_again_where_it_is_spoiled(
     publish: RunSmolquant, hub: LocalHub, tmp_path: Path
 ) -> None:

@@ -72,6 +72,16 @@ def with_pickle(folder: Path, program: bytes) -> Path:
     )
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A pickle holds a sparse or meta tensor, or a dtype that weights never have",
+    "Exit 3 with the tensor and its kind.",
+)
+@pytest.mark.fault(
+    "checkpoint",
+    "A pickle's tensor is an expanded view of few values",
+    "Exit 3 with the tensor and the size of its values.",
+)
 @pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.filterwarnings("ignore:.*[Qq]uantiz")
 @pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
@@ -102,24 +112,44 @@ class Scaled(torch.nn.Module):
         return x * self.weight
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The weight file is a program in TorchScript",
+    "Exit 3, named as that.",
+)
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_program_in_torchscript_is_called_one(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.script(Scaled()), tmp_path / BIN)
     assert "program in TorchScript" in refused(tmp_path / BIN)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A pickle holds a whole module",
+    "Exit 3 with its class.",
+)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
 def test_a_whole_module_is_refused_by_its_class(tmp_path: Path, zipped: bool) -> None:
     path = saved(tmp_path, torch.nn.Linear(2, 2), _use_new_zipfile_serialization=zipped)
     assert "torch.nn.modules.linear.Linear" in refused(path)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A pickle's archive has two records of one name",
+    "Exit 3 with the name.",
+)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_a_second_description_of_the_tensors_is_refused(tmp_path: Path) -> None:
     path = changed(tmp_path, lambda records: [*records, records[0]])
     assert "two records 'pytorch_model/data.pkl'" in refused(path)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A record of a pickle's archive has another checksum",
+    "Exit 3 with the record.",
+)
 @pytest.mark.parametrize("record", ["data.pkl", "data/0"])
 def test_a_wrong_checksum_is_noticed(tmp_path: Path, record: str) -> None:
     path = saved(tmp_path)
@@ -132,6 +162,11 @@ def test_a_wrong_checksum_is_noticed(tmp_path: Path, record: str) -> None:
     assert record in refused(path)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A record of a pickle's archive is compressed",
+    "Exit 3, named as that.",
+)
 def test_a_compressed_record_is_not_unpacked(tmp_path: Path) -> None:
     zeros = bytes(30_000_000)
     path = changed(
@@ -140,6 +175,16 @@ def test_a_compressed_record_is_not_unpacked(tmp_path: Path) -> None:
     assert "is compressed" in refused(path)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A small pickle would make large objects, or millions",
+    "Exit 3 with the reason, within bounded time and memory.",
+)
+@pytest.mark.fault(
+    "checkpoint",
+    "A pickle is truncated",
+    "Exit 3 with its name.",
+)
 @pytest.mark.parametrize(
     ("program", "said"),
     [
@@ -156,6 +201,11 @@ def test_a_pickle_that_makes_much_of_little_is_not_run(
     assert said in refused(with_pickle(tmp_path, program))
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A pickle's tensor is longer than its record",
+    "Exit 3; what lies behind the record is not read.",
+)
 def test_a_tensor_is_never_read_beyond_its_record(tmp_path: Path) -> None:
     """PyTorch maps the whole file, and would hand out whatever lies behind a record that is too short."""
     path = changed(
@@ -165,6 +215,11 @@ def test_a_tensor_is_never_read_beyond_its_record(tmp_path: Path) -> None:
     assert "not what its records hold" in refused(path)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A safetensors header has a name twice, endless nesting, impossible shapes, or too great a length",
+    "Exit 3 with the reason, within bounded time and memory.",
+)
 @pytest.mark.parametrize(
     ("header", "said"),
     [
@@ -185,6 +240,11 @@ def test_a_header_that_no_library_writes_is_refused(
     assert said in refused(path)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A safetensors header has a name twice, endless nesting, impossible shapes, or too great a length",
+    "Exit 3 with the reason, within bounded time and memory.",
+)
 def test_a_header_longer_than_its_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes((10**12).to_bytes(8, "little") + b"{}")

@@ -41,6 +41,11 @@ GROWTH = (
 )
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A tokenizer or a chat template loops, or grows without end",
+    "It is stopped at its limit of time or memory, and its file is named.",
+)
 @pytest.mark.parametrize(
     ("spoil", "file"),
     [
@@ -80,6 +85,11 @@ def test_what_the_work_raises_is_raised_here() -> None:
     assert refusal.value.hint == "Give more."
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The process that reads the tokenizer dies",
+    "The file that it had come to is named.",
+)
 def test_a_process_that_dies_is_told_with_the_file_that_it_had_come_to() -> None:
     def die() -> None:
         at("tokenizer.model")

@@ -445,6 +445,11 @@ def test_the_text_is_one_of_the_options_that_decide_the_bytes() -> None:
     assert EvalText("a name", ["text"]).digest == EvalText("another", ["text"]).digest
 
 
+@pytest.mark.fault(
+    "model",
+    "The model to calibrate changes its weights while it runs",
+    "Exit 3 with the method that runs no model.",
+)
 def test_a_model_that_changes_its_weights_while_it_runs_is_pointed_to_what_runs_no_model(
     tmp_path: Path,
 ) -> None:

@@ -106,6 +106,11 @@ def test_a_second_signal_does_not_disturb_the_telling() -> None:
     assert ended("wait()", after=after, signals=3) == (143, MAIN + "and written\n")
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "The end of a cancelled run hangs after it was told",
+    "It is cut short.",
+)
 def test_an_end_that_hangs_after_it_was_told_is_cut_short() -> None:
     assert ended("wait()", after="time.sleep(30)") == (143, MAIN)
 

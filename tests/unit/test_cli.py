@@ -205,6 +205,11 @@ def test_closed_streams_are_no_failure(closed: int) -> None:
     assert subprocess.run(["sh", "-c", command], env=environment, check=False).returncode == 0
 
 
+@pytest.mark.fault(
+    "secret",
+    "A thread ends by an error that holds a token",
+    "The log shows *** in its place.",
+)
 def test_what_ends_a_thread_is_told_without_secrets() -> None:
     remember("hf_of_this_run")
     log = StringIO()
@@ -222,6 +227,11 @@ def test_what_ends_a_thread_is_told_without_secrets() -> None:
     assert "ValueError: sent ***" in log.getvalue()
 
 
+@pytest.mark.fault(
+    "machine",
+    "Nobody reads the help to its end",
+    "No traceback.",
+)
 def test_help_that_nobody_reads_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     class Left(StringIO):
         def write(self, _: str) -> int:
@@ -233,6 +243,11 @@ def test_help_that_nobody_reads_is_no_bug(monkeypatch: pytest.MonkeyPatch) -> No
     assert log.getvalue() == ""
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The model's code ends the process as if all were well",
+    "Exit 1 with what ended it.",
+)
 def test_a_models_code_that_ends_the_process_is_no_success(monkeypatch: pytest.MonkeyPatch) -> None:
     def leave(*_: object, **__: object) -> None:
         sys.exit(0)

@@ -90,6 +90,11 @@ def test_a_secret_put_together_by_cleaning_is_redacted_too() -> None:
     assert stream.getvalue() == "***\n"
 
 
+@pytest.mark.fault(
+    "secret",
+    "A token begins like another token",
+    "The longer one is taken out first.",
+)
 def test_an_empty_secret_masks_nothing_and_the_longer_secret_wins() -> None:
     console, stream = actions()
     console.mask("")
@@ -166,6 +171,11 @@ def test_a_stream_without_unicode_still_gets_the_text() -> None:
     assert raw.getvalue() == b"a ? b\n"
 
 
+@pytest.mark.fault(
+    "machine",
+    "stdout lies on a full disk",
+    "One warning; the log goes on in stderr.",
+)
 def test_a_log_that_cannot_be_written_goes_on_in_stderr_and_fails_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -182,6 +192,11 @@ def test_a_log_that_cannot_be_written_goes_on_in_stderr_and_fails_nothing(
     )
 
 
+@pytest.mark.fault(
+    "machine",
+    "stdout or stderr is closed",
+    "That is no failure.",
+)
 def test_without_any_stream_the_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = io.StringIO()
     closed.close()
@@ -231,6 +246,11 @@ def test_an_error_says_what_to_do_elsewhere() -> None:
     )
 
 
+@pytest.mark.fault(
+    "text",
+    "An error is longer than an annotation may be",
+    "It is cut to what GitHub keeps.",
+)
 def test_a_long_annotation_is_cut_to_what_github_keeps() -> None:
     console, stream = actions()
     console.error(CheckpointError("%" * 5000))
@@ -239,6 +259,11 @@ def test_a_long_annotation_is_cut_to_what_github_keeps() -> None:
     assert message.endswith("%…")
 
 
+@pytest.mark.fault(
+    "text",
+    "A text begins as a workflow command of the runner",
+    "It is printed and not obeyed.",
+)
 def test_a_bug_is_called_one_and_its_traceback_is_in_a_group() -> None:
     console, stream = actions()
     try:

@@ -111,6 +111,11 @@ def _cached_bytes(path: Path) -> int:
     return int(found.stdout)
 
 
+@pytest.mark.fault(
+    "machine",
+    "A README cannot be written whole",
+    "The old one stays whole.",
+)
 def test_a_card_that_does_not_fit_leaves_the_one_that_was_there(tmp_path: Path) -> None:
     card = tmp_path / "README.md"
     card.write_text("the owner's")
@@ -125,6 +130,11 @@ def test_a_card_that_does_not_fit_leaves_the_one_that_was_there(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 
 
+@pytest.mark.fault(
+    "machine",
+    "A link lies in a README's place",
+    "The link is replaced; what it leads to stays.",
+)
 def test_a_card_replaces_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text("precious")
     (tmp_path / "README.md").symlink_to("elsewhere")
@@ -133,6 +143,11 @@ def test_a_card_replaces_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None
     assert (tmp_path / "README.md").read_text() == "a card"
 
 
+@pytest.mark.fault(
+    "machine",
+    "An open file cannot be written",
+    "The error names it.",
+)
 def test_an_error_of_an_open_file_names_it() -> None:
     with pytest.raises(OSError, match=r"No space left on device: 'b'"), naming(Path("b")):
         raise OSError(28, "No space left on device")
@@ -140,6 +155,11 @@ def test_an_error_of_an_open_file_names_it() -> None:
         raise OSError(28, "No space left on device", "a")
 
 
+@pytest.mark.fault(
+    "secret",
+    "A small file that a run writes would hold a token",
+    "Exit 2 with its name; it is not written.",
+)
 def test_a_small_file_with_a_token_is_not_written(tmp_path: Path) -> None:
     remember("hf_of_this_run")
     with pytest.raises(InputError, match=r"quantization.json holds a token"):

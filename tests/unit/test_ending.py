@@ -82,6 +82,11 @@ def test_one_file_that_cannot_be_written_leaves_the_others(tmp_path: Path) -> No
     assert "user/model" in (tmp_path / "summary").read_text()
 
 
+@pytest.mark.fault(
+    "machine",
+    "Files cannot be given to the workspace's owner",
+    "A warning; the exit code stands.",
+)
 def test_a_workspace_whose_files_cannot_be_given_away_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +131,11 @@ def test_what_the_machine_refuses_is_no_bug_and_says_where(
     assert "bug" not in log
 
 
+@pytest.mark.fault(
+    "machine",
+    "A file cannot be moved",
+    "The place that it was to have is named.",
+)
 def test_of_two_files_the_one_that_was_to_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError) as moved:
         (tmp_path / "missing").rename(tmp_path / "there")
@@ -133,6 +143,11 @@ def test_of_two_files_the_one_that_was_to_be_written_is_named(tmp_path: Path) ->
     assert f"{tmp_path / 'there'} could not be used" in log
 
 
+@pytest.mark.fault(
+    "machine",
+    "The system gives the process no more threads or memory",
+    "Exit 4, and which.",
+)
 @pytest.mark.parametrize(
     ("error", "what"),
     [
@@ -149,6 +164,11 @@ def test_limits_of_processes_and_memory_are_the_machines(
     assert what in log
 
 
+@pytest.mark.fault(
+    "machine",
+    "The system fails in a way that is not known",
+    "Exit 1, called a bug.",
+)
 @pytest.mark.parametrize(
     "error", [OSError(errno.EINVAL, "Invalid argument"), OSError("odd"), ImportError("no x")]
 )
@@ -158,6 +178,11 @@ def test_other_errors_of_the_system_are_unexpected(tmp_path: Path, error: Except
     assert "This is a bug" in log
 
 
+@pytest.mark.fault(
+    "machine",
+    "The job summary cannot be made",
+    "That is told; the exit code stands.",
+)
 def test_a_summary_that_cannot_be_made_hides_no_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +197,11 @@ def test_a_summary_that_cannot_be_made_hides_no_exit_code(
     assert "KeyError" in log
 
 
+@pytest.mark.fault(
+    "machine",
+    "The runner's files or report.json cannot be written",
+    "A warning for each; the exit code stands.",
+)
 @pytest.mark.parametrize("error", [None, GateError("Too much was lost.")])
 def test_files_of_the_runner_on_a_full_disk_are_warnings(
     tmp_path: Path, error: BaseException | None

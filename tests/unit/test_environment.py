@@ -1,8 +1,15 @@
 """A process that only computes gets what it works with, and no secret under whatever name."""
 
+import pytest
+
 from smolquant.environment import child_environment
 
 
+@pytest.mark.fault(
+    "secret",
+    "A process that only computes is started",
+    "It gets what it works with by name, and no token or key.",
+)
 def test_variables_are_let_through_by_name() -> None:
     works_with = {
         "PATH": "/bin",

@@ -141,6 +141,11 @@ def test_too_little_text_is_refused_where_so_much_was_asked_for() -> None:
         token_windows(EvalText("mine.jsonl", []), tokenizer(), 1000)
 
 
+@pytest.mark.fault(
+    "input",
+    "The text to measure on is shorter than asked for",
+    "Exit 2 with both numbers.",
+)
 def test_tokens_that_are_only_there_in_pieces_are_refused_where_so_many_were_asked_for() -> None:
     text = EvalText("two", [words(100, 700), words(1000, 700)])
     assert token_windows(text, tokenizer(), 1000, exact=True).shape == (2, 500)
@@ -270,6 +275,11 @@ def test_conversations_that_the_chat_template_refuses_are_bad_input(
     assert "\n" not in refusal.value.message and "\x1b" not in refusal.value.message
 
 
+@pytest.mark.fault(
+    "input",
+    "The chat template refuses a conversation",
+    "Exit 2 with its number.",
+)
 def test_the_conversation_that_the_chat_template_refuses_is_told_and_its_words_are_kept_short() -> (
     None
 ):
@@ -339,6 +349,11 @@ def test_a_file_that_is_not_what_it_says_is_refused(
         read_text(tmp_path / name)
 
 
+@pytest.mark.fault(
+    "input",
+    "The text to measure on is far longer than needed",
+    "It is tokenized as far as needed.",
+)
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
 def test_a_text_of_any_size_is_tokenized_as_far_as_needed(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
@@ -368,12 +383,22 @@ def test_a_text_of_any_size_is_tokenized_as_far_as_needed(
     assert read_text(long).digest == hashlib.sha256(whole.encode()).hexdigest()
 
 
+@pytest.mark.fault(
+    "input",
+    "The text to measure on is almost all white space",
+    "It is read on until it has the tokens asked for.",
+)
 def test_a_text_of_few_tokens_is_read_on(tmp_path: Path) -> None:
     (tmp_path / "sparse.txt").write_text((" " * 5_000).join(f"w{i}" for i in range(100, 400)))
     windows = token_windows(read_text(tmp_path / "sparse.txt"), tokenizer(), 256, exact=True)
     assert windows.flatten().tolist() == list(range(100, 356))
 
 
+@pytest.mark.fault(
+    "input",
+    "The text to measure on is a JSON list of more than 64 MB",
+    "Exit 2; the hint names .jsonl.",
+)
 def test_a_list_that_does_not_fit_in_memory_is_refused_with_what_does(tmp_path: Path) -> None:
     with (tmp_path / "long.json").open("w") as file:
         file.write("[")
@@ -431,11 +456,21 @@ def test_a_chat_template_without_rows_is_refused_whatever_the_text(refusal: str)
     require_known(windows, templated, 120)  # it says nothing of tokens
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The tokenizer has more tokens than the model has rows",
+    "Those without a row are named.",
+)
 def test_tokens_that_no_text_may_hold_are_told_apart() -> None:
     assert unknown_tokens(tokenizer(), 4998) == ["w4998", "w4999"]
     assert unknown_tokens(tokenizer(), 5000) == []
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The tokenizer cannot be loaded, and a package that it needs is not installed",
+    "Exit 3 with the package.",
+)
 def test_the_packages_that_a_tokenizer_of_sentencepiece_needs_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,11 @@ def test_stacks_do_not_depend_on_how_their_rows_are_cut(
         assert (tmp_path / file).read_bytes() == (mixture / file).read_bytes()
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The checkpoint has layers that the model does not run",
+    "They are carried along unquantized, under their own names.",
+)
 def test_a_layer_that_the_model_lacks_is_carried_along_under_its_own_names(tmp_path: Path) -> None:
     config = models.MIXTURES["qwen3_moe"]()
     models.save(tmp_path, config)
@@ -201,6 +206,11 @@ def test_a_layer_that_the_model_lacks_is_carried_along_under_its_own_names(tmp_p
     assert "model.layers.1.mlp.experts.3.down_proj.weight" in names
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "An expert has another shape than the others",
+    "Exit 3 with the stack that they cannot make.",
+)
 def test_experts_of_different_shapes_are_refused_by_name(tmp_path: Path) -> None:
     models.save(tmp_path, models.MIXTURES["qwen3_moe"]())
     name = "model.layers.0.mlp.experts.2.down_proj.weight"

@@ -119,6 +119,11 @@ def test_a_sibling_makes_no_sibling(
     assert gpu.run_in_sibling(settings(), [], console(io.StringIO()), environ) == expected
 
 
+@pytest.mark.fault(
+    "secret",
+    "The GPU's container is started",
+    "No token is among its arguments, and no other secret of the job in its environment.",
+)
 @pytest.mark.parametrize("given", [["--token", "hf_a"], ["--token=hf_a"]])
 def test_no_token_is_among_the_siblings_arguments(given: list[str]) -> None:
     url = "https://host/?write_token=b"
@@ -128,6 +133,11 @@ def test_no_token_is_among_the_siblings_arguments(given: list[str]) -> None:
     assert hidden == {"INPUT_HF-TOKEN": "hf_a", "INPUT_TRACKIO-URL": url}
 
 
+@pytest.mark.fault(
+    "secret",
+    "The GPU's container is started",
+    "No token is among its arguments, and no other secret of the job in its environment.",
+)
 def test_the_sibling_gets_what_a_run_needs_and_no_other_secret_of_the_job() -> None:
     needed = {
         "GITHUB_OUTPUT": "/o",

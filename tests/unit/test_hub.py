@@ -115,6 +115,11 @@ def test_a_bad_id_is_bad_input() -> None:
     assert "user/model" in told.hint
 
 
+@pytest.mark.fault(
+    "hub",
+    "The client hides the Hub's refusal in an error of its own",
+    "The refusal is told.",
+)
 def test_an_error_with_a_telling_cause_is_explained_by_it() -> None:
     wrapped = RuntimeError("Error while uploading 'int8/model.safetensors' to the Hub.")
     wrapped.__cause__ = refusal(403, message="Storage quota exceeded")
@@ -234,6 +239,11 @@ def test_importing_the_module_does_not_import_the_client() -> None:
     assert done.stdout == "False\n"
 
 
+@pytest.mark.fault(
+    "secret",
+    "The token holds characters that no header carries",
+    "Exit 2; it is not shown.",
+)
 @pytest.mark.parametrize("token", ["hf_caf\u00e9_of_a_login", '"hf_quoted_of_a_login"'])
 def test_a_login_that_is_no_token_is_refused_and_not_shown(
     monkeypatch: pytest.MonkeyPatch, token: str
@@ -244,6 +254,11 @@ def test_a_login_that_is_no_token_is_refused_and_not_shown(
     assert "of_a_login" not in str(refused.value)
 
 
+@pytest.mark.fault(
+    "secret",
+    "The token is that of this machine's login",
+    "It is kept secret like a given one.",
+)
 def test_the_token_of_a_login_is_kept_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_of-a-login")
     _ = Hub().api

@@ -80,6 +80,11 @@ def test_model_code_that_links_out_is_refused(folder: Path, secret: Path) -> Non
         FolderSource(folder, with_code=True)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "Weights are a link to weights in another folder",
+    "They are read, and the link is told.",
+)
 def test_weights_on_another_disk_are_taken_and_said(folder: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -161,6 +166,11 @@ def test_what_is_no_file_is_refused_by_name(folder: Path, target: str, what: str
         FolderSource(folder)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A device, a pipe, or a link to nothing has the name of a model's file",
+    "Exit 3 with the file; nobody waits for it.",
+)
 def test_a_pipe_is_refused_before_anything_waits_for_it(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     os.mkfifo(folder / "model.safetensors")
@@ -168,6 +178,11 @@ def test_a_pipe_is_refused_before_anything_waits_for_it(folder: Path) -> None:
         FolderSource(folder)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A pipe or a link to nothing lies beside the model, under no name of a model's file",
+    "It is no matter.",
+)
 def test_what_is_no_file_of_a_model_may_be_anything(folder: Path) -> None:
     os.mkfifo(folder / "notes.pipe")
     (folder / "data.link").symlink_to("nowhere")

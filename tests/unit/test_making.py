@@ -134,6 +134,11 @@ def test_a_source_that_changes_meanwhile_leaves_no_variant(
     assert not local_records(asked.output_dir)
 
 
+@pytest.mark.fault(
+    "meanwhile",
+    "A file of a variant is deleted while the run goes on",
+    "Exit 4 with the file; no variant is put in its place.",
+)
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_file_that_is_gone_is_noticed_before_the_variant_is_in_its_place(
     source: FolderSource, log: io.StringIO, name: str
@@ -202,6 +207,11 @@ def test_the_device_that_is_told_is_the_one_that_computes(
     assert device(measured=False, **calibrated) == "cuda"
 
 
+@pytest.mark.fault(
+    "model",
+    "The model's own code cannot run with one of its weights quantized",
+    "That weight is kept, and the record says why.",
+)
 def test_what_the_model_cannot_run_quantized_is_kept_and_told_once(
     tmp_path: Path, log: io.StringIO
 ) -> None:

@@ -49,6 +49,11 @@ def handled(readme: str) -> str:
     return made
 
 
+@pytest.mark.fault(
+    "text",
+    "The README is a megabyte of images, tags, markers, fences, rules or comments",
+    "The card is made in seconds; the owner's text stays.",
+)
 @pytest.mark.parametrize(
     "readme",
     [
@@ -80,6 +85,11 @@ def laughs(item: str) -> str:
     return "\n".join(["a0: &a0 {x: 1}", *lines])
 
 
+@pytest.mark.fault(
+    "text",
+    "The front matter grows by aliases, holds itself, nests without end, is huge, or has invalid values",
+    "Exit 2 within two seconds.",
+)
 @pytest.mark.parametrize(
     "front",
     [
@@ -108,6 +118,11 @@ def test_front_matter_that_stands_for_too_much_or_nothing_is_refused(front: str)
     assert time.process_time() - started < 2
 
 
+@pytest.mark.fault(
+    "text",
+    "The README is not UTF-8",
+    "Exit 2 where the card is made from it; otherwise it counts as none.",
+)
 @pytest.mark.parametrize(
     "content",
     ["# Größe".encode("utf-16"), "# Größe".encode("latin-1"), b"# \xed\xa0\x80"],
@@ -118,6 +133,11 @@ def test_a_readme_in_another_encoding_is_refused(content: bytes) -> None:
         readme_text(content, "here")
 
 
+@pytest.mark.fault(
+    "text",
+    "The front matter holds comments",
+    "They stay beside what they are about.",
+)
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
@@ -139,12 +159,22 @@ def test_comments_survive_the_tags_that_are_added(written: str, expected: str) -
     assert handled(card(written)).startswith(card(expected))
 
 
+@pytest.mark.fault(
+    "text",
+    "The front matter holds comments",
+    "They stay beside what they are about.",
+)
 def test_comments_survive_a_value_that_is_replaced() -> None:
     front = Readme("base_model:\n- a/b  # the old one\n- c/d\nlicense: mit  # ours", "")
     updated = front.with_value("base_model", "e/f").with_value("license", "apache-2.0")
     assert updated.front == ("base_model: e/f\n# the old one\nlicense: apache-2.0  # ours")
 
 
+@pytest.mark.fault(
+    "text",
+    "Our markers stand in a block of code of the README, or in its front matter",
+    "They are the owner's, and stay.",
+)
 @pytest.mark.parametrize("fence", ["```", "~~~~", "   ```"])
 @pytest.mark.parametrize("inside", [f"{BEGIN}\nyours\n{END}", BEGIN, END, f"{END}\n{BEGIN}"])
 def test_markers_in_a_block_of_code_are_the_owners(fence: str, inside: str) -> None:
@@ -155,11 +185,21 @@ def test_markers_in_a_block_of_code_are_the_owners(fence: str, inside: str) -> N
         assert made.count("## Quantized variants") == 1
 
 
+@pytest.mark.fault(
+    "text",
+    "A block of code in the README is never closed",
+    "Our part stands there all the same, once.",
+)
 def test_a_block_of_code_that_nothing_ends_does_not_hide_our_part() -> None:
     made = handled("# Mine\n\n```\nforgotten\n")
     assert made.count("## Quantized variants") == 1
 
 
+@pytest.mark.fault(
+    "text",
+    "Our markers stand in a block of code of the README, or in its front matter",
+    "They are the owner's, and stay.",
+)
 def test_markers_in_front_matter_are_the_owners() -> None:
     front = f"license: mit # {BEGIN}\nnote: '{END}'"
     assert handled(card(front)).startswith(f"---\n{front}\ntags:")

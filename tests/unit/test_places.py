@@ -26,6 +26,11 @@ def places(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.fault(
+    "input",
+    "--output-dir is a file, a link to nothing or to itself, too long, too deep, or not UTF-8",
+    "Exit 2 with the reason.",
+)
 @pytest.mark.parametrize(
     ("name", "why"),
     [
@@ -53,12 +58,22 @@ def test_a_folder_that_can_be_made_is_taken(places: Path, name: str) -> None:
     assert not (places / "new").exists()
 
 
+@pytest.mark.fault(
+    "input",
+    "A text is too long for a path, holds a null, or names a link to itself",
+    "It names neither a file nor a folder.",
+)
 def test_a_text_that_is_no_path_names_nothing(places: Path) -> None:
     assert is_folder(str(places)) and is_file(str(places / "file"))
     for text in (LONG, "a\0b", str(places / "loop")):
         assert not is_folder(text) and not is_file(text)
 
 
+@pytest.mark.fault(
+    "input",
+    "The model, --output-dir or --eval-text is no place that can be used",
+    "Exit 2 with what to do, and no traceback.",
+)
 @pytest.mark.parametrize("option", [["--output-dir", "file"], ["--eval-text", LONG], []])
 def test_the_command_ends_with_2_and_no_traceback(
     places: Path, monkeypatch: pytest.MonkeyPatch, option: list[str]
@@ -71,6 +86,11 @@ def test_the_command_ends_with_2_and_no_traceback(
     assert "Traceback" not in log.getvalue()
 
 
+@pytest.mark.fault(
+    "machine",
+    "stdin, stdout and stderr are closed",
+    "No file of the run's gets a number of theirs, so nothing is printed into it.",
+)
 def test_standard_streams_that_were_closed_are_no_files_of_ours(tmp_path: Path) -> None:
     """Whoever writes to number 2 would write into the first file that is opened."""
     program = (

@@ -228,6 +228,11 @@ def test_a_tensor_that_nothing_is_known_of_is_refused_however_small(
         plan_of(folder, "int8_weight_only")
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The checkpoint has buffers that the model makes by itself or ignores",
+    "They are left out, with the reason.",
+)
 @pytest.mark.parametrize(
     ("name", "shape", "reason"),
     [
@@ -253,6 +258,11 @@ def test_buffers_of_older_versions_are_dropped_and_counted_so(
     assert remark.startswith(f"1 tensors are left out, such as {name}: {reason}")
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The checkpoint has buffers that the model makes by itself or ignores",
+    "They are left out, with the reason.",
+)
 def test_what_the_models_own_class_ignores_is_dropped(tmp_path: Path) -> None:
     config = CodeGenConfig(vocab_size=320, n_embd=64, n_layer=1, n_head=4, rotary_dim=16)
     config.architectures = ["CodeGenForCausalLM"]
@@ -265,6 +275,11 @@ def test_what_the_models_own_class_ignores_is_dropped(tmp_path: Path) -> None:
     assert fate.reason == "ignored by the model's own class when it is loaded"
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "The checkpoint has layers that the model does not run",
+    "They are carried along unquantized, under their own names.",
+)
 @pytest.mark.parametrize("name", ["mtp.layers.0.mlp.up_proj.weight", "model.layers.2.norm.weight"])
 def test_layers_that_are_not_run_are_carried_along_as_they_are(name: str, tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
@@ -346,6 +361,11 @@ def test_a_norm_whose_weights_are_not_in_the_checkpoint_tells_nothing(tmp_path: 
     assert not any(tensor.norm for tensor in plan.tensors)
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A weight holds integers or booleans, or no values",
+    "Exit 3 with the weight and what it is stored as.",
+)
 @pytest.mark.parametrize(
     ("weight", "said"),
     [

@@ -121,6 +121,11 @@ def test_a_header_is_refused_or_read_as_its_own_library_reads_it(
         )
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A weight file is any bytes at all",
+    "Exit 3 in one line, or it is read.",
+)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_checkpoint_or_an_error_of_one(content: bytes) -> None:
     try:
@@ -219,6 +224,11 @@ def test_any_record_is_read_back_as_it_was_written(record: VariantRecord) -> Non
     assert VariantRecord.from_json(record.to_json()) == record
 
 
+@pytest.mark.fault(
+    "record",
+    "A quantization.json is anything at all",
+    "It is no record, or one that is written again to the same.",
+)
 @given(RECORDS, st.data())
 def test_a_record_with_anything_in_one_place_is_refused_or_told_again_alike(
     record: VariantRecord, data: st.DataObject

@@ -115,6 +115,11 @@ def test_nobody_looks_at_a_repository_that_nothing_is_published_to(source: Folde
     assert release.open_target(Hub(), asked, warn=lambda title, text: None) is None
 
 
+@pytest.mark.fault(
+    "secret",
+    "A file to publish holds a token",
+    "Exit 2 with the file; the token is not shown.",
+)
 def test_a_token_in_a_file_that_travels_is_refused_before_the_work(source: FolderSource) -> None:
     remember("hf_of_this_run")
     (source.folder / "tokenizer_config.json").write_text('{"auth": "hf_of_this_run"}')
@@ -123,6 +128,11 @@ def test_a_token_in_a_file_that_travels_is_refused_before_the_work(source: Folde
         release.announce(source, target, settings(source), ["int8"], console)
 
 
+@pytest.mark.fault(
+    "secret",
+    "The repository's own README holds a token",
+    "Exit 2; it is not published again.",
+)
 def test_a_token_in_the_repositorys_own_card_is_not_published_again(source: FolderSource) -> None:
     remember("hf_of_this_run")
     target = Target(REPO, exists=True, readme="# Mine\nrun with hf%5Fof%5Fthis%5Frun")
@@ -142,6 +152,11 @@ def saving(folder: Path, output_dir: Path) -> None:
     release.announce(source, None, asked, ["int8"], Console({}, io.StringIO()))
 
 
+@pytest.mark.fault(
+    "machine",
+    "A folder or a link lies where the model's code or the README would be saved",
+    "Exit 2 before the work; nothing is written through it.",
+)
 @pytest.mark.parametrize("name", ["modeling_own.py", "README.md"])
 @pytest.mark.parametrize("what", ["folder", "link", "loop"])
 def test_what_is_no_file_is_not_replaced_by_a_saved_one(
@@ -158,6 +173,11 @@ def test_what_is_no_file_is_not_replaced_by_a_saved_one(
     assert not (tmp_path / "elsewhere").exists()
 
 
+@pytest.mark.fault(
+    "machine",
+    "Other code lies in the output folder under the name of the model's",
+    "Exit 2; it stays.",
+)
 def test_foreign_code_in_the_output_folder_is_never_replaced(
     source: FolderSource, tmp_path: Path
 ) -> None:

@@ -137,6 +137,11 @@ def test_nothing_is_written_where_no_runner_asks(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault(
+    "machine",
+    "The step's outputs cannot be written whole",
+    "None of them is; the file is as before.",
+)
 def test_outputs_that_do_not_fit_leave_no_half_of_one(tmp_path: Path) -> None:
     file = tmp_path / "output"
     file.write_text("before=1")
@@ -194,6 +199,11 @@ def test_a_summary_too_long_loses_its_last_details_and_keeps_the_verdict(tmp_pat
     assert "left out" in text
 
 
+@pytest.mark.fault(
+    "machine",
+    "The job summary is too long, and has no details to drop",
+    "It is cut between two characters.",
+)
 def test_a_summary_without_details_is_cut_at_a_character(tmp_path: Path) -> None:
     file = tmp_path / "summary"
     write_summary("→" * MAX_SUMMARY_BYTES, {"GITHUB_STEP_SUMMARY": str(file)})
@@ -300,6 +310,11 @@ def owner(path: Path) -> tuple[int, int]:
     return status.st_uid, status.st_gid
 
 
+@pytest.mark.fault(
+    "machine",
+    "The container runs as root",
+    "What it writes belongs to the workspace's owner.",
+)
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_roots_files_are_given_to_the_owner_of_the_workspace(tmp_path: Path) -> None:
     workspace, outside = tmp_path / "workspace", tmp_path / "outside"

@@ -59,6 +59,11 @@ SPELLINGS = {
 }
 
 
+@pytest.mark.fault(
+    "secret",
+    "A token is percent-encoded, in base64, quoted, escaped or broken into lines",
+    "It is found, and *** stands in its place.",
+)
 @pytest.mark.parametrize("spelling", SPELLINGS.values(), ids=SPELLINGS)
 def test_a_secret_is_found_in_every_spelling(spelling: str) -> None:
     remember(TOKEN)
@@ -75,6 +80,11 @@ def test_nothing_is_a_secret_before_it_is_known() -> None:
     assert not holds_secret(TOKEN.encode())
 
 
+@pytest.mark.fault(
+    "secret",
+    "A text holds a Hub token that is not the run's own",
+    "*** stands in its place.",
+)
 def test_what_has_the_shape_of_a_hub_token_is_never_told() -> None:
     assert redact("Bearer hf_abcdefghijklmnopqrstuvwxyzABCDEFGH is old") == "Bearer *** is old"
     assert redact("Bearer hf_oauth_eyJhbGciOiJFZERTQSJ9.eyJzY29-_x.y") == "Bearer ***"
@@ -82,6 +92,11 @@ def test_what_has_the_shape_of_a_hub_token_is_never_told() -> None:
     assert redact(usual) == usual
 
 
+@pytest.mark.fault(
+    "secret",
+    "A token is a common word",
+    "It is taken out where it stands alone; other words stay, and no file is refused.",
+)
 def test_a_short_secret_is_told_of_nowhere_by_itself_and_refuses_no_file() -> None:
     remember("model")
     assert redact("model, a 'model' of models remodelled: model") == (
@@ -91,12 +106,27 @@ def test_a_short_secret_is_told_of_nowhere_by_itself_and_refuses_no_file() -> No
     refuse_secret("README.md", b"model")
 
 
+@pytest.mark.fault(
+    "secret",
+    "A token stands inside a word",
+    "It is taken out of it.",
+)
+@pytest.mark.fault(
+    "secret",
+    "A token begins like another token",
+    "The longer one is taken out first.",
+)
 def test_a_long_secret_is_found_inside_a_word_and_the_longer_one_first() -> None:
     remember("secretsecret")
     remember("secretsecret_and_more")
     assert redact("xsecretsecrety secretsecret_and_more") == "x***y ***"
 
 
+@pytest.mark.fault(
+    "secret",
+    "A token is up to 2,000 characters long",
+    "It is taken out whole.",
+)
 @pytest.mark.parametrize("length", [65, 100, 2000])
 def test_a_token_with_claims_is_taken_out_whole(length: int) -> None:
     token = "".join(hashlib.sha256(bytes([i % 256])).hexdigest() for i in range(99))[:length]
@@ -109,6 +139,11 @@ def test_a_token_with_claims_is_taken_out_whole(length: int) -> None:
     assert holds_secret(base64.b64encode(token.encode()))
 
 
+@pytest.mark.fault(
+    "secret",
+    "A file to publish holds a token",
+    "Exit 2 with the file; the token is not shown.",
+)
 def test_a_file_with_a_secret_is_refused_by_name_without_telling_it() -> None:
     remember(TOKEN)
     with pytest.raises(InputError) as caught:
@@ -118,6 +153,11 @@ def test_a_file_with_a_secret_is_refused_by_name_without_telling_it() -> None:
     refuse_secret("README.md", b"\xff\xfe nothing \x00")
 
 
+@pytest.mark.fault(
+    "secret",
+    "A text with a token is cut short",
+    "It holds no beginning of it.",
+)
 def test_what_is_cut_short_holds_no_beginning_of_a_secret() -> None:
     remember(TOKEN)
     for text in (quoted("x" * 290 + TOKEN), error_words(ValueError("x" * 280 + TOKEN))):
@@ -125,6 +165,11 @@ def test_what_is_cut_short_holds_no_beginning_of_a_secret() -> None:
         assert "***" in text
 
 
+@pytest.mark.fault(
+    "secret",
+    "The environment holds the runner's token or a proxy's password",
+    "They are taken out, too.",
+)
 def test_tokens_and_passwords_of_the_environment_are_known() -> None:
     remember_environment(
         {
@@ -139,12 +184,22 @@ def test_tokens_and_passwords_of_the_environment_are_known() -> None:
     )
 
 
+@pytest.mark.fault(
+    "secret",
+    "A refused token is no ASCII, or no text",
+    "It is kept secret like any other.",
+)
 def test_a_token_that_is_refused_is_kept_secret_too() -> None:
     remember("hf_caf\u00e9_is_no_token")
     remember("hf_\udce9_is_no_text")
     assert redact("hf_caf\u00e9_is_no_token and hf_\udce9_is_no_text") == "*** and ***"
 
 
+@pytest.mark.fault(
+    "secret",
+    "A file is made to take long to be searched for tokens",
+    "It takes less than two seconds for 1.2 MB.",
+)
 def test_looking_at_a_file_takes_less_than_a_second_a_megabyte() -> None:
     for secret in (TOKEN, "trackio-write-token", "another-token-of-the-runner"):
         remember(secret)
@@ -155,6 +210,11 @@ def test_looking_at_a_file_takes_less_than_a_second_a_megabyte() -> None:
     assert time.process_time() - started < 2, "seconds for 1.2 MB, most of them for the last"
 
 
+@pytest.mark.fault(
+    "secret",
+    "The Hub's answer repeats the token in any spelling",
+    "It is in neither the log nor any file: report, outputs, summary, events, details of an error.",
+)
 @pytest.mark.parametrize("known", [True, False], ids=["expected", "unexpected"])
 def test_no_spelling_that_the_hub_answers_with_reaches_anything_that_is_told(
     tmp_path: Path, known: bool

@@ -77,6 +77,11 @@ def test_an_encoder_that_nobody_made_a_decoder_is_refused(tmp_path: Path) -> Non
     assert Architecture(tmp_path, trust_remote_code=False).class_name == "BertLMHeadModel"
 
 
+@pytest.mark.fault(
+    "model",
+    "config.json names no class",
+    "The class is taken by the model type, and that is said.",
+)
 def test_a_config_that_names_no_class_is_taken_by_its_type_and_that_is_said(tmp_path: Path) -> None:
     folder = models.save(tmp_path / "m", models.FAMILIES["llama"]())
     assert Architecture(folder, trust_remote_code=False).remarks == ()
@@ -163,6 +168,11 @@ def test_what_computes_with_text_alone_is_the_language_model(tmp_path: Path) -> 
     assert seen and seen.keep_reason == "not of the language model (git.visual_projection)"
 
 
+@pytest.mark.fault(
+    "model",
+    "The model needs a picture, and its language model cannot be told from the rest",
+    "Exit 3.",
+)
 def test_a_model_that_needs_a_picture_and_has_no_language_model_of_its_own_is_refused(
     tmp_path: Path,
 ) -> None:

@@ -50,6 +50,11 @@ def test_a_server(address: str, url: str) -> None:
     assert not destination.is_space
 
 
+@pytest.mark.fault(
+    "secret",
+    "The address of Trackio holds a token",
+    "It is in no link, log or file.",
+)
 def test_the_token_is_split_off_the_address() -> None:
     destination = made("http://host:7860/?write_token=s%2Bcret&project=p", write_token="other")
     assert destination.write_token == "s+cret"
@@ -120,6 +125,11 @@ def test_a_refusal_does_not_repeat_a_secret(address: str) -> None:
     assert "secret" not in str(refusal.value)
 
 
+@pytest.mark.fault(
+    "input",
+    "--dataset-repo is no name, or goes with no Space",
+    "Exit 2.",
+)
 def test_a_bucket_goes_with_a_space_only() -> None:
     assert made("u/n", bucket="u/data").bucket == "u/data"
     for address in (None, "https://u-n.hf.space", "https://trackio.example.org"):
@@ -134,6 +144,11 @@ def test_nothing_was_asked_for() -> None:
     assert make_destination("") is None
 
 
+@pytest.mark.fault(
+    "secret",
+    "The token holds characters that no header carries",
+    "Exit 2; it is not shown.",
+)
 @pytest.mark.parametrize(
     "token", ["caf%C3%A9-token", "one%20two", "%22quoted%22", "a%0D%0AHost:%20b"]
 )

@@ -159,6 +159,11 @@ def test_points_of_the_curve_are_a_second_apart(told: Told) -> None:
     assert [event["event"] for event in told.events].count("progress") == 1
 
 
+@pytest.mark.fault(
+    "tracking",
+    "The run fails",
+    "It is recorded as failed.",
+)
 def test_a_failure_before_any_work_is_recorded_for_every_wanted_variant(tmp_path: Path) -> None:
     told = tell(tmp_path, "int8", "int4", "int8_dynamic", secret="hf_secret")
     told.recorder.up_to_date("int4")
@@ -175,6 +180,11 @@ def test_a_failure_before_any_work_is_recorded_for_every_wanted_variant(tmp_path
         assert entry.alert.level == "error"
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A job is cancelled while Trackio records",
+    "The run is recorded as failed.",
+)
 def test_cancellation_is_a_failure_too(told: Told) -> None:
     start(told)
     told.recorder.ended(Cancelled(2))
@@ -237,6 +247,11 @@ def test_an_exception_inside_is_one_warning_and_no_more(told: Told) -> None:
     assert told.events[-1]["event"] == "run_succeeded"
 
 
+@pytest.mark.fault(
+    "cancelled",
+    "A signal arrives while an event is written",
+    "The recorder does not swallow it.",
+)
 def test_a_cancellation_passes_through(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise Cancelled(15)

@@ -12,6 +12,11 @@ from smolquant.report.console import Console
 from smolquant.tracking import sync
 
 
+@pytest.mark.fault(
+    "secret",
+    "`sync-trackio` is given no address, and the events name one",
+    "Exit 2 with the command to run; nobody is contacted.",
+)
 @pytest.mark.parametrize(
     ("recorded", "said", "next_step"),
     [

@@ -160,6 +160,11 @@ REFORMER = ReformerConfig(
 XLNET = XLNetConfig(vocab_size=320, d_model=128, n_layer=2, n_head=4, d_inner=1024)
 
 
+@pytest.mark.fault(
+    "model",
+    "transformers loses a quantized weight as it loads the model",
+    "That weight is kept, with the reason.",
+)
 def test_what_transformers_does_not_load_quantized_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +336,11 @@ def test_a_fault_of_the_trials_own_is_told_and_stops_nothing(
     assert found == Trial(untried="KeyError: 'layer_types'")
 
 
+@pytest.mark.fault(
+    "model",
+    "transformers cannot load the model quantized",
+    "It is refused with the reason.",
+)
 def test_what_cannot_be_loaded_quantized_but_can_be_otherwise_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,11 @@ def trickled_body(connection: socket.socket, request: bytes) -> None:
     trickle(connection, b"x" * 200)
 
 
+@pytest.mark.fault(
+    "hub",
+    "An answer trickles in, byte by byte",
+    "It is given up after the time limit.",
+)
 @pytest.mark.parametrize("serve", [trickled_head, trickled_body])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_an_answer_that_trickles_in_is_given_up(serve: Serve, streamed: bool) -> None:
@@ -86,6 +91,11 @@ def test_an_answer_that_trickles_in_is_given_up(serve: Serve, streamed: bool) ->
         assert time.monotonic() - started < 3.0
 
 
+@pytest.mark.fault(
+    "hub",
+    "A transfer is slow and goes on",
+    "It may take longer than the time limit.",
+)
 def test_a_transfer_that_goes_on_may_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "_STEP_BYTES", 1000)
 
@@ -101,6 +111,11 @@ def test_a_transfer_that_goes_on_may_take_longer(monkeypatch: pytest.MonkeyPatch
         assert time.monotonic() - started > 0.8
 
 
+@pytest.mark.fault(
+    "hub",
+    "A server stops reading an upload",
+    "It is given up after the time limit.",
+)
 def test_an_upload_that_nobody_reads_is_given_up() -> None:
     def read_nothing(connection: socket.socket, request: bytes) -> None:
         time.sleep(9)
@@ -112,6 +127,11 @@ def test_an_upload_that_nobody_reads_is_given_up() -> None:
         assert time.monotonic() - started < 3.0
 
 
+@pytest.mark.fault(
+    "hub",
+    "The connection is lost while a file is sent",
+    "It is sent again from where it began, and that is told.",
+)
 def test_a_lost_connection_is_followed_by_another_try_and_a_file_is_sent_from_its_beginning(
     tmp_path: Path,
 ) -> None:
@@ -137,6 +157,11 @@ def test_a_lost_connection_is_followed_by_another_try_and_a_file_is_sent_from_it
     assert ["again in 0 s" in line for line in lines] == [True]
 
 
+@pytest.mark.fault(
+    "hub",
+    "Nothing answers at the Hub's address",
+    "Exit 5 at once.",
+)
 def test_what_was_never_reached_is_not_waited_for() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -146,6 +171,11 @@ def test_what_was_never_reached_is_not_waited_for() -> None:
     assert not lines
 
 
+@pytest.mark.fault(
+    "hub",
+    "The connection is lost after the commit was sent",
+    "The request is not sent a second time.",
+)
 def test_a_commit_is_never_repeated() -> None:
     seen: list[bytes] = []
 
@@ -158,6 +188,11 @@ def test_a_commit_is_never_repeated() -> None:
         assert len(seen) == 1
 
 
+@pytest.mark.fault(
+    "hub",
+    "The Hub asks for a pause that is negative, past, or no time at all",
+    "It counts as none.",
+)
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -195,6 +230,11 @@ def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     return known
 
 
+@pytest.mark.fault(
+    "hub",
+    "A public Hub's answer leads to a private or local address, or to one without https",
+    "Nothing is sent there; the message does not show the address's signature.",
+)
 @pytest.mark.parametrize(
     "url",
     [
@@ -216,6 +256,11 @@ def test_a_public_hub_leads_to_no_odd_address(names: dict[str, str], url: str) -
     assert "Signature" not in str(caught.value)
 
 
+@pytest.mark.fault(
+    "secret",
+    "The Hub keeps large files at another address",
+    "The token is not sent there.",
+)
 @pytest.mark.parametrize(
     ("endpoint", "url"),
     [
@@ -237,6 +282,11 @@ def test_files_may_lie_elsewhere_where_the_token_does_not_go(
         assert "Authorization" in to_the_hub.headers
 
 
+@pytest.mark.fault(
+    "secret",
+    "An address differs from the Hub's in its port, scheme or subdomain",
+    "It is not taken for the Hub.",
+)
 @pytest.mark.parametrize(
     ("endpoint", "url", "is_hub"),
     [
@@ -265,6 +315,11 @@ def test_keyless_publishing_shows_github_its_own_token(
     assert "Authorization" in request.headers
 
 
+@pytest.mark.fault(
+    "hub",
+    "A private address is written as an IPv6 one",
+    "It is known by its IPv4 address.",
+)
 def test_addresses_are_told_apart() -> None:
     assert [str(one) for one in wire._addresses("::ffff:10.0.0.1")] == ["10.0.0.1"]
     assert all(one.is_loopback for one in wire._addresses("localhost"))

@@ -77,6 +77,11 @@ def test_a_line_cut_off_by_the_kill_is_ignored(tmp_path: Path, line: str) -> Non
         assert set(work.journal.shards) == {"1.safetensors"}
 
 
+@pytest.mark.fault(
+    "checkpoint",
+    "A checkpoint is found to be unusable after some shards",
+    "Nothing half-made is left.",
+)
 def test_a_failure_that_would_come_again_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError), work_folder(tmp_path, "int8", "a") as work:
         finish(work, "1.safetensors", b"whole")
