@@ -3,6 +3,7 @@
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,16 +11,25 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 from torchao.quantization import quantize_
-from transformers import AutoModelForCausalLM, HrmTextConfig, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    HrmTextConfig,
+    JetMoeConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3NextConfig,
+)
 
 import models
 from smolquant.checkpoint.folder import FolderSource
-from smolquant.checkpoint.tensors import ConvertedTensor
+from smolquant.checkpoint.tensors import ConvertedTensor, SourceTensor, row_blocks
 from smolquant.errors import CheckpointError
+from smolquant.model import conversion
 from smolquant.model.architecture import Architecture
 from smolquant.quantize import engine
 from smolquant.quantize.plan import make_plan
 from smolquant.quantize.planned import VariantPlan
+from smolquant.quantize.trial import Trial, try_variants
 from smolquant.quantize.variant import finish_variant, write_record
 from smolquant.record import VariantRecord
 from smolquant.runtime.kernels import pack_for_this_cpu
@@ -57,7 +67,7 @@ def write_variants(checkpoint: Path, folder: Path, *types: str) -> dict[str, Var
     )
     plans = {variant: plan for variant, plan in plans.items() if plan.stacks}  # not all on a GPU
     for variant in plans:
-        (folder / variant).mkdir()
+        (folder / variant).mkdir(parents=True)
     with source.checkpoint() as opened:
         written = engine.quantize_checkpoint(
             opened,
@@ -254,3 +264,123 @@ def test_a_stack_is_packed_as_its_experts_are() -> None:
             functional.linear(inputs, packed[torch.tensor(number)]),
             functional.linear(inputs, alone),
         )
+
+
+@pytest.mark.fault(
+    "checkpoint",
+    "Experts are stored twice, as a stack and one by one",
+    "Exit 3 with the names.",
+)
+def test_experts_that_are_stored_twice_are_refused(tmp_path: Path) -> None:
+    models.save(tmp_path, models.MIXTURES["qwen3_moe"]())
+    state = load_file(tmp_path / "model.safetensors")
+    state["model.layers.0.mlp.experts.down_proj"] = torch.zeros(4, 128, 64)
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    architecture = Architecture(tmp_path, trust_remote_code=False)
+    with pytest.raises(CheckpointError, match=r"experts.down_proj' is stored twice"):
+        architecture.converted(FolderSource(tmp_path).layout())
+
+
+def test_experts_that_share_memory_in_a_pickle_are_read_as_others(tmp_path: Path) -> None:
+    """As in a model that was made of a dense one, each expert a copy of its layer."""
+    models.save(tmp_path, models.MIXTURES["qwen3_moe"]())
+    state = load_file(tmp_path / "model.safetensors")
+    first = state["model.layers.0.mlp.experts.0.down_proj.weight"]
+    for number in (1, 2, 3):
+        state[f"model.layers.0.mlp.experts.{number}.down_proj.weight"] = first
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    source = FolderSource(tmp_path)
+    layout = Architecture(tmp_path, trust_remote_code=False).converted(source.layout())
+    stack = layout.tensors["model.layers.0.mlp.experts.down_proj"]
+    with source.checkpoint() as checkpoint:
+        assert torch.equal(checkpoint.read_whole(stack), first.expand(4, -1, -1))
+
+
+def test_what_is_computed_from_whole_tensors_is_computed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = models.save(tmp_path / "checkpoint", models.MIXTURES["qwen3_moe"]())
+    converted, asked = conversion._converted, list[str]()
+
+    def counted(target: str, group: Any, model: Any, whole: Any) -> Any:
+        if not whole[0].is_meta:
+            asked.append(target)
+        return converted(target, group, model, whole)
+
+    monkeypatch.setattr(conversion, "_joined", lambda target, group: None)
+    monkeypatch.setattr(conversion, "_converted", counted)
+    write_variants(folder, tmp_path, "int8_weight_only")
+    assert sorted(asked) == sorted(set(asked))
+    assert len(asked) == 4
+    written = (tmp_path / "int8/model.safetensors").read_bytes()
+    monkeypatch.undo()
+    write_variants(folder, tmp_path / "joined", "int8_weight_only")
+    assert written == (tmp_path / "joined/int8/model.safetensors").read_bytes()
+
+
+def skeleton(folder: Path, config: PretrainedConfig) -> Architecture:
+    with torch.device("meta"):
+        config.architectures = [type(AutoModelForCausalLM.from_config(config)).__name__]
+    config.save_pretrained(folder)
+    return Architecture(folder, trust_remote_code=False)
+
+
+def test_a_shared_expert_is_no_router_whatever_its_width(tmp_path: Path) -> None:
+    """Qwen3-Next has as many experts as its shared one has columns inside."""
+    sizes = {**models.SIZES, "head_dim": 32, "num_hidden_layers": 1, "intermediate_size": 64}
+    config = Qwen3NextConfig(
+        **sizes, num_experts=16, shared_expert_intermediate_size=16, moe_intermediate_size=32
+    )
+    architecture = skeleton(tmp_path, config)
+    block = "model.layers.0.mlp"
+    for name, reason in {"shared_expert.up_proj": "", "shared_expert_gate": "a router"}.items():
+        parameter = architecture.parameter(f"{block}.{name}.weight")
+        assert parameter is not None
+        assert parameter.keep_reason.startswith(reason), name
+        assert bool(parameter.keep_reason) == bool(reason)
+
+
+def test_stacks_whose_names_tell_nothing_are_taken_as_linear_layers_are(tmp_path: Path) -> None:
+    """JetMoe's are all called weight, and lie (E, N, K)."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "kv_channels": 16}
+    config = JetMoeConfig(**sizes, intermediate_size=48, num_key_value_heads=2)
+    architecture = skeleton(tmp_path, config)
+    stacks = [n for n, p in architecture.model.named_parameters() if p.ndim == 3]
+    assert stacks
+    for name in stacks:
+        parameter = architecture.parameter(name)
+        assert parameter is not None
+        assert not parameter.contracts_rows, name
+
+
+def test_a_stack_is_tried_though_the_other_of_its_experts_is_kept(tmp_path: Path) -> None:
+    config = models.MIXTURES["qwen3_moe"]()
+    config.moe_intermediate_size = 48  # no multiple of the smallest group, for what contracts it
+    folder = models.save(tmp_path / "checkpoint", config)
+    architecture = Architecture(folder, trust_remote_code=False)
+    plans = make_plan(
+        architecture.converted(FolderSource(folder).layout()),
+        architecture,
+        [SCHEMES["int4_weight_only"]],
+        group_size=32,
+        dtype="auto",
+        max_shard_size=10**9,
+        skip=(),
+    )
+    assert [stack.name.rpartition(".")[2] for stack in plans["int4"].stacks] == ["gate_up_proj"] * 2
+    assert try_variants(architecture, plans, folder) == {"int4": Trial()}
+
+
+@pytest.mark.parametrize("quant_type", ["int8_weight_only", "float8_weight_only"])
+def test_other_indices_of_a_stack_are_torchaos(quant_type: str) -> None:
+    stack = SCHEMES[quant_type].quantize(torch.randn(4, 32, 64).bfloat16(), None)
+    assert stack[1:3].shape == (2, 32, 64)
+    assert stack[torch.tensor(1)].shape == stack[-1].shape == (32, 64)
+    if quant_type == "int8_weight_only":
+        assert stack[torch.tensor([3])].shape == (1, 32, 64)
+
+
+def test_a_matrix_that_is_taken_whole_is_not_cut_to_suit_vectors() -> None:
+    tensor = SourceTensor("experts", torch.bfloat16, (1, 100, 64))
+    assert list(row_blocks(tensor, tensor.size_bytes, within=100)) == [(0, 100)]

@@ -215,15 +215,14 @@ def row_blocks(
 ) -> Iterator[tuple[int, int]]:
     """Row ranges of about ``block_bytes`` that cover ``tensor`` once; none for an empty tensor.
 
-    What is read whole is one block, whatever its size.
-
     Args:
         within: the number of rows of each matrix of a stack, where no range may be part of two.
     """
-    whole = isinstance(tensor, ConvertedTensor)
-    step = tensor.rows if whole else max(1, block_bytes // max(1, tensor.row_bytes))
-    step -= step % _ROWS_AT_A_TIME if step > _ROWS_AT_A_TIME and not whole else 0
-    for first in range(0, tensor.rows, within or max(1, tensor.rows)):
-        last = min(first + (within or tensor.rows), tensor.rows)
+    matrix = within or max(1, tensor.rows)
+    step = min(matrix, max(1, block_bytes // max(1, tensor.row_bytes)))
+    if _ROWS_AT_A_TIME < step < matrix:
+        step -= step % _ROWS_AT_A_TIME
+    for first in range(0, tensor.rows, matrix):
+        last = min(first + matrix, tensor.rows)
         for start in range(first, last, step):
             yield start, min(start + step, last)

@@ -32,6 +32,10 @@ _SKELETON_DTYPE = torch.bfloat16
 """What is float32 all the same, when the model is built, is so by its own code."""
 
 
+_ROUTERS = ("gate", "router")
+"""transformers' names, beside the experts of a layer, for what chooses among them."""
+
+
 @dataclass(frozen=True)
 class Parameter:
     """What a checkpoint tensor becomes in the model."""
@@ -59,9 +63,9 @@ class Parameter:
     """It is no weight, but what a module computes or counts."""
 
     @property
-    def is_stack(self) -> bool:
-        """Whether it is the weights of several experts, one matrix each."""
-        return self.kind == "expert" and len(self.shape) == 3
+    def what(self) -> str:
+        """What is quantized or kept: its module, or itself where it is one of several in a module."""
+        return self.name.removesuffix(".weight")
 
 
 class Architecture:
@@ -302,19 +306,17 @@ class Architecture:
     def _routers(self) -> Set[nn.Module]:
         """Linear layers that choose among experts, or say how much the shared one counts.
 
-        They lie beside the experts, or in a module that does, and have one output for each or one in all.
+        They lie beside the experts and have one output for each, or one in all; and whatever else is in
+        what transformers calls the gate or the router.
         """
         routers: set[nn.Module] = set()
         for block in self._modules.values():
-            for experts in block.children():
-                n_experts = self._n_experts(experts)
-                routers |= {
-                    module
-                    for beside in block.children()
-                    if n_experts and beside is not experts
-                    for module in beside.modules()
-                    if isinstance(module, nn.Linear) and module.out_features in (1, n_experts)
-                }
+            n_experts = max(map(self._n_experts, block.children()), default=0)
+            for name, beside in block.named_children():
+                linears = {one for one in beside.modules() if isinstance(one, nn.Linear)}
+                chooses = all(one.out_features in (1, n_experts) for one in linears)
+                if n_experts and not self._n_experts(beside) and (chooses or name in _ROUTERS):
+                    routers |= linears
         return routers
 
     @staticmethod
@@ -338,9 +340,11 @@ class Architecture:
             return bool(module.is_transposed)
         hidden = self.model.config.get_text_config(decoder=True).hidden_size
         for attribute, stack in module.named_parameters(recurse=False):
-            if stack.ndim == 3 and stack.shape[1] != stack.shape[2] and hidden in stack.shape[1:]:
+            told = "down" in attribute or "up" in attribute or "gate" in attribute
+            if told and stack.ndim == 3 and stack.shape[1] != stack.shape[2]:
                 reads_hidden = "down" not in attribute
-                return (stack.shape[1] == hidden) is reads_hidden
+                if hidden in stack.shape[1:]:
+                    return (stack.shape[1] == hidden) is reads_hidden
         return False
 
     def _keep_reason(self, name: str) -> str:

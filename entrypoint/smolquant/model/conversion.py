@@ -19,9 +19,11 @@ from smolquant.checkpoint.tensors import (
     JoinedTensor,
     Layout,
     SourceTensor,
+    pieces_of,
     prevalent_dtype,
 )
 from smolquant.errors import CheckpointError
+from smolquant.names import shown
 from smolquant.text import error_words
 
 Rename = Callable[[str], tuple[str, str | None]]
@@ -54,8 +56,26 @@ def converted_layout(
     }
     tensors: dict[str, SourceTensor] = {}
     for name, tensor in layout.tensors.items():
-        tensors |= made[target_of[name]] if name in target_of else {name: tensor}
-    return Layout(tensors, layout.aliases, layout.wrapper)
+        placed = made[target_of[name]] if name in target_of else {name: tensor}
+        for parameter, one in placed.items():
+            _refuse_two(parameter, tensors.setdefault(parameter, one), one)
+    aliases = {
+        name: first
+        for name, first in layout.aliases.items()
+        if name not in target_of and first not in target_of
+    }
+    return Layout(tensors, aliases, layout.wrapper)
+
+
+def _refuse_two(parameter: str, first: SourceTensor, second: SourceTensor) -> None:
+    """One parameter stored both in pieces and whole: transformers takes either, by the order of names."""
+    if first is second:
+        return
+    pieces = {one.name for tensor in (first, second) for one in pieces_of(tensor)}
+    raise CheckpointError(
+        f"{parameter!r} is stored twice, whole and in pieces: {shown(sorted(pieces))}.",
+        hint="Remove the ones that a conversion left behind.",
+    )
 
 
 @dataclass
@@ -81,7 +101,7 @@ def _groups(layout: Layout, rename: Rename, converters: Sequence[Any]) -> dict[s
     groups: dict[str, _Group] = {}
     for name in sorted(layout.tensors, key=dot_natural_key):
         target, pattern = rename(name)
-        if pattern is not None and name not in layout.aliases:
+        if pattern is not None:
             group = groups.setdefault(target, _Group(of_pattern[pattern]))
             group.by_pattern.setdefault(pattern, []).append(layout.tensors[name])
     return groups
@@ -125,9 +145,10 @@ def _joined(target: str, group: _Group) -> JoinedTensor | None:
     """The parameter whose rows are those of its tensors; None where they are not."""
     patterns = [group.by_pattern.get(one, []) for one in group.converter.source_patterns]
     first = group.pieces[0]
-    match [
-        (type(one).__name__, one.dim) for one in group.converter.operations if hasattr(one, "dim")
-    ]:
+    operations = group.converter.operations
+    if any(len({one.shape for one in pieces}) > 1 for pieces in patterns):
+        return None
+    match [(type(one).__name__, getattr(one, "dim", None)) for one in operations]:
         case [("MergeModulelist", 0)] if len(patterns) == 1:
             pieces, shape = patterns[0], (len(patterns[0]), *first.shape)
         case [("MergeModulelist", 0), ("Concatenate", 1)] if len({len(p) for p in patterns}) == 1:

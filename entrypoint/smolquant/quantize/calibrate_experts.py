@@ -38,7 +38,7 @@ class RoutedInputs(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if func is torch.Tensor.__getitem__:
             name = self._names.get(id(args[0]))
-            if name is not None and hasattr(args[1], "__index__"):
+            if name is not None and result.ndim == 2:
                 self._matrices[id(result)] = (result, name, operator.index(args[1]))
         elif func is functional.linear and id(args[1]) in self._matrices:
             _, name, number = self._matrices[id(args[1])]

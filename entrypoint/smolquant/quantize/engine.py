@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from smolquant.checkpoint.reader import Checkpoint
-from smolquant.checkpoint.tensors import SourceTensor, row_blocks
+from smolquant.checkpoint.tensors import ConvertedTensor, JoinedTensor, SourceTensor, row_blocks
 from smolquant.errors import CheckpointError
 from smolquant.memory import keep_freed_blocks
 from smolquant.quantize.output import OutputFolder, TensorJob, VariantOutput, Written
@@ -71,6 +71,7 @@ def quantize_checkpoint(
     """
     workers = len(os.sched_getaffinity(0))
     sources = [planned.source for planned in next(iter(plans.values())).tensors]
+    places = {name: place for place, name in enumerate(checkpoint.layout.tensors)}
     keep_freed_blocks()
     with ExitStack() as stack:
         # Entered first and so left last, when no worker writes to a file any more.
@@ -100,7 +101,7 @@ def quantize_checkpoint(
                 for output in outputs.values():
                     output.wait_for_full_shards()
             jobs = [job for o in outputs.values() if (job := o.begin(tensor, mean_squares))]
-            _submit_blocks(tasks, checkpoint, tensor, jobs, advance)
+            _submit_blocks(tasks, checkpoint, tensor, jobs, places, advance)
         tasks.finish()
         return {variant: output.written() for variant, output in outputs.items()}
 
@@ -110,6 +111,7 @@ def _submit_blocks(
     checkpoint: Checkpoint,
     tensor: SourceTensor,
     jobs: Sequence[TensorJob],
+    places: Mapping[str, int],
     advance: Callable[[int], None],
 ) -> None:
     """Have every block of rows of ``tensor`` processed for all ``jobs``; without jobs it is done."""
@@ -117,32 +119,56 @@ def _submit_blocks(
         if tensor.name not in checkpoint.layout.aliases:
             advance(tensor.size_bytes)
         return
-    blocks = list(_blocks(tensor, jobs))
+    blocks = _blocks(tensor, jobs)
     groups = _by_stored_bytes(jobs)
     for job in jobs:
         job.expect(len(blocks))
-    for rows in blocks:
-        tasks.submit(_process_block, checkpoint, tensor, rows, groups, advance)
+    read: Read = partial(checkpoint.read_rows, tensor)
+    if isinstance(tensor, ConvertedTensor):
+        tasks.finish()  # so that one of them is in memory at a time, and nothing beside it
+        whole = checkpoint.read_rows(tensor, 0, tensor.rows)
+        read = partial(_rows_of, whole)
+    for rows in _in_file_order(blocks, tensor, places):
+        tasks.submit(_process_block, read, tensor, rows, groups, advance)
+    if isinstance(tensor, ConvertedTensor):
+        tasks.finish()
 
 
-def _blocks(tensor: SourceTensor, jobs: Sequence[TensorJob]) -> Iterator[tuple[int, int]]:
+def _in_file_order(
+    blocks: Sequence[tuple[int, int]], tensor: SourceTensor, places: Mapping[str, int]
+) -> Sequence[tuple[int, int]]:
+    """Blocks as they lie in the files, which sort experts by name, 10 before 2; far away, order is time."""
+    if not isinstance(tensor, JoinedTensor):
+        return blocks
+    first = {rows: next(tensor.pieces_of(*rows))[0] for rows in blocks}
+    return sorted(blocks, key=lambda rows: places[first[rows].name])
+
+
+Read = Callable[[int, int], torch.Tensor]
+"""Rows [start, stop) of one tensor of the source."""
+
+
+def _rows_of(whole: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    return whole[start:stop]
+
+
+def _blocks(tensor: SourceTensor, jobs: Sequence[TensorJob]) -> list[tuple[int, int]]:
     """Ranges of rows; of a stack that is quantized within one matrix each, and transposed ones whole."""
     quantized = [job.planned for job in jobs if isinstance(job.planned.decision, Quantize)]
     if not quantized:
-        return row_blocks(tensor, BLOCK_BYTES)
-    matrix_rows = quantized[0].matrix_rows
+        return list(row_blocks(tensor, BLOCK_BYTES))
     block_bytes = tensor.size_bytes if quantized[0].transposed else BLOCK_BYTES
-    return row_blocks(tensor, block_bytes, within=matrix_rows)
+    return list(row_blocks(tensor, block_bytes, within=quantized[0].matrix_rows))
 
 
 def _process_block(
-    checkpoint: Checkpoint,
+    read_rows: Read,
     tensor: SourceTensor,
     rows: tuple[int, int],
     groups: Sequence[Sequence[TensorJob]],
     advance: Callable[[int], None],
 ) -> None:
-    read = checkpoint.read_rows(tensor, *rows)
+    read = read_rows(*rows)
     for jobs in groups:
         planned = jobs[0].planned
         block = read.t().contiguous() if planned.transposed else read

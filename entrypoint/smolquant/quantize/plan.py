@@ -48,7 +48,8 @@ def make_plan(
         skip: regular expressions searched for in module names.
         embeddings: a key of :data:`TABLE_SCHEMES`, by which they and the output head are stored in every
             variant; ``source`` keeps them.
-        keep: variant -> regular expressions of whole module names that stay unquantized in it -> why.
+        keep: variant -> regular expressions of whole names of what stays unquantized in it, modules and
+            stacks of experts -> why.
         however_little: also plan what would stay nearly as large as it is.
         tables: what is stored twice though config.json ties it, and whether it is the same.
 
@@ -126,7 +127,7 @@ class _Planner:
             self._plan_tensor(name, decision, schemes[name]) for name, decision in decisions.items()
         )
         kept_modules = {
-            parameter.module
+            parameter.what
             for name, parameter in self.parameters.items()
             if parameter
             and (not parameter.keep_reason or (parameter.is_linear and parameter.beside_language))
@@ -167,7 +168,7 @@ class _Planner:
             asked = self.table_scheme is not None and is_table
             why_not = f", of a kind that --embeddings {self.embeddings} leaves as it is"
             return Keep(parameter.keep_reason + (why_not if asked else ""))
-        by_pattern = self._kept_by_pattern(parameter.module, keep)
+        by_pattern = self._kept_by_pattern(parameter, keep)
         if by_pattern is not None:
             return by_pattern
         if by_option:
@@ -195,12 +196,12 @@ class _Planner:
             return dtype
         return self.architecture.stored_dtype(parameter.name if parameter else name, self.dtype)
 
-    def _kept_by_pattern(self, module: str, keep: Mapping[str, str]) -> Keep | None:
+    def _kept_by_pattern(self, parameter: Parameter, keep: Mapping[str, str]) -> Keep | None:
         for pattern in self.skip:
-            if re.search(pattern, module):
+            if re.search(pattern, parameter.module):
                 return Keep(f"--skip {pattern}")
         for pattern, reason in keep.items():
-            if re.fullmatch(pattern, module):
+            if re.fullmatch(pattern, parameter.what):
                 return Keep(reason)
         return None
 

@@ -188,7 +188,7 @@ class _Laboratory:
         """
         decided = {tensor.name: isinstance(tensor.decision, Quantize) for tensor in full.tensors}
         kept_by_plan = {
-            re.escape(tensor.name.rpartition(".")[0]): "kept by the plan"
+            re.escape(tensor.name.removesuffix(".weight")): "kept by the plan"
             for tensor in full.tensors
             if tensor.name in self.weights  # the small model has few of the layers
             and not decided[tensor.name]
@@ -428,7 +428,7 @@ def _otherwise(plan: VariantPlan, decided: Mapping[str, bool], keep: Mapping[str
         tensor.name
         for tensor in plan.tensors
         if isinstance(tensor.decision, Quantize) != decided.get(tensor.name, False)
-        and not any(re.fullmatch(kind, tensor.name.rpartition(".")[0]) for kind in keep)
+        and not any(re.fullmatch(kind, tensor.name.removesuffix(".weight")) for kind in keep)
     ]
     if not names:
         return ""
@@ -436,8 +436,8 @@ def _otherwise(plan: VariantPlan, decided: Mapping[str, bool], keep: Mapping[str
 
 
 def _module_kind(weight: str) -> str:
-    """A pattern for the module of ``weight`` in every layer."""
-    return pattern_in_every_layer(weight.rpartition(".")[0])
+    """A pattern for the module of ``weight``, or a stack of experts itself, in every layer."""
+    return pattern_in_every_layer(weight.removesuffix(".weight"))
 
 
 def _told(error: Exception) -> str:

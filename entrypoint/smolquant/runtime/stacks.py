@@ -63,7 +63,9 @@ def _expert(func: Any, types: Any, args: Any, kwargs: Any) -> Any:
     The stack remembers it, so that what an expert is packed into at its first use is found again.
     """
     stack, index = args
-    if len(stack.shape) != 3 or not hasattr(index, "__index__"):
+    is_tensor = isinstance(index, torch.Tensor)
+    is_number = isinstance(index, int) or (is_tensor and index.ndim == 0)
+    if len(stack.shape) != 3 or not is_number or index is True or index is False:
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
     number = operator.index(index)
