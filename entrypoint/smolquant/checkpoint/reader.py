@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -253,6 +254,11 @@ class Checkpoint:
                 hint="Save the model again with `save_pretrained`.",
             )
         self.layout = Layout.unwrapped(tensors, aliases)
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """Tensor -> its number in file order."""
+        return {name: place for place, name in enumerate(self.layout.tensors)}
 
     def verify(self) -> None:
         """Make sure, after the last row was read, that every file was as it should be.

@@ -71,7 +71,6 @@ def quantize_checkpoint(
     """
     workers = len(os.sched_getaffinity(0))
     sources = [planned.source for planned in next(iter(plans.values())).tensors]
-    places = {name: place for place, name in enumerate(checkpoint.layout.tensors)}
     keep_freed_blocks()
     with ExitStack() as stack:
         # Entered first and so left last, when no worker writes to a file any more.
@@ -101,7 +100,7 @@ def quantize_checkpoint(
                 for output in outputs.values():
                     output.wait_for_full_shards()
             jobs = [job for o in outputs.values() if (job := o.begin(tensor, mean_squares))]
-            _submit_blocks(tasks, checkpoint, tensor, jobs, places, advance)
+            _submit_blocks(tasks, checkpoint, tensor, jobs, advance)
         tasks.finish()
         return {variant: output.written() for variant, output in outputs.items()}
 
@@ -111,7 +110,6 @@ def _submit_blocks(
     checkpoint: Checkpoint,
     tensor: SourceTensor,
     jobs: Sequence[TensorJob],
-    places: Mapping[str, int],
     advance: Callable[[int], None],
 ) -> None:
     """Have every block of rows of ``tensor`` processed for all ``jobs``; without jobs it is done."""
@@ -128,7 +126,7 @@ def _submit_blocks(
         tasks.finish()  # so that one of them is in memory at a time, and nothing beside it
         whole = checkpoint.read_rows(tensor, 0, tensor.rows)
         read = partial(_rows_of, whole)
-    for rows in _in_file_order(blocks, tensor, places):
+    for rows in _in_file_order(blocks, tensor, checkpoint.places):
         tasks.submit(_process_block, read, tensor, rows, groups, advance)
     if isinstance(tensor, ConvertedTensor):
         tasks.finish()
