@@ -64,6 +64,15 @@ def test_every_class_on_a_cpu_computes_what_is_stored() -> None:
         assert error < 0.02, (scheme.variant, float(error))
 
 
+@pytest.mark.parametrize("quant_type", ["int8_weight_only", "float8_weight_only"])
+def test_weights_that_are_tied_stay_one(quant_type: str) -> None:
+    table, head = nn.Embedding(64, 32), nn.Linear(32, 64, bias=False)
+    stored = SCHEMES[quant_type].quantize(torch.randn(64, 32).bfloat16(), None)
+    table.weight = head.weight = nn.Parameter(stored, requires_grad=False)
+    pack_model(nn.ModuleList([table, head]))
+    assert table.weight is head.weight
+
+
 def test_float8_on_a_cpu_is_made_plain_once() -> None:
     layer = nn.Linear(64, 48, bias=False, dtype=torch.bfloat16)
     stored = SCHEMES["float8_weight_only"].quantize(layer.weight.detach(), None)

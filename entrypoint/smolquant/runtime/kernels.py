@@ -138,10 +138,20 @@ def _packed(weight: TorchAOBaseTensor) -> torch.Tensor:
 def _replace_stored(
     model: nn.Module, replacement: Callable[[TorchAOBaseTensor], torch.Tensor]
 ) -> None:
+    """Put what ``replacement`` makes of each stored weight in its place, one by one; tied ones stay one."""
+    holders: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
             if isinstance(weight, TorchAOBaseTensor):
-                module._parameters[name] = nn.Parameter(replacement(weight), requires_grad=False)
+                holders.setdefault(id(weight), []).append((module, name))
+    for places in holders.values():
+        module, name = places[0]
+        stored: Any = module._parameters[name]
+        replaced = replacement(stored)
+        if replaced is not stored:
+            parameter = nn.Parameter(replaced, requires_grad=False)
+            for module, name in places:
+                module._parameters[name] = parameter
 
 
 def has_kernels(scheme: Scheme, device: str) -> bool:
