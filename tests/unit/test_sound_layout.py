@@ -1,5 +1,6 @@
 """What is wrong with a whole checkpoint is told by its cause; what is merely odd is left out, and said."""
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 import models
 from smolquant.checkpoint.folder import FolderSource
@@ -15,7 +18,7 @@ from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.tensors import Layout
 from smolquant.errors import CheckpointError
 from smolquant.model.architecture import Architecture, take_quantizer
-from smolquant.quantize.sound_layout import sound_layout
+from smolquant.quantize.sound_layout import _LOADED_PLAIN, sound_layout
 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
 Q_PROJ = "model.layers.0.self_attn.q_proj"
@@ -123,6 +126,33 @@ def test_weights_that_a_quantizer_packed_are_refused_by_its_name(
     with pytest.raises(CheckpointError, match=f"quantized already, by fp8 .*{Q_PROJ}") as refusal:
         look(folder)
     assert "Start from the unquantized checkpoint" in refusal.value.hint
+    assert "FineGrainedFP8Config(dequantize=True)" in refusal.value.hint
+
+
+@pytest.mark.parametrize("name", _LOADED_PLAIN)
+def test_the_call_that_dequantizes_is_transformers_own(name: str) -> None:
+    config_class = getattr(transformers, _LOADED_PLAIN[name])
+    assert "dequantize" in inspect.signature(config_class).parameters
+    assert AUTO_QUANTIZATION_CONFIG_MAPPING[name] is config_class
+
+
+def test_experts_that_a_quantizer_packed_are_refused_by_its_name(tmp_path: Path) -> None:
+    """As gpt-oss is released: blocks of four bits, and their scales, for each stack."""
+    folder = models.save(tmp_path / "m", models.MIXTURES["gpt_oss"]())
+
+    def to_mxfp4(state: State) -> State:
+        stacks = [name for name in state if name.endswith(("gate_up_proj", "down_proj"))]
+        for name in stacks:
+            experts, inputs, outputs = state.pop(name).shape
+            state[f"{name}_blocks"] = torch.zeros(experts, outputs, inputs // 32, 16).byte()
+            state[f"{name}_scales"] = torch.zeros(experts, outputs, inputs // 32).byte()
+        return state
+
+    configure(folder, quantization_config={"quant_method": "mxfp4"})
+    change(folder, to_mxfp4)
+    with pytest.raises(CheckpointError, match="quantized already, by mxfp4 .*_proj_") as refusal:
+        look(folder)
+    assert "Mxfp4Config(dequantize=True)" in refusal.value.hint
 
 
 @pytest.mark.fault(

@@ -59,8 +59,9 @@ def _refuse_packed(architecture: Architecture, layout: Layout, parameters: Param
     for name, tensor in layout.tensors.items():
         parameter = parameters[name]
         if parameter is None:
-            weight = f"{name.rpartition('.')[0]}.weight"
-            if not name.endswith(".bias") and architecture.parameter(weight) is not None:
+            # Beside a linear layer's weight, or, as a stack of experts has no module, with its name.
+            owners = (f"{name.rpartition('.')[0]}.weight", name.rpartition("_")[0])
+            if not name.endswith(".bias") and any(map(architecture.parameter, owners)):
                 raise _packed(architecture.quantizer, f"{name!r} goes with a packed weight")
         elif parameter.shape != tensor.shape:
             shapes = f"{list(tensor.shape)} where the model has {list(parameter.shape)}"
@@ -70,11 +71,28 @@ def _refuse_packed(architecture: Architecture, layout: Layout, parameters: Param
             raise _packed(architecture.quantizer, f"{name!r} is stored as {dtype}")
 
 
+_LOADED_PLAIN = {
+    "compressed-tensors": "CompressedTensorsConfig",
+    "fp8": "FineGrainedFP8Config",
+    "mxfp4": "Mxfp4Config",
+}
+"""Quantizer -> transformers' config for it that dequantizes the weights as they are loaded."""
+
+_DEQUANTIZED = ("bitsandbytes", "higgs")
+"""Quantizers whose loaded models transformers can dequantize."""
+
+
 def _packed(quantizer: str, why: str) -> CheckpointError:
+    hint = "Start from the unquantized checkpoint"
+    if quantizer in _LOADED_PLAIN:
+        config = f"{_LOADED_PLAIN[quantizer]}(dequantize=True)"
+        call = f"AutoModelForCausalLM.from_pretrained(FOLDER, quantization_config={config})"
+        hint += f", or have transformers dequantize this one: `{call}`, and save that"
+    elif quantizer in _DEQUANTIZED:
+        hint += ", or load this one with transformers and save `model.dequantize()`"
     return CheckpointError(
         f"This checkpoint is quantized already, by {quantizer} (so config.json, and so the files): {why}.",
-        hint="Start from the unquantized checkpoint, or have transformers dequantize it and save that "
-        "(`model.dequantize().save_pretrained(FOLDER)`).",
+        hint=f"{hint}.",
     )
 
 
