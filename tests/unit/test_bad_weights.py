@@ -249,3 +249,14 @@ def test_a_header_longer_than_its_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes((10**12).to_bytes(8, "little") + b"{}")
     assert "header is too long" in refused(path)
+
+
+@pytest.mark.fault(
+    "checkpoint",
+    "A pickle asks for more bytes than the file has",
+    "Exit 3; no memory is taken for them.",
+)
+def test_a_pickle_that_asks_for_more_than_there_is_is_refused(tmp_path: Path) -> None:
+    many = (2**62).to_bytes(8, "little")
+    (tmp_path / BIN).write_bytes(b"\x80\x04\x8e" + many + b"few" * 100)  # BINBYTES8, older format
+    assert "its pickle is damaged" in refused(tmp_path / BIN)

@@ -13,7 +13,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from smolquant.errors import CheckpointError
 
@@ -85,7 +85,22 @@ def check_legacy(path: Path) -> None:
         CheckpointError: its pickles are not those of tensors.
     """
     with path.open("rb") as file:
-        _require_tensors(path.name, [file] * _LEGACY_PICKLES)
+        _require_tensors(path.name, [_Bounded(file)] * _LEGACY_PICKLES)
+
+
+class _Bounded:
+    """A file of pickles, of which no instruction gets more than there is: ``read`` makes room first."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        self.tell = file.tell
+
+    def read(self, count: int) -> bytes:
+        return self._file.read(min(count, self._size - self._file.tell()))
+
+    def readline(self) -> bytes:
+        return self._file.readline(_LONGEST_PICKLE)
 
 
 def verify_records(path: Path, records: Iterable[Record]) -> None:
