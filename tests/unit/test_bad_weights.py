@@ -1,5 +1,6 @@
 """Weight files that are damaged, hostile or no plain weights are refused, and named, at once."""
 
+import os
 import pickle
 import resource
 import struct
@@ -260,3 +261,11 @@ def test_a_pickle_that_asks_for_more_than_there_is_is_refused(tmp_path: Path) ->
     many = (2**62).to_bytes(8, "little")
     (tmp_path / BIN).write_bytes(b"\x80\x04\x8e" + many + b"few" * 100)  # BINBYTES8, older format
     assert "its pickle is damaged" in refused(tmp_path / BIN)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", BIN])
+def test_a_file_that_is_refused_is_closed(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"\x08" + bytes(40))
+    before = len(os.listdir("/proc/self/fd"))
+    refused(tmp_path / name)
+    assert len(os.listdir("/proc/self/fd")) == before

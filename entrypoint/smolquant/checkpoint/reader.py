@@ -121,12 +121,16 @@ class SafetensorsFile:
         Raises:
             CheckpointError: as for the class itself.
         """
-        try:
-            file = cls(LocalBytes(path), dtypes)  # bounds what the library has to read
-            with safe_open(path, framework="pt"):
-                return file  # the header agrees with the file's length
-        except (SafetensorError, OSError) as error:
-            raise _corrupt(path.name, error) from error
+        with ExitStack() as stack:
+            try:
+                data = LocalBytes(path)
+                stack.callback(data.close)
+                file = cls(data, dtypes)  # bounds what the library has to read
+                with safe_open(path, framework="pt"):
+                    stack.pop_all()
+                    return file  # the header agrees with the file's length
+            except (SafetensorError, OSError) as error:
+                raise _corrupt(path.name, error) from error
 
     def read_rows(
         self, tensor: SourceTensor, start: int, stop: int, *, sequential: bool = True
