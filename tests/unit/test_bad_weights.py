@@ -1,6 +1,5 @@
 """Weight files that are damaged, hostile or no plain weights are refused, and named, at once."""
 
-import os
 import pickle
 import resource
 import struct
@@ -266,6 +265,6 @@ def test_a_pickle_that_asks_for_more_than_there_is_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize("name", ["model.safetensors", BIN])
 def test_a_file_that_is_refused_is_closed(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x08" + bytes(40))
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     refused(tmp_path / name)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
