@@ -574,9 +574,13 @@ def test_fetched_weights_that_are_damaged_are_not_kept_and_healed_by_the_next_ru
     "Exit 5: their sha256 differs.",
 )
 def test_weights_that_rot_in_the_cache_are_found(hub: Hub, tmp_path: Path) -> None:
+    require_found_in_cache(flipped(WEIGHTS), hub, tmp_path / "cache")
+
+
+def require_found_in_cache(damaged: bytes, hub: Hub, cache: Path) -> None:
     read_model(hub)
-    (weights,) = (tmp_path / "cache").rglob("model.safetensors")
-    weights.resolve().write_bytes(flipped(WEIGHTS))
+    (weights,) = cache.rglob("model.safetensors")
+    weights.resolve().write_bytes(damaged)
     with pytest.raises(HubError, match="its sha256 differs"):
         read_model(hub)
 
@@ -587,11 +591,7 @@ def test_weights_that_rot_in_the_cache_are_found(hub: Hub, tmp_path: Path) -> No
     "Exit 5; the checkpoint is not blamed.",
 )
 def test_what_damage_looks_like_is_not_blamed_on_the_checkpoint(hub: Hub, tmp_path: Path) -> None:
-    read_model(hub)
-    (weights,) = (tmp_path / "cache").rglob("model.safetensors")
-    weights.resolve().write_bytes(WEIGHTS[:-1])
-    with pytest.raises(HubError, match="its sha256 differs"):
-        read_model(hub)
+    require_found_in_cache(WEIGHTS[:-1], hub, tmp_path / "cache")
 
 
 @pytest.mark.fault(

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import os
 import random
-import resource
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from limits import files_of_at_most
 from smolquant.checkpoint.disk import DiskFile
 from smolquant.checkpoint.files import write_text
 from smolquant.errors import InputError
@@ -119,13 +119,8 @@ def _cached_bytes(path: Path) -> int:
 def test_a_card_that_does_not_fit_leaves_the_one_that_was_there(tmp_path: Path) -> None:
     card = tmp_path / "README.md"
     card.write_text("the owner's")
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
-        with pytest.raises(OSError, match=f"File too large: '{card}'"):
-            write_text(card, "x" * 200)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_of_at_most(100), pytest.raises(OSError, match=f"File too large: '{card}'"):
+        write_text(card, "x" * 200)
     assert card.read_text() == "the owner's"
     assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
 

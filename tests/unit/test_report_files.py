@@ -2,13 +2,13 @@ import json
 import math
 import os
 import re
-import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from limits import files_of_at_most
 from smolquant.errors import HubError
 from smolquant.record import Metrics
 from smolquant.report.files import (
@@ -145,13 +145,8 @@ def test_nothing_is_written_where_no_runner_asks(
 def test_outputs_that_do_not_fit_leave_no_half_of_one(tmp_path: Path) -> None:
     file = tmp_path / "output"
     file.write_text("before=1")
-    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            write_outputs(run_result("int8"), {"GITHUB_OUTPUT": str(file)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_of_at_most(200), pytest.raises(OSError, match="File too large"):
+        write_outputs(run_result("int8"), {"GITHUB_OUTPUT": str(file)})
     assert file.read_text() == "before=1"
 
 

@@ -195,12 +195,12 @@ def _span(name: str, entry: Mapping[str, Any]) -> tuple[int, int]:
     """Where the data of a tensor begins and ends.
 
     Raises:
-        ValueError, TypeError, KeyError: the name is no text, or its sizes are no whole numbers.
+        ValueError, TypeError, KeyError: the name is no text, or its place is no two whole numbers.
     """
     name.encode()  # JSON can spell half a character
-    shape, (begin, end) = entry["shape"], entry["data_offsets"]
-    if type(shape) is not list or any(type(size) is not int for size in (*shape, begin, end)):
-        raise TypeError("its sizes are no whole numbers")
+    begin, end = entry["data_offsets"]
+    if type(begin) is not int or type(end) is not int:
+        raise TypeError("its place is no two whole numbers")
     return begin, end
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from smolquant.checkpoint.tensors import Layout, SourceTensor
+from smolquant.checkpoint.tensors import Layout, SourceTensor, pieces_of
 from smolquant.errors import CheckpointError
 from smolquant.model.config import read_config
 from smolquant.model.conversion import converted_layout
@@ -138,9 +138,7 @@ class Architecture:
             is_linear=name.endswith(".weight")
             and isinstance(self._modules[module_name], nn.Linear)
             and self._modules[module_name] is not self._head,
-            contracts_rows=self._kind(name) == "expert"
-            and len(self._parameters[name].shape) == 3
-            and self._contracts_rows(module_name),
+            contracts_rows=self._is_stack_of_experts(name) and self._contracts_rows(module_name),
             is_buffer=name in self._buffers,
         )
 
@@ -204,7 +202,7 @@ class Architecture:
         if not self._renamings or self._renamed(part)[0] == part:
             return part
         attribute = part.rpartition(".")[2]
-        path = getattr(source, "pieces", (source,))[0].name.split(".")
+        path = pieces_of(source)[0].name.split(".")
         names = (".".join([*path[:n], attribute]) for n in range(len(path) - 1, 0, -1))
         return next((name for name in names if self._renamed(name) == (part, None)), part)
 
@@ -312,10 +310,10 @@ class Architecture:
         routers: set[nn.Module] = set()
         for block in self._modules.values():
             n_experts = max(map(self._n_experts, block.children()), default=0)
-            for name, beside in block.named_children():
+            for name, beside in block.named_children() if n_experts else ():
                 linears = {one for one in beside.modules() if isinstance(one, nn.Linear)}
                 chooses = all(one.out_features in (1, n_experts) for one in linears)
-                if n_experts and not self._n_experts(beside) and (chooses or name in _ROUTERS):
+                if not self._n_experts(beside) and (chooses or name in _ROUTERS):
                     routers |= linears
         return routers
 

@@ -31,6 +31,7 @@ from smolquant.model.context import known_tokens, longest_context
 from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights
 from smolquant.quantize.calibrate_experts import RoutedInputs, calibrate_stack
+from smolquant.quantize.moments import add_moments
 from smolquant.quantize.planned import PlannedTensor, VariantPlan
 from smolquant.schemes import Quantize, Scheme
 from smolquant.schemes.base import QuantizedRows
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 TOKENS = 16_384
 """Taken of the text, whatever the model's size: more than most weights have columns."""
 _LEAST_TOKENS = 2_048
-
-_TOKENS_AT_ONCE = 512
-"""Fixed, like everything that orders the arithmetic: the same inputs give the same bytes."""
 
 _WITHOUT_CALIBRATION = "Use --int4-method search, which does not run the model."
 
@@ -269,12 +267,7 @@ class _Inputs:
         return watch
 
     def _add(self, name: str, inputs: torch.Tensor) -> None:
-        columns = inputs.shape[-1]
-        for some in torch.split(inputs.reshape(-1, columns), _TOKENS_AT_ONCE):
-            exact = some.float()
-            if name not in self._moments:
-                self._moments[name] = torch.zeros(columns, columns, device=exact.device)
-            self._moments[name].addmm_(exact.t(), exact)
+        self._moments[name] = add_moments(self._moments.get(name), inputs)
 
 
 def _calibrated(

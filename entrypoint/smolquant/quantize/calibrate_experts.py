@@ -13,14 +13,12 @@ import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from smolquant.quantize.moments import add_moments
 from smolquant.quantize.planned import PlannedTensor
 from smolquant.schemes import Quantize, Scheme
 
 LEAST_TOKENS = 32
 """Routed to an expert; from fewer, nothing is learned of most of its columns."""
-
-_TOKENS_AT_ONCE = 512
-"""Fixed, since it orders the arithmetic: the same inputs give the same bytes."""
 
 
 class RoutedInputs(TorchFunctionMode):
@@ -57,12 +55,7 @@ class RoutedInputs(TorchFunctionMode):
         inputs = self._inputs.pop((name, number), [])
         if sum(map(len, inputs)) < LEAST_TOKENS:
             return None
-        columns = inputs[0].shape[-1]
-        found = torch.zeros(columns, columns, device=inputs[0].device)
-        for some in torch.split(torch.cat(inputs), _TOKENS_AT_ONCE):
-            exact = some.float()
-            found.addmm_(exact.t(), exact)
-        return found
+        return add_moments(None, torch.cat(inputs))
 
 
 def calibrate_stack(
