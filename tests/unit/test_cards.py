@@ -777,3 +777,14 @@ def test_a_value_is_replaced_with_its_comments_around_it_kept() -> None:
     assert changed.front == "# top\nbase_model: c/d\n# below\nlicense: mit # why"
     assert yaml.safe_load(changed.front) == {"base_model": "c/d", "license": "mit"}
     assert changed.with_value("base_model", "c/d") is changed
+
+
+def test_what_only_smolquant_loads_is_not_said_to_need_less() -> None:
+    """Experts that are multiplied from the right, of a scheme that stock transformers loads otherwise."""
+    stack = TensorRecord(True, 8, 4, relative_error=0.01, kind="expert", experts=4, transposed=True)
+    made = record(tensors={"model.layers.0.mlp.experts.gate_up_proj": stack})
+    for text in (card(made), root(None, made)):
+        assert "To load it, you need smolquant." in text
+        assert BY_VARIANT["int8"].loading not in text
+        assert 'subfolder="int8"' not in text
+    assert BY_VARIANT["int8"].loading in card(record())

@@ -8,7 +8,13 @@ import torch
 from torchao.quantization import Int4Tensor
 
 from smolquant.record import TensorRecord
-from smolquant.report.snippets import cautions, loading, loading_code, main_model_program
+from smolquant.report.snippets import (
+    cautions,
+    loading,
+    loading_code,
+    main_model_program,
+    needs,
+)
 from smolquant.schemes import SCHEMES, Scheme
 from smolquant.schemes.int8_weight_only import Int8WeightOnly
 
@@ -66,6 +72,8 @@ def test_experts_that_torchao_has_no_kernel_for_are_loaded_with_smolquant_alone(
     assert 'smolquant.load("you/tiny", variant="toy")' in code(way.program)
     assert "smolquant.load" in loading_code(Stock(), "you/tiny", tensors=stack(transposed=True))
     assert loading(Stock(), "you/tiny", tensors=stack()) == loading(Stock(), "you/tiny")
+    assert needs(Stock(), stack(transposed=True)) == "smolquant"
+    assert needs(Stock(), stack()) == needs(Stock(), {}) == Stock.loading
 
 
 def test_a_card_says_how_experts_run() -> None:

@@ -26,7 +26,7 @@ from smolquant.record import (
 from smolquant.report import plot
 from smolquant.report.exceptions import LEFT_OUT, PlanException, counted, plan_exceptions
 from smolquant.report.measures import MEASURES, Measure, has_quality, has_speed, measured_as
-from smolquant.report.snippets import cautions, cautions_of, loading, main_model_program
+from smolquant.report.snippets import cautions, cautions_of, loading, main_model_program, needs
 from smolquant.report.templating import environment
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import (
@@ -95,6 +95,7 @@ def variant_card(
         base_model=_repo_link(base_model),
         loading=loading(scheme, location, record.task, record.tensors),
         cautions=cautions_of(scheme, record.tensors),
+        needs=needs(scheme, record.tensors),
         sees=_sees(record),
         kept=[_exception_row(g) for g in exceptions if not g.quantized and g.fate != LEFT_OUT],
         left_out=[_exception_row(group) for group in exceptions if group.fate == LEFT_OUT],
@@ -259,6 +260,7 @@ def _section(
             for scheme in schemes
             for one in [records[scheme.variant]]
         ],
+        needs={one.variant: needs(one, records[one.variant].tensors) for one in schemes},
         sees=any(map(_sees, records.values())),
         cautions=[
             (listed([escape_markdown(name) for name in names]), sentence)

@@ -173,6 +173,11 @@ def cautions_of(scheme: Scheme, tensors: Tensors) -> list[str]:
     return sentences
 
 
+def needs(scheme: Scheme, tensors: Tensors) -> str:
+    """What it takes to load and run one variant, for the end of a sentence."""
+    return "smolquant" if _only_smolquant_loads(tensors) else scheme.loading
+
+
 def _only_smolquant_loads(tensors: Tensors) -> bool:
     return any(tensor.transposed for tensor in tensors.values())
 

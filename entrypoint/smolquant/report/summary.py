@@ -18,7 +18,7 @@ from smolquant.report.measures import (
     measured_as,
 )
 from smolquant.report.run_report import RunReport, VariantResult
-from smolquant.report.snippets import cautions, loading_code
+from smolquant.report.snippets import cautions, loading_code, needs
 from smolquant.report.templating import environment
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import (
@@ -226,7 +226,9 @@ def _loading(result: RunReport) -> list[tuple[Markdown, Markdown]]:
     where = str(result.output_dir) if result.save_only else result.repo_id or result.model
     return [
         (
-            Markdown(f"{code_span(name)} needs {escape_markdown(BY_VARIANT[name].loading)}:"),
+            Markdown(
+                f"{code_span(name)} needs {escape_markdown(needs(BY_VARIANT[name], made.record.tensors))}:"
+            ),
             loading_code(BY_VARIANT[name], where, made.record.task, made.record.tensors),
         )
         for name, made in result.variants.items()
