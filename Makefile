@@ -80,7 +80,7 @@ $(CHECKPOINT): | $(INSTALLED)
 	mkdir -p .demo
 	$(PYTHON) tools/smollm2.py $@
 
-$(INSTALLED): pyproject.toml entrypoint/smolquant/schemes/int4_search.c
+$(INSTALLED): pyproject.toml entrypoint/smolquant/schemes/int4_search.c $(wildcard entrypoint/smolquant/runtime/cpu_linear*.[ch])
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --upgrade "pip>=25.1"
 	$(PYTHON) -m pip install --quiet $(PIP_TORCH) $(TORCH)

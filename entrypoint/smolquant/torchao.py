@@ -7,4 +7,4 @@ Each weight is repacked for this CPU at its first use. :func:`smolquant.load` do
 frees the plain copy, so it needs half the memory.
 """
 
-import smolquant.runtime.torchao_linear  # noqa: F401 - importing it is what registers the kernel
+import smolquant.runtime.dispatch  # noqa: F401 - importing it is what registers the kernels

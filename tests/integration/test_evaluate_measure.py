@@ -26,7 +26,7 @@ from smolquant.evaluate.speed import Speed, measure_speed
 from smolquant.evaluate.text import token_windows
 from smolquant.model.architecture import Architecture
 from smolquant.record import Metrics
-from smolquant.runtime.kernels import pack_model
+from smolquant.runtime.kernels import use_kernels
 from smolquant.schemes import BY_VARIANT
 
 WINDOWS = torch.randint(3, 320, (4, 64), generator=torch.Generator().manual_seed(1))
@@ -58,7 +58,7 @@ def log_probabilities(folder: Path) -> torch.Tensor:
         for module in model.modules():
             if isinstance(getattr(module, "weight", None), Float8Tensor):
                 module.weight = torch.nn.Parameter(module.weight.dequantize())
-    pack_model(model)
+    use_kernels(model)
     head = model.get_output_embeddings()
     head.weight = torch.nn.Parameter(head.weight.float())
     head.register_forward_pre_hook(lambda _, args: (args[0].float(),))

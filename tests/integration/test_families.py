@@ -83,9 +83,9 @@ def test_int4_runs_on_this_cpu_and_computes_with_the_stored_weights(family: Path
     expected = models.logits(reference)
 
     model = AutoModelForCausalLM.from_pretrained(family / "quantized", subfolder="int4")
-    from smolquant.runtime.kernels import pack_model
+    from smolquant.runtime.kernels import use_kernels
 
-    pack_model(model)
+    use_kernels(model)
 
     got = models.logits(model)
     # The source's own distance is more than ten times this.

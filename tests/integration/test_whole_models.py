@@ -17,7 +17,7 @@ from command import Run, run_smolquant
 from conftest import WRITE
 from localhub import LocalHub
 from smolquant.record import VariantRecord
-from smolquant.runtime.kernels import pack_model
+from smolquant.runtime.kernels import use_kernels
 
 TYPES = "int8_weight_only,int4_weight_only"
 
@@ -71,7 +71,7 @@ def test_a_model_that_sees_answers_about_pictures_as_its_source_does(seeing: Pat
         model, info = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
         assert [type(model).__name__] == named == [type(source).__name__]
         assert not any(info.values()), info
-        pack_model(model)
+        use_kernels(model)
         assert distance(answers(model, picture), expected) < bound
         assert (folder / "preprocessor_config.json").is_file()
 
@@ -123,7 +123,7 @@ def test_two_tables_are_what_stock_transformers_makes_of_them(
     for variant, bound in {"int8": 0.05, "int4": 0.5}.items():
         folder = tmp_path / "quantized" / variant
         model = AutoModelForCausalLM.from_pretrained(folder)
-        pack_model(model)
+        use_kernels(model)
         table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
         assert (table is head) == equal == model.config.tie_word_embeddings
         assert (type(table) is Int8Tensor) == (embeddings == "int8")
@@ -180,7 +180,7 @@ def test_layers_that_transformers_does_not_load_travel_along(old: str, tmp_path:
         model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         assert info["unexpected_keys"] == set(extra)
         assert not info["missing_keys"]
-        pack_model(model)
+        use_kernels(model)
         assert distance(models.logits(model), models.logits(reference)) < bound
         assert "which transformers does not load" in (folder / "README.md").read_text()
 

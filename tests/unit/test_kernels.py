@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from smolquant.runtime.kernels import pack_model
+from smolquant.runtime.kernels import use_kernels
 from smolquant.schemes import SCHEMES
 from stored_values import stored_values
 
@@ -16,7 +16,7 @@ PROGRAM = """
 import torch
 from torch import nn
 from torch.nn import functional
-from smolquant.runtime.kernels import pack_for_this_cpu
+from smolquant.runtime.packing import pack_for_this_cpu
 from smolquant.schemes import SCHEMES
 from smolquant.schemes.int4_packing import unpack_int4
 
@@ -57,7 +57,7 @@ def test_every_class_on_a_cpu_computes_what_is_stored() -> None:
         stored = scheme.quantize(layer.weight.detach(), group_size)
         layer.weight = nn.Parameter(stored, requires_grad=False)
         exact = stored_values(stored)
-        pack_model(layer)
+        use_kernels(layer)
         inputs = torch.randn(5, 64, dtype=torch.bfloat16)
         wanted = inputs.float() @ exact.t()
         error = (layer(inputs).float() - wanted).norm() / wanted.norm()
@@ -69,7 +69,7 @@ def test_weights_that_are_tied_stay_one(quant_type: str) -> None:
     table, head = nn.Embedding(64, 32), nn.Linear(32, 64, bias=False)
     stored = SCHEMES[quant_type].quantize(torch.randn(64, 32).bfloat16(), None)
     table.weight = head.weight = nn.Parameter(stored, requires_grad=False)
-    pack_model(nn.ModuleList([table, head]))
+    use_kernels(nn.ModuleList([table, head]))
     assert table.weight is head.weight
 
 
@@ -77,6 +77,6 @@ def test_float8_on_a_cpu_is_made_plain_once() -> None:
     layer = nn.Linear(64, 48, bias=False, dtype=torch.bfloat16)
     stored = SCHEMES["float8_weight_only"].quantize(layer.weight.detach(), None)
     layer.weight = nn.Parameter(stored, requires_grad=False)
-    pack_model(layer)
+    use_kernels(layer)
     assert type(layer.weight.data) is torch.Tensor
     assert layer.weight.dtype == torch.bfloat16

@@ -16,7 +16,7 @@ from smolquant.checkpoint.tensors import STORED_DTYPES
 from smolquant.model.architecture import Architecture
 from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights, VariantWeights
-from smolquant.runtime.kernels import pack_model
+from smolquant.runtime.kernels import use_kernels
 from smolquant.schemes import BY_VARIANT
 
 SIZES = {name: value for name, value in models.SIZES.items() if name != "num_key_value_heads"}
@@ -89,12 +89,12 @@ def test_variant_equals_the_model_in_memory(family: str, variant: str, tmp_path:
     architecture = Architecture(folder, trust_remote_code=False)
     loaded = from_pretrained(variants[variant])
     assert any(isinstance(p, Int4Tensor) for p in loaded.parameters()) == (variant == "int4")
-    pack_model(loaded)
+    use_kernels(loaded)
     hidden, logits = in_memory(loaded)
     files = sorted(variants[variant].glob("*.safetensors"))
     with Checkpoint(files, STORED_DTYPES) as checkpoint:
         weights = VariantWeights(checkpoint, architecture, files[0])
-        streamed = StreamedModel(architecture, weights, prepare=pack_model)
+        streamed = StreamedModel(architecture, weights, prepare=use_kernels)
         states = streamed.hidden_states(WINDOWS)
         assert torch.equal(states, hidden)
         in_blocks = head_logits(streamed, states.flatten(0, 1), block=1000)

@@ -14,7 +14,7 @@ from torchao.quantization.quant_primitives import (
     _quantize_affine_tinygemm,
 )
 
-from smolquant.runtime.kernels import pack_for_this_cpu
+from smolquant.runtime.packing import pack_for_this_cpu
 from smolquant.schemes import BOTH, SCHEMES, Keep, Quantize, Scheme
 from smolquant.schemes.float8_weight_only import _rounded_to_float8
 from smolquant.schemes.int4_packing import pack_int4, unpack_int4

@@ -42,7 +42,7 @@ from smolquant.quantize.small_model import (
     undisturbed,
 )
 from smolquant.quantize.variant import finish_variant
-from smolquant.runtime.kernels import has_kernels, pack_model
+from smolquant.runtime.kernels import has_kernels, use_kernels
 from smolquant.runtime.load import load_model
 from smolquant.schemes import SCHEMES, Quantize
 
@@ -273,7 +273,7 @@ class _Laboratory:
             prepare=lambda loaded: self._require_stored_values(loaded, kept, quantized),
         )
         if has_kernels(plan.scheme, "cpu"):
-            pack_model(model)
+            use_kernels(model)
         else:
             self._stand_in(model, plan)
         return model

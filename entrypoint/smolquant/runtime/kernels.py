@@ -1,138 +1,136 @@
-"""Stored weights on the machine at hand: from the portable layout on disk to the one that a kernel wants.
+"""Stored weights on the machine at hand: models made to run with its kernels, or with plain weights."""
 
-The CPU layout of int4 differs between AVX2, AVX512 and neither, and a weight packed for another one gives
-garbage without an error (https://github.com/pytorch/ao/issues/3800). So it is made here, when a model
-is loaded, and never stored.
-"""
-
-from collections.abc import Callable, Mapping
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
-from torchao.prototype.quantization.int4 import Int4OpaqueTensor
-from torchao.quantization import Int4Tensor
-from torchao.quantization.utils import pack_tinygemm_scales_and_zeros
 from torchao.utils import TorchAOBaseTensor
 
+from smolquant.runtime.dispatch import can_compute
+from smolquant.runtime.registry import Linear, kernel_of, lacking, plain, row_by_row
 from smolquant.runtime.stacks import each_expert
 from smolquant.schemes import Scheme
-from smolquant.schemes.int4_packing import unpack_int4
-
-_ROW_MULTIPLE = 16
-"""The CPU kernel computes this many output features at a time."""
-
-_LEVEL_OFFSET = 8
-"""``Int4Tensor`` stores -8..7, the kernels count 0..15."""
-
-_PACKED_ROWS = 256
-"""Rows packed at a time, since unpacked levels take eight times the memory. A multiple of the rows that
-any CPU's layout interleaves (64 at most), so that the packed blocks join to the packed whole."""
 
 
-def pack_for_this_cpu(weight: Int4Tensor) -> Int4OpaqueTensor:
-    """The same weight in the layout of this CPU's int4 kernel.
+class QuantizedLinear(nn.Linear):
+    """A linear layer that calls its weight's kernel directly.
+
+    Its weight is torchao's tensor, as it was loaded: what saves, moves or copies the layer finds nothing
+    unusual. It only leaves out torchao's way to the kernel, which takes as long as a small layer.
+    """
+
+    _bound: tuple[Any, Linear | None] = (None, None)
+    """A weight, and what multiplies with it; None where torchao's way has to be taken."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(..., K) -> (..., N)."""
+        weight = self._parameters["weight"]
+        bound_to, linear = self._bound
+        if bound_to is not weight:
+            linear = self._bind(weight)
+        if linear is None or not can_compute(input):
+            return super().forward(input)
+        return linear(input, self._parameters["bias"])
+
+    def _bind(self, weight: Any) -> Linear | None:
+        linear = kernel_of(weight).linear if isinstance(weight, TorchAOBaseTensor) else None
+        bound = linear(weight) if linear is not None else None
+        self._bound = (weight, bound)
+        return bound
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedLinear":
+        self._bound = (None, None)  # moved parts may be new ones
+        moved: QuantizedLinear = super()._apply(fn, recurse)
+        return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to this process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_bound"}
+
+
+def use_kernels(model: nn.Module) -> None:
+    """Make every stored weight of ``model`` run with its device's kernel, in place.
+
+    A weight that its best kernel cannot take is computed with the next one; that is said once.
+    """
+    _replace_stored(model, _with_kernel)
+    for module in model.modules():
+        if type(module) is nn.Linear and isinstance(module.weight, TorchAOBaseTensor):
+            module.__class__ = QuantizedLinear
+    lacks = Counter(why for _, weight in _stored_weights(model) if (why := lacking(weight)))
+    if lacks:
+        told = "; ".join(f"{why} ({count})" for why, count in lacks.most_common())
+        logging.getLogger("smolquant").warning(
+            "%d weights run with another kernel than the best one: %s.", lacks.total(), told
+        )
+
+
+def kernels(model: nn.Module) -> dict[str, str]:
+    """What multiplies with each stored weight of a model.
+
+    Returns:
+        The parameter's name -> the kernel's, with the reason where it is not the best one.
+    """
+    told = {}
+    for name, weight in _stored_weights(model):
+        why = lacking(weight)
+        told[name] = kernel_of(weight).name + (f" ({why})" if why else "")
+    return told
+
+
+def dequantize(model: nn.Module) -> nn.Module:
+    """Turn every stored weight of a model into the plain one that it stands for, in place.
+
+    Returns:
+        The model: a plain one, which can be trained, moved and saved as any other.
+    """
+    _replace_stored(model, plain)
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.__class__ = nn.Linear
+    config = getattr(model, "config", None)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    model.__dict__.pop("hf_quantizer", None)
+    model.__dict__.pop("is_quantized", None)
+    return model
+
+
+def has_kernels(scheme: Scheme, device: str) -> bool:
+    """Whether a variant of ``scheme`` computes on ``device`` as it is meant to.
 
     Args:
-        weight: (N, K) on the CPU, in groups of 32, 64, 128 or 256. Any N: the kernel wants multiples
-            of 16, so rows of zeros are added, and ``Int4OpaqueTensor`` cuts their outputs off.
+        device: ``cpu``, ``cuda`` or any device that transformers' ``device_map`` takes.
     """
-    rows, columns = weight.shape
-    padding = -rows % _ROW_MULTIPLE
-    scale = functional.pad(weight.scale.t(), (0, 0, 0, padding))
-    zero_point = functional.pad(weight.zero_point.t(), (0, 0, 0, padding))
-    # One allocation to copy blocks into: kept one by one, they would pin the heap between temporaries.
-    qdata = torch.empty((rows + padding, columns // 2), dtype=torch.uint8)
-    for start in range(0, rows, _PACKED_ROWS):
-        block = _pack_rows(weight.qdata[start : start + _PACKED_ROWS])
-        qdata[start : start + len(block)] = block
-    return Int4OpaqueTensor(
-        qdata=qdata,
-        scale_and_zero=pack_tinygemm_scales_and_zeros(scale, zero_point, scale.dtype),
-        block_size=list(weight.block_size),
-        shape=weight.shape,
-        act_pre_scale=weight.act_pre_scale,
-    )
+    if scheme.cuda_capability is None:
+        return True
+    if device == "cpu" or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability() >= scheme.cuda_capability
 
 
-def _pack_rows(packed: torch.Tensor) -> torch.Tensor:
-    """(n, K / 2) as stored -> (n rounded up, K / 2) uint8 in this CPU's layout."""
-    levels = unpack_int4(packed).to(torch.int32) + _LEVEL_OFFSET
-    levels = functional.pad(levels, (0, 0, 0, -len(levels) % _ROW_MULTIPLE))
-    interleaved: torch.Tensor = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels, 1)
-    return interleaved
+def preparation(scheme: Scheme, device: str) -> Callable[[nn.Module], object]:
+    """What makes stored weights run on ``device``: its kernels, or plain weights where it has none."""
+    return use_kernels if has_kernels(scheme, device) else dequantize
 
 
-def pack_for_cuda(weight: Int4Tensor) -> torch.Tensor:
-    """The same weight in the tile-packed layout, which torch's own CUDA kernel reads.
-
-    Args:
-        weight: (N, K) bfloat16 on a CUDA device.
-    """
-    from torchao.quantization import Int4TilePackedTo4dTensor
-
-    rows, columns = weight.shape
-    padded_rows, padded_columns = -(-rows // 8) * 8, -(-columns // 1024) * 1024
-    groups = padded_columns // weight.block_size[-1]
-    levels = unpack_int4(weight.qdata).to(torch.int32) + _LEVEL_OFFSET
-    levels = functional.pad(levels, (0, padded_columns - columns, 0, padded_rows - rows))
-    grid = (0, groups - weight.scale.shape[0], 0, padded_rows - rows)
-    scale = functional.pad(weight.scale.t(), grid)
-    zero_point = functional.pad(weight.zero_point.t(), grid)
-    packed = torch.ops.aten._convert_weight_to_int4pack(
-        (levels[:, ::2] << 4 | levels[:, 1::2]).to(torch.uint8), 8
-    )
-    weight_for_cuda: torch.Tensor = Int4TilePackedTo4dTensor(
-        qdata=packed,
-        scale_and_zero=pack_tinygemm_scales_and_zeros(scale, zero_point, scale.dtype),
-        block_size=list(weight.block_size),
-        shape=weight.shape,
-        act_pre_scale=weight.act_pre_scale,
-    )
-    return weight_for_cuda
+def _stored_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    for name, weight in model.named_parameters():
+        if isinstance(weight, TorchAOBaseTensor):
+            yield name, weight
 
 
-def has_mslk() -> bool:
-    """Whether torchao's own CUDA kernel for the plain layout is installed."""
-    return hasattr(torch.ops.mslk, "bf16i4bf16_rowwise")
-
-
-def _pack_for_cuda_without_mslk(weight: Int4Tensor) -> torch.Tensor:
-    return weight if has_mslk() else pack_for_cuda(weight)
-
-
-def _plain(weight: TorchAOBaseTensor) -> torch.Tensor:
-    """The weight that it stands for, made once; torchao would make it again at every call."""
-    plain: torch.Tensor = weight.dequantize()
-    return plain
-
-
-_PACKERS: Mapping[tuple[str, str], Callable[[Any], torch.Tensor]] = {
-    ("Int4Tensor", "cpu"): each_expert(pack_for_this_cpu),
-    ("Int4Tensor", "cuda"): each_expert(_pack_for_cuda_without_mslk),
-    ("Float8Tensor", "cpu"): _plain,
-}
-"""What packs a weight, by the class that it is stored as and the type of its device. A weight without an
-entry runs as it is stored."""
-
-
-def pack_model(model: nn.Module) -> None:
-    """Turn every stored weight of ``model`` into what its device computes with, in place."""
-    _replace_stored(model, _packed)
-
-
-def dequantize_model(model: nn.Module) -> None:
-    """Turn every stored weight of ``model`` into the plain one that it stands for, in place.
-
-    This is for machines without the kernels of a scheme, see :func:`has_kernels`.
-    """
-    _replace_stored(model, _plain)
-
-
-def _packed(weight: TorchAOBaseTensor) -> torch.Tensor:
-    pack = _PACKERS.get((type(weight).__name__, weight.device.type))
-    return pack(weight) if pack else weight
+def _with_kernel(weight: Any) -> torch.Tensor:
+    kernel = kernel_of(weight)
+    if kernel.replace is not None:
+        return each_expert(kernel.replace)(weight)
+    if kernel.linear is not None and type(weight).__name__ == "Int4Tensor":
+        row_by_row(weight)
+    kept: torch.Tensor = weight
+    return kept
 
 
 def _replace_stored(
@@ -152,21 +150,3 @@ def _replace_stored(
             parameter = nn.Parameter(replaced, requires_grad=False)
             for module, name in places:
                 module._parameters[name] = parameter
-
-
-def has_kernels(scheme: Scheme, device: str) -> bool:
-    """Whether a variant of ``scheme`` computes on ``device`` as it is meant to.
-
-    Args:
-        device: ``cpu``, ``cuda`` or any device that transformers' ``device_map`` takes.
-    """
-    if scheme.cuda_capability is None:
-        return True
-    if device == "cpu" or not torch.cuda.is_available():
-        return False
-    return torch.cuda.get_device_capability() >= scheme.cuda_capability
-
-
-def preparation(scheme: Scheme, device: str) -> Callable[[nn.Module], None]:
-    """What makes stored weights run on ``device``: its kernels, or plain weights where it has none."""
-    return pack_model if has_kernels(scheme, device) else dequantize_model

@@ -1,0 +1,59 @@
+"""Linear layers and tables of torchao's stored weights, on a CPU, through the registry's kernels.
+
+Importing this registers them with torchao's classes, and leaves other devices as they are: whatever calls
+``torch.nn.functional.linear`` or ``embedding`` with such a weight, a module or a mixture's loop over its
+experts, computes with it as it is stored.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torchao.quantization import Int4Tensor, Int8Tensor
+
+import smolquant.runtime.stacks  # noqa: F401 - lets experts be taken out of their stacks
+from smolquant.runtime.cpu_linear import takes
+from smolquant.runtime.registry import column_by_column, kernel_of
+
+
+def can_compute(inputs: torch.Tensor) -> bool:
+    """Whether kernels of the registry take such inputs. None of them has a derivative."""
+    return takes(inputs) and not (inputs.requires_grad and torch.is_grad_enabled())
+
+
+def _linear(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
+    inputs, weight = args[0], args[1]
+    bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
+    computed: torch.Tensor
+    if weight.qdata.device.type != "cpu":
+        if isinstance(weight, Int4Tensor):
+            column_by_column(weight)
+        computed = _UPSTREAM[type(weight)](func, types, args, kwargs)
+        return computed
+    if not can_compute(inputs):
+        return functional.linear(inputs, weight.dequantize().to(inputs.dtype), bias)
+    kernel = kernel_of(weight)
+    if kernel.linear is not None:
+        return kernel.linear(weight)(inputs, bias)
+    if kernel.replace is None:
+        computed = _UPSTREAM[type(weight)](func, types, args, kwargs)
+        return computed
+    replaced = getattr(weight, "_replaced", None)
+    if replaced is None:
+        replaced = weight._replaced = kernel.replace(weight)
+    return functional.linear(inputs, replaced, bias)
+
+
+def _embedding(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
+    """Rows of an int8 table: those that are looked up, and no others, become plain."""
+    ids, weight = args[0], args[1]
+    rows = weight.qdata[ids].to(torch.float32)
+    return rows.mul_(weight.scale.view(-1, 1)[ids]).to(weight.dtype)
+
+
+_UPSTREAM = {
+    stored: stored._TORCH_FN_TABLE[stored][functional.linear] for stored in (Int4Tensor, Int8Tensor)
+}
+for _stored in _UPSTREAM:
+    _stored.implements_torch_function(functional.linear)(_linear)
+Int8Tensor.implements_torch_function(functional.embedding)(_embedding)
