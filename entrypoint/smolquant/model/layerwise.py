@@ -47,7 +47,7 @@ class StreamedModel:
         device: str = "cpu",
         advance: Callable[[int], None] = lambda n_bytes: None,
         visit: Visit = _run_once,
-        prepare: Callable[[nn.Module], None] = _as_stored,
+        prepare: Callable[[nn.Module], object] = _as_stored,
     ) -> None:
         """Build the skeleton; its weights are read by :meth:`hidden_states` and :meth:`head_rows`.
 

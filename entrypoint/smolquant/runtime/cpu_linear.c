@@ -22,22 +22,33 @@ enum { TILE = 32 };   /* outputs that a thread takes at a time */
 enum { TOKENS = 4 };  /* rows of inputs that share one widening of the levels */
 enum { SUMS = 4 };    /* of a row, so that one product need not wait for the one before */
 enum { UNIT = 16 };   /* bytes of int4 levels, so 32 columns, which every group's size is a multiple of */
-enum { STRIP = 64 };  /* units whose scales are read at a time; a multiple of those of any group */
+
+typedef struct { /* a layer's weights as they are stored, and its bias */
+    const int8_t *levels;   /* (outputs, columns) int8, or (outputs, columns / 2) with two int4 a byte */
+    const void *scale;      /* int8: (outputs,); int4: (outputs, columns / group) */
+    const void *zero_point; /* int4 alone, as scale */
+    const void *bias;       /* (outputs,), or null */
+    int64_t outputs;
+    int32_t scale_dtype, bias_dtype;
+} layer;
 
 typedef struct {
-    const float *inputs;        /* int8 alone: (tokens, columns) */
-    const int16_t *halves;      /* int4 alone: (tokens, columns), see prepare_int4 */
-    const float *units, *sums;  /* int4 alone: (tokens, columns / 32) */
-    const int8_t *levels;       /* (outputs, columns) int8, or (outputs, columns / 2) with two int4 a byte */
-    const void *scale;          /* int8: (outputs,); int4: (outputs, columns / group) */
-    const void *zero_point;     /* int4 alone, as scale */
-    const void *bias;           /* (outputs,), or null */
-    const float *token_scale;   /* (tokens,) that every output is multiplied with, or null */
-    void *result;               /* (tokens, outputs); of dequantizing: (outputs, columns) */
-    int64_t tokens, outputs, columns, group;
-    int32_t scale_dtype, bias_dtype, result_dtype;
-    int64_t next; /* the first output that no thread has taken yet */
+    const layer *layers;       /* with the same inputs */
+    void *const *results;      /* of each layer (tokens, outputs); of dequantizing (outputs, columns) */
+    const float *inputs;       /* int8 alone: (tokens, columns) */
+    const float *token_scale;  /* (tokens,) that every output is multiplied with, or null */
+    const int16_t *halves;     /* int4 alone: (tokens, columns), see prepare_int4 */
+    const float *units, *sums; /* int4 alone: (tokens, padded(columns / 32)) */
+    int64_t count, tokens, columns, group;
+    int32_t dtype; /* of results */
+    int64_t next;  /* the first tile that no thread has taken yet */
 } job;
+
+typedef struct { /* outputs of one layer, from one up to another */
+    const layer *of;
+    void *result;
+    int64_t from, to;
+} tile;
 
 INLINE float from_bits(uint32_t bits) {
     float value;
@@ -122,20 +133,33 @@ INLINE void write_some(void *values, int dtype, int64_t from, int64_t count, con
             write_at(values, FLOAT16, from + i, wide[i]);
 }
 
-INLINE void write_output(const job *work, int64_t token, int64_t output, float value) {
+INLINE void write_output(const job *work, const tile *mine, int64_t token, int64_t output, float value) {
     if (work->token_scale)
         value *= work->token_scale[token];
-    if (work->bias)
-        value += read_at(work->bias, work->bias_dtype, output);
-    write_at(work->result, work->result_dtype, token * work->outputs + output, value);
+    if (mine->of->bias)
+        value += read_at(mine->of->bias, mine->of->bias_dtype, output);
+    write_at(mine->result, work->dtype, token * mine->of->outputs + output, value);
 }
+
+/* A number of units rounded up to whole vectors. */
+INLINE int64_t padded(int64_t units) { return (units + 15) / 16 * 16; }
 
 INLINE int64_t smaller(int64_t one, int64_t other) { return one < other ? one : other; }
 
-/* Takes tiles until none is left. */
-#define TAKE_TILES(work, from, to)                                                                             \
-    for (int64_t from, to; (from = __atomic_fetch_add(&(work)->next, TILE, __ATOMIC_RELAXED)) < (work)->outputs \
-                           && ((to = smaller(from + TILE, (work)->outputs)), 1);)
+/* Takes a tile that no other thread has; returns 0 when none is left. */
+static int take_tile(job *work, tile *mine) {
+    int64_t number = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED);
+    for (int64_t i = 0; i < work->count; i++) {
+        const layer *const of = work->layers + i;
+        const int64_t tiles = (of->outputs + TILE - 1) / TILE;
+        if (number < tiles) {
+            *mine = (tile){of, work->results[i], number * TILE, smaller((number + 1) * TILE, of->outputs)};
+            return 1;
+        }
+        number -= tiles;
+    }
+    return 0;
+}
 
 /* --- The levels ----------------------------------------------------------------------------------------- */
 
@@ -187,22 +211,27 @@ static void run(void (*body)(void *), job *work, parallel_run parallel, unsigned
 /* Inputs of int4 layers become whole numbers of a unit of their own for every 32 of them. With 15 bits and a
  * sign these keep more of a number than bfloat16 does, unless its neighbours are a hundred times larger, and
  * then it hardly matters. Those of even columns, which low levels are for, come first. */
-static void prepare_int4(const void *inputs, int dtype, int64_t units, int16_t *halves, float *unit, float *sums) {
+static void prepare_int4(const void *inputs, int dtype, int64_t tokens, int64_t units, int16_t *halves, float *unit,
+                         float *sums) {
     float wide[2 * UNIT];
-    for (int64_t u = 0; u < units; u++, halves += 2 * UNIT) {
-        read_some(inputs, dtype, u * 2 * UNIT, 2 * UNIT, wide);
-        float largest = 0, sum = 0;
-        for (int i = 0; i < 2 * UNIT; i++) {
-            const float size = wide[i] < 0 ? -wide[i] : wide[i];
-            largest = size > largest ? size : largest;
-            sum += wide[i];
-        }
-        sums[u] = sum;
-        unit[u] = largest / 32767;
-        const float factor = largest > 0 ? 32767 / largest : 0;
-        for (int i = 0; i < UNIT; i++) {
-            halves[i] = (int16_t)rounded(wide[2 * i] * factor);
-            halves[UNIT + i] = (int16_t)rounded(wide[2 * i + 1] * factor);
+    for (int64_t t = 0; t < tokens; t++, unit += padded(units), sums += padded(units)) {
+        for (int64_t u = units; u < padded(units); u++)
+            unit[u] = sums[u] = 0;
+        for (int64_t u = 0; u < units; u++, halves += 2 * UNIT) {
+            read_some(inputs, dtype, (t * units + u) * 2 * UNIT, 2 * UNIT, wide);
+            float largest = 0, sum = 0;
+            for (int i = 0; i < 2 * UNIT; i++) {
+                const float size = wide[i] < 0 ? -wide[i] : wide[i];
+                largest = size > largest ? size : largest;
+                sum += wide[i];
+            }
+            sums[u] = sum;
+            unit[u] = largest / 32767;
+            const float factor = largest > 0 ? 32767 / largest : 0;
+            for (int i = 0; i < UNIT; i++) {
+                halves[i] = (int16_t)rounded(wide[2 * i] * factor);
+                halves[UNIT + i] = (int16_t)rounded(wide[2 * i + 1] * factor);
+            }
         }
     }
 }
@@ -228,63 +257,45 @@ static void quantize_tokens(float *inputs, int dtype, int64_t tokens, int64_t co
     }
 }
 
-/* result = (inputs @ levels.T) * scale + bias; where `dynamic`, of inputs that are quantized to int8 first.
- * Returns 0, or 1 where memory is missing. */
-int smolquant_int8_linear(int level, parallel_run parallel, unsigned threads, int dynamic, const void *inputs,
-                          int inputs_dtype, const int8_t *levels, const void *scale, int scale_dtype,
-                          const void *bias, int bias_dtype, void *result, int64_t tokens, int64_t outputs,
-                          int64_t columns) {
-    float *prepared = malloc((size_t)(tokens * (columns + 1)) * sizeof(float));
+enum { INT8, INT8_DYNAMIC, INT4 }; /* kinds of layers */
+
+/* Of each layer: result = inputs @ weight.T + bias, in the inputs' dtype. The weight is levels * scale, of int4
+ * levels * scale + zero_point group by group; a dynamic layer's inputs are quantized to int8 first. Returns 0, or
+ * 1 where memory is missing. */
+int smolquant_linear(int level, parallel_run parallel, unsigned threads, int kind, const layer *layers,
+                     int64_t count, const void *inputs, int dtype, int64_t tokens, int64_t columns, int64_t group,
+                     void *const *results) {
+    const int64_t values = tokens * columns, units = tokens * padded(columns / (2 * UNIT));
+    job work = {.layers = layers, .results = results, .count = count, .tokens = tokens, .columns = columns,
+                .group = group, .dtype = dtype};
+    const size_t size = kind == INT4 ? units * 2 * sizeof(float) + values * sizeof(int16_t)
+                                     : (values + tokens) * sizeof(float);
+    float *const prepared = malloc(size);
     if (!prepared)
         return 1;
-    float *token_scale = prepared + tokens * columns;
-    read_some(inputs, inputs_dtype, 0, tokens * columns, prepared);
-    if (dynamic)
-        quantize_tokens(prepared, inputs_dtype, tokens, columns, token_scale);
-    job work = {.inputs = prepared, .levels = levels, .scale = scale, .scale_dtype = scale_dtype,
-                .token_scale = dynamic ? token_scale : NULL, .bias = bias, .bias_dtype = bias_dtype,
-                .result = result, .result_dtype = inputs_dtype, .tokens = tokens, .outputs = outputs,
-                .columns = columns};
-    run(CHOOSE(int8_tiles, level), &work, parallel, threads);
+    if (kind == INT4) {
+        int16_t *const halves = (int16_t *)(prepared + 2 * units);
+        prepare_int4(inputs, dtype, tokens, columns / (2 * UNIT), halves, prepared, prepared + units);
+        work.halves = halves;
+        work.units = prepared;
+        work.sums = prepared + units;
+        run(CHOOSE(int4_tiles, level), &work, parallel, threads);
+    } else {
+        read_some(inputs, dtype, 0, values, prepared);
+        if (kind == INT8_DYNAMIC) {
+            quantize_tokens(prepared, dtype, tokens, columns, prepared + values);
+            work.token_scale = prepared + values;
+        }
+        work.inputs = prepared;
+        run(CHOOSE(int8_tiles, level), &work, parallel, threads);
+    }
     free(prepared);
     return 0;
 }
 
-/* result = inputs @ (levels * scale + zero_point).T + bias, group by group. Returns 0, or 1 where memory is
- * missing. */
-int smolquant_int4_linear(int level, parallel_run parallel, unsigned threads, const void *inputs, int inputs_dtype,
-                          const int8_t *levels, const void *scale, const void *zero_point, int scale_dtype,
-                          int64_t group, const void *bias, int bias_dtype, void *result, int64_t tokens, int64_t outputs,
-                          int64_t columns) {
-    const int64_t units = tokens * (columns / (2 * UNIT));
-    float *prepared = malloc((size_t)units * (2 * sizeof(float) + 2 * UNIT * sizeof(int16_t)));
-    if (!prepared)
-        return 1;
-    int16_t *halves = (int16_t *)(prepared + 2 * units);
-    prepare_int4(inputs, inputs_dtype, units, halves, prepared, prepared + units);
-    job work = {.halves = halves, .units = prepared, .sums = prepared + units, .levels = levels, .scale = scale, .zero_point = zero_point,
-                .scale_dtype = scale_dtype, .group = group, .bias = bias, .bias_dtype = bias_dtype,
-                .result = result, .result_dtype = inputs_dtype, .tokens = tokens, .outputs = outputs,
-                .columns = columns};
-    run(CHOOSE(int4_tiles, level), &work, parallel, threads);
-    free(prepared);
-    return 0;
-}
-
-/* result = levels, (outputs, columns), as numbers of a dtype. */
-void smolquant_int8_widen(int level, parallel_run parallel, unsigned threads, const int8_t *levels, void *result,
-                          int result_dtype, int64_t outputs, int64_t columns) {
-    job work = {.levels = levels, .result = result, .result_dtype = result_dtype, .outputs = outputs,
-                .columns = columns};
-    run(CHOOSE(int8_wide_tiles, level), &work, parallel, threads);
-}
-
-/* result = levels * scale + zero_point, (outputs, columns). */
-void smolquant_int4_dequantize(int level, parallel_run parallel, unsigned threads, const int8_t *levels,
-                               const void *scale, const void *zero_point, int scale_dtype, int64_t group,
-                               void *result, int result_dtype, int64_t outputs, int64_t columns) {
-    job work = {.levels = levels, .scale = scale, .zero_point = zero_point, .scale_dtype = scale_dtype,
-                .group = group, .result = result, .result_dtype = result_dtype, .outputs = outputs,
-                .columns = columns};
-    run(CHOOSE(int4_wide_tiles, level), &work, parallel, threads);
+/* result = a layer's weight, (outputs, columns), in bfloat16 or float32; of int8 its levels, without the scale. */
+void smolquant_widen(int level, parallel_run parallel, unsigned threads, int kind, const layer *of, int64_t columns,
+                     int64_t group, int dtype, void *result) {
+    job work = {.layers = of, .results = &result, .count = 1, .columns = columns, .group = group, .dtype = dtype};
+    run(kind == INT4 ? CHOOSE(int4_wide_tiles, level) : CHOOSE(int8_wide_tiles, level), &work, parallel, threads);
 }

@@ -12,43 +12,52 @@ from torch.nn import functional
 from torchao.quantization import Int4Tensor, Int8Tensor
 
 import smolquant.runtime.stacks  # noqa: F401 - lets experts be taken out of their stacks
-from smolquant.runtime.cpu_linear import takes
+from smolquant.runtime import cpu_linear
 from smolquant.runtime.registry import column_by_column, kernel_of
 
 
 def can_compute(inputs: torch.Tensor) -> bool:
     """Whether kernels of the registry take such inputs. None of them has a derivative."""
-    return takes(inputs) and not (inputs.requires_grad and torch.is_grad_enabled())
+    return cpu_linear.takes(inputs) and not (inputs.requires_grad and torch.is_grad_enabled())
 
 
 def _linear(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
     inputs, weight = args[0], args[1]
     bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
-    computed: torch.Tensor
-    if weight.qdata.device.type != "cpu":
-        if isinstance(weight, Int4Tensor):
-            column_by_column(weight)
-        computed = _UPSTREAM[type(weight)](func, types, args, kwargs)
-        return computed
+    if weight.qdata.is_cpu:
+        computed = _on_cpu(inputs, weight, bias)
+        if computed is not None:
+            return computed
+    elif isinstance(weight, Int4Tensor):
+        column_by_column(weight)
+    upstream: torch.Tensor = _UPSTREAM[type(weight)](func, types, args, kwargs)
+    return upstream
+
+
+def _on_cpu(inputs: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor | None:
+    """None where torchao's own linear is the one to use."""
     if not can_compute(inputs):
         return functional.linear(inputs, weight.dequantize().to(inputs.dtype), bias)
     kernel = kernel_of(weight)
+    if kernel.stored is not None:
+        return cpu_linear.linear(inputs, kernel.stored(weight), bias)
     if kernel.linear is not None:
         return kernel.linear(weight)(inputs, bias)
     if kernel.replace is None:
-        computed = _UPSTREAM[type(weight)](func, types, args, kwargs)
-        return computed
-    replaced = getattr(weight, "_replaced", None)
-    if replaced is None:
-        replaced = weight._replaced = kernel.replace(weight)
+        return None
+    if getattr(weight, "_replaced", None) is None:
+        weight._replaced = kernel.replace(weight)
+    replaced: torch.Tensor = weight._replaced
     return functional.linear(inputs, replaced, bias)
 
 
 def _embedding(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
     """Rows of an int8 table: those that are looked up, and no others, become plain."""
     ids, weight = args[0], args[1]
-    rows = weight.qdata[ids].to(torch.float32)
-    return rows.mul_(weight.scale.view(-1, 1)[ids]).to(weight.dtype)
+    if weight.scale.numel() != weight.qdata.shape[0]:
+        return functional.embedding(ids, weight.dequantize(), *args[2:], **(kwargs or {}))
+    scale = weight.scale.view(-1, 1)[ids].to(torch.float32)
+    return (weight.qdata[ids] * scale).to(weight.dtype)
 
 
 _UPSTREAM = {

@@ -9,46 +9,9 @@ import torch
 from torch import nn
 from torchao.utils import TorchAOBaseTensor
 
-from smolquant.runtime.dispatch import can_compute
-from smolquant.runtime.registry import Linear, kernel_of, lacking, plain, row_by_row
-from smolquant.runtime.stacks import each_expert
+from smolquant.runtime.modules import call_directly, make_plain
+from smolquant.runtime.registry import kernel_of, lacking, plain
 from smolquant.schemes import Scheme
-
-
-class QuantizedLinear(nn.Linear):
-    """A linear layer that calls its weight's kernel directly.
-
-    Its weight is torchao's tensor, as it was loaded: what saves, moves or copies the layer finds nothing
-    unusual. It only leaves out torchao's way to the kernel, which takes as long as a small layer.
-    """
-
-    _bound: tuple[Any, Linear | None] = (None, None)
-    """A weight, and what multiplies with it; None where torchao's way has to be taken."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """(..., K) -> (..., N)."""
-        weight = self._parameters["weight"]
-        bound_to, linear = self._bound
-        if bound_to is not weight:
-            linear = self._bind(weight)
-        if linear is None or not can_compute(input):
-            return super().forward(input)
-        return linear(input, self._parameters["bias"])
-
-    def _bind(self, weight: Any) -> Linear | None:
-        linear = kernel_of(weight).linear if isinstance(weight, TorchAOBaseTensor) else None
-        bound = linear(weight) if linear is not None else None
-        self._bound = (weight, bound)
-        return bound
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedLinear":
-        self._bound = (None, None)  # moved parts may be new ones
-        moved: QuantizedLinear = super()._apply(fn, recurse)
-        return moved
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what belongs to this process."""
-        return {name: value for name, value in self.__dict__.items() if name != "_bound"}
 
 
 def use_kernels(model: nn.Module) -> None:
@@ -57,9 +20,7 @@ def use_kernels(model: nn.Module) -> None:
     A weight that its best kernel cannot take is computed with the next one; that is said once.
     """
     _replace_stored(model, _with_kernel)
-    for module in model.modules():
-        if type(module) is nn.Linear and isinstance(module.weight, TorchAOBaseTensor):
-            module.__class__ = QuantizedLinear
+    call_directly(model)
     lacks = Counter(why for _, weight in _stored_weights(model) if (why := lacking(weight)))
     if lacks:
         told = "; ".join(f"{why} ({count})" for why, count in lacks.most_common())
@@ -88,10 +49,8 @@ def dequantize(model: nn.Module) -> nn.Module:
         The model: a plain one, which can be trained, moved and saved as any other.
     """
     _replace_stored(model, plain)
-    for module in model.modules():
-        if isinstance(module, QuantizedLinear):
-            module.__class__ = nn.Linear
-    config = getattr(model, "config", None)
+    make_plain(model)
+    config: Any = getattr(model, "config", None)
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
     model.__dict__.pop("hf_quantizer", None)
@@ -126,9 +85,9 @@ def _stored_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
 def _with_kernel(weight: Any) -> torch.Tensor:
     kernel = kernel_of(weight)
     if kernel.replace is not None:
-        return each_expert(kernel.replace)(weight)
-    if kernel.linear is not None and type(weight).__name__ == "Int4Tensor":
-        row_by_row(weight)
+        return kernel.replace(weight)
+    if kernel.stored is not None and len(weight.shape) == 3:
+        kernel.stored(weight)  # a stack is laid out here, once for all of its experts
     kept: torch.Tensor = weight
     return kept
 

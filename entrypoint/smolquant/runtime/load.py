@@ -102,7 +102,7 @@ def load_model(
     scheme: Scheme,
     device_map: Any,
     *,
-    prepare: "Callable[[PreTrainedModel], None] | None" = None,
+    prepare: "Callable[[PreTrainedModel], object] | None" = None,
     report: "Callable[[Mapping[str, Any]], None] | None" = None,
     **options: Any,
 ) -> "PreTrainedModel":

@@ -1,8 +1,8 @@
 """int4 weights in the layouts of torch's own kernels, where smolquant's is not to be had.
 
-torch's CPU layout differs between AVX2, AVX512 and neither, and a weight packed for another one gives garbage
-without an error (https://github.com/pytorch/ao/issues/3800). So it is made when a model is loaded, and never
-stored.
+torch's CPU layout differs between AVX2, AVX512 and neither, and a weight packed for another one gives
+garbage without an error (https://github.com/pytorch/ao/issues/3800). So it is made when a model is loaded,
+and never stored.
 """
 
 import torch

@@ -14,25 +14,26 @@ from torchao.quantization.quant_primitives import MappingType
 
 from smolquant.runtime import cpu_linear
 from smolquant.runtime.packing import has_mslk, pack_for_cuda, pack_for_this_cpu
-
+from smolquant.runtime.stacks import each_expert
 
 Linear = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
-"""Inputs (..., K) and a bias (N,) or None -> (..., N). It holds a weight's parts, since asking torchao's tensor
-for anything takes microseconds."""
+"""Inputs (..., K) and a bias (N,) or None -> (..., N)."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One way of multiplying with stored weights: by a function of ours, or by one that torch or torchao has
-    for the stored weight or for another that takes its place."""
+    """One way of multiplying with stored weights: by compiled code of ours, by a function, or by what
+    torchao has for the stored weight or for another that takes its place."""
 
     name: str
     lacks: Callable[[Any], str]
     """Why it cannot be had for a weight, or is not worth having; empty where it is to be used."""
+    stored: Callable[[Any], cpu_linear.Stored] | None = None
+    """The stored weight (N, K), or a stack of them -> its parts for :mod:`smolquant.runtime.cpu_linear`."""
     linear: Callable[[Any], Linear] | None = None
     """The stored weight (N, K) -> the function that multiplies with it."""
     replace: Callable[[Any], torch.Tensor] | None = None
-    """The stored weight (N, K) -> the one that takes its place, with a linear of its own."""
+    """The stored weight, or a stack of them -> what takes its place, with a linear of its own."""
 
 
 def _nothing(weight: Any) -> str:
@@ -47,7 +48,7 @@ def _compiled_lacks() -> str:
     return ""
 
 
-# --- int8 on a CPU --------------------------------------------------------------------------------------------
+# --- int8 on a CPU --------------------------------------------------------------------------------
 
 
 def _int8_lacks(weight: Any) -> str:
@@ -71,10 +72,9 @@ def _int8_differs(weight: Any) -> str:
     return "" if weight.qdata.is_contiguous() else "its levels do not lie row by row"
 
 
-def _int8_linear(weight: Any) -> Linear:
+def _int8_stored(weight: Any) -> cpu_linear.Stored:
     dynamic = weight.act_quant_kwargs is not None
-    levels, scale = weight.qdata, weight.scale
-    return lambda inputs, bias: cpu_linear.int8_linear(inputs, levels, scale, bias, dynamic)
+    return cpu_linear.Stored(weight.qdata, weight.scale, dynamic=dynamic)
 
 
 def _torch_int8_lacks(weight: Any) -> str:
@@ -93,18 +93,18 @@ def _torch_int8_linear(weight: Any) -> Linear:
         flat = inputs.reshape(-1, inputs.shape[-1])
         scale = stored_scale.to(inputs.dtype)
         if len(flat) <= cpu_linear.FEW_TOKENS:
-            output = torch.ops.aten._weight_int8pack_mm(flat.contiguous(), levels, scale)
+            output: torch.Tensor = torch.ops.aten._weight_int8pack_mm(
+                flat.contiguous(), levels, scale
+            )
             output = output if bias is None else output + bias
         else:
-            output = cpu_linear.in_blocks(
-                flat, len(levels), widen, bias, inputs.dtype, scale=stored_scale
-            )
+            output = cpu_linear.in_blocks(flat, len(levels), widen, bias, scale=stored_scale)
         return output.view(*inputs.shape[:-1], -1)
 
     return linear
 
 
-# --- int4 on a CPU --------------------------------------------------------------------------------------------
+# --- int4 on a CPU --------------------------------------------------------------------------------
 
 
 def _int4_lacks(weight: Any) -> str:
@@ -115,9 +115,8 @@ def _int4_lacks(weight: Any) -> str:
     return _compiled_lacks()
 
 
-def _int4_linear(weight: Any) -> Linear:
-    levels, (scale, zero_point) = weight.qdata, row_by_row(weight)
-    return lambda inputs, bias: cpu_linear.int4_linear(inputs, levels, scale, zero_point, bias)
+def _int4_stored(weight: Any) -> cpu_linear.Stored:
+    return cpu_linear.Stored(weight.qdata, *row_by_row(weight))
 
 
 def row_by_row(weight: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,7 +139,7 @@ def column_by_column(weight: Any) -> None:
     weight.zero_point = weight.zero_point.contiguous()
 
 
-# --- Elsewhere ------------------------------------------------------------------------------------------------
+# --- Elsewhere ------------------------------------------------------------------------------------
 
 
 def plain(weight: Any) -> torch.Tensor:
@@ -158,16 +157,18 @@ TORCHAO = Kernel("torchao's own", _nothing)
 
 KERNELS: Mapping[tuple[str, str], tuple[Kernel, ...]] = {
     ("Int8Tensor", "cpu"): (
-        Kernel("smolquant's int8", _int8_lacks, linear=_int8_linear),
+        Kernel("smolquant's int8", _int8_lacks, stored=_int8_stored),
         Kernel("torch's int8", _torch_int8_lacks, linear=_torch_int8_linear),
     ),
     ("Int4Tensor", "cpu"): (
-        Kernel("smolquant's int4", _int4_lacks, linear=_int4_linear),
-        Kernel("torch's int4, packed for this CPU", _nothing, replace=pack_for_this_cpu),
+        Kernel("smolquant's int4", _int4_lacks, stored=_int4_stored),
+        Kernel(
+            "torch's int4, packed for this CPU", _nothing, replace=each_expert(pack_for_this_cpu)
+        ),
     ),
     ("Int4Tensor", "cuda"): (
         Kernel("mslk's int4", _mslk_lacks),
-        Kernel("torch's int4, in tiles", _nothing, replace=pack_for_cuda),
+        Kernel("torch's int4, in tiles", _nothing, replace=each_expert(pack_for_cuda)),
     ),
     ("Float8Tensor", "cpu"): (Kernel("plain weights", _nothing, replace=plain),),
 }

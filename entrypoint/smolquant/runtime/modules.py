@@ -1,0 +1,136 @@
+"""Linear modules that call their weight's kernel directly, and those with the same inputs together.
+
+torchao's way from a module to a kernel takes as long as a small layer does. These modules leave it out.
+Their weights stay torchao's tensors, as they were loaded, so what saves, moves or copies a model finds
+nothing unusual.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torchao.utils import TorchAOBaseTensor
+
+from smolquant.runtime import cpu_linear
+from smolquant.runtime.dispatch import can_compute
+from smolquant.runtime.registry import kernel_of
+
+_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Children of a module that transformers' own code calls one after the other, with the same inputs."""
+
+
+class QuantizedLinear(nn.Linear):
+    """A linear layer whose weight is a stored one.
+
+    What it keeps beside its weight goes straight into ``__dict__``: ``nn.Module`` takes a microsecond to
+    look at what is assigned to it.
+    """
+
+    _bound: tuple[Any, Any, cpu_linear.Linears | None] = (None, None, None)
+    """A weight and a bias, and what computes with them; None where torchao's way has to be taken."""
+    _together: "Together | None" = None
+    """On the first of the modules with the same inputs."""
+    _ready: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Inputs, and what this module makes of them: computed together with those of the first."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as nn.Linear names it
+        """(..., K) -> (..., N)."""
+        if torch.compiler.is_compiling():
+            return super().forward(input)
+        ready = self._ready
+        if ready is not None:
+            self.__dict__["_ready"] = None
+            if ready[0] is input:
+                return ready[1]
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        bound_to, with_bias, linears = self._bound
+        if bound_to is not weight or with_bias is not bias:
+            linears = self._bind(weight, bias)
+        if linears is None or not can_compute(input):
+            return super().forward(input)
+        together = self._together
+        if together is not None and input.numel() <= cpu_linear.FEW_TOKENS * input.shape[-1]:
+            return together.compute(input)
+        return linears(input)[0]
+
+    def is_bound(self) -> bool:
+        """Whether what this module computes with is still its weight."""
+        weight, bias, _ = self._bound
+        return weight is self._parameters["weight"] and bias is self._parameters["bias"]
+
+    def _bind(self, weight: Any, bias: Any) -> cpu_linear.Linears | None:
+        layer = _layer(self)
+        linears = cpu_linear.Linears([layer]) if layer is not None else None
+        self.__dict__["_bound"] = (weight, bias, linears)
+        return linears
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedLinear":
+        self.__dict__.update(_bound=(None, None, None), _together=None)  # parts may move
+        moved: QuantizedLinear = super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to this process."""
+        own = ("_bound", "_together", "_ready")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
+
+
+class Together:
+    """Modules with the same inputs, in the order in which they are called: one call for a few tokens."""
+
+    def __init__(self, modules: list[QuantizedLinear], linears: cpu_linear.Linears) -> None:
+        self._modules = modules
+        self._linears = linears
+
+    def compute(self, inputs: torch.Tensor) -> torch.Tensor:
+        """The first module's outputs; the others find theirs ready when they are called."""
+        first, *others = self._modules
+        asked_for = all(module._ready is None for module in others)
+        if not asked_for or not all(module.is_bound() for module in others):
+            for module in others:
+                module.__dict__["_ready"] = None
+            first.__dict__["_together"] = None  # they got other inputs, or other weights
+            return first(inputs)  # type: ignore[no-any-return]
+        output, *ready = self._linears(inputs)
+        for module, its_output in zip(others, ready, strict=True):
+            module.__dict__["_ready"] = (inputs, its_output)
+        return output
+
+
+def call_directly(model: nn.Module) -> None:
+    """Let every plain linear module of ``model`` with a stored weight be a :class:`QuantizedLinear`."""
+    for module in model.modules():
+        if type(module) is nn.Linear and isinstance(module.weight, TorchAOBaseTensor):
+            module.__class__ = QuantizedLinear
+    for parent in model.modules():
+        if type(parent).__module__.startswith("transformers."):
+            for names in _TOGETHER:
+                _join([getattr(parent, name, None) for name in names])
+
+
+def make_plain(model: nn.Module) -> None:
+    """Undo :func:`call_directly`."""
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            for name in ("_bound", "_together", "_ready"):
+                module.__dict__.pop(name, None)
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+
+
+def _join(modules: list[Any]) -> None:
+    if not all(isinstance(module, QuantizedLinear) for module in modules):
+        return
+    layers = [_layer(module) for module in modules]
+    known = [layer for layer in layers if layer is not None]
+    alike = {(weight.kind, weight.columns, weight.group) for weight, _ in known}
+    if len(known) < len(modules) or len(alike) > 1:
+        return
+    for module in modules:
+        module._bind(module.weight, module.bias)
+    modules[0].__dict__["_together"] = Together(modules, cpu_linear.Linears(known))
+
+
+def _layer(module: QuantizedLinear) -> tuple[cpu_linear.Stored, torch.Tensor | None] | None:
+    weight: Any = module.weight
+    stored = kernel_of(weight).stored if isinstance(weight, TorchAOBaseTensor) else None
+    return (stored(weight), module.bias) if stored is not None else None
