@@ -150,6 +150,11 @@ def cli() -> None:
     help="Highest allowed mean KL divergence from the source in nats, such as `0.05` or "
     "`int8=0.01,int4=0.1`; above it the run fails and publishes nothing.",
 )
+@switch(
+    "allow-partial",
+    "Publish the variants that keep their limits without those that do not; the run still fails, and "
+    "sets no tag.",
+)
 @option(
     "skip",
     multiple=True,

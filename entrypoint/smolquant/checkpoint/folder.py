@@ -97,7 +97,8 @@ class FolderSource(Source):
         self._folder = folder
         refuse_what_is_no_file(folder)
         states = {name: FileState.of(folder / name) for name in file_names(folder, *_FILE_PATTERNS)}
-        self._sort_files(states, with_code=with_code)
+        below = [str(path.parent) for path in sorted(folder.glob("*/config.json"))]
+        self._sort_files(states, str(folder), with_code=with_code, below=below)
         if self._layout.endswith(".json"):
             refuse_links_out(folder, [self._layout])
         self._shards = find_shards(folder, self._layout)

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from textwrap import indent
 from typing import TextIO
 
 from smolquant.report.commands import MAX_ANNOTATION, defuse, workflow_command
@@ -87,7 +88,9 @@ class Console:
         plain = f"error: {failure.message}"
         if failure.hint:
             plain += f"\nwhat to do: {failure.hint}"
-        text = f"{failure.message}\n{failure.hint}".strip()
+        if failure.code:
+            plain += f"\n\n{indent(failure.code, '    ')}\n"
+        text = f"{failure.message}\n{failure.hint}\n{failure.code}".strip()
         self._annotate("error", failure.title, text, plain=plain)
 
     @contextmanager

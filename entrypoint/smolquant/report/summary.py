@@ -71,10 +71,12 @@ def render_summary(result: RunReport) -> str:
     made = [name for name, variant in result.variants.items() if not variant.up_to_date]
     found = [name for name, variant in result.variants.items() if variant.up_to_date]
     kept = found if made or result.changed else []  # the heading has them
+    failure = result.failure
     template = environment("smolquant.report").get_template("summary.md.j2")
     return template.render(
         result=result,
-        failure=result.failure,
+        failure=failure,
+        remedy=code_block(failure.code, "python") if failure and failure.code else None,
         headers=[escape_markdown(column.header) for column in columns],
         rules=["--:" if column.numeric else ":--" for column in columns],
         rows=[[_unbroken(column.cell(row)) for column in columns] for row in rows.values()],
