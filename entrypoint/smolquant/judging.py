@@ -116,12 +116,13 @@ def _does(settings: Settings) -> str:
 
 
 def _kept(report: RunReport, settings: Settings) -> Iterator[str]:
-    """Where refused variants are, in sentences."""
+    """What becomes of the variants that do not go out, in sentences."""
     refused = {variant: report.variants[variant] for variant in report.refused}
-    if made := [variant for variant, one in refused.items() if one.folder]:
+    stay = refused if report.changed else report.variants
+    if made := [f"{variant}/" for variant in stay if report.variants[variant].folder]:
         yield (
-            f"{_folders(made)} in {settings.output_dir} has what was made, and another try with other "
-            "limits measures nothing again."
+            f"What was made stays in {settings.output_dir} ({', '.join(made)}), and another try with "
+            "other limits measures nothing again."
         )
     there = [variant for variant, one in refused.items() if one.up_to_date]
     if there:
@@ -129,10 +130,6 @@ def _kept(report: RunReport, settings: Settings) -> Iterator[str]:
         yield f"The {' and '.join(there)} that is {how} already stays as it is."
     if lost := [variant for variant, one in refused.items() if not (one.folder or one.up_to_date)]:
         yield f"The {' and '.join(lost)} that was saved before stays, in place of what was made now."
-
-
-def _folders(variants: Sequence[str]) -> str:
-    return " and ".join(f"{variant}/" for variant in variants)
 
 
 def _remedies(report: RunReport, settings: Settings) -> str:
