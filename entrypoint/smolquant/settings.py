@@ -241,7 +241,7 @@ def _model_and_repo(
 
 def _check_source(settings: Settings) -> None:
     model, is_folder = settings.model, settings.model_is_folder
-    if not is_folder and not is_repo_id(model):
+    if not is_folder and (is_file(model) or not is_repo_id(model)):
         raise _not_a_model(model)
     if is_folder and settings.revision is not None:
         raise InputError(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from smolquant.checkpoint.download import fetch, list_files
 from smolquant.checkpoint.files import is_code
 from smolquant.errors import InputError
-from smolquant.hub import Hub, hub_errors
+from smolquant.hub import Hub, hub_errors, naming_folders_like
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
 from smolquant.runtime.contents import (
     MAKE_THEM,
@@ -91,6 +91,8 @@ class Place:
     """Gives the folder in which a variant, and code of the model's own, are on this machine."""
     record: Callable[[str], VariantRecord | None]
     """Gives a variant's record; None where it cannot be read."""
+    named: str | None = None
+    """The variant whose own folder the user named."""
 
 
 def find(
@@ -123,23 +125,24 @@ def find(
 
 
 def _local(folder: Path) -> Place:
-    variants = variants_in(folder)
+    variants, named = variants_in(folder), None
     if not variants and (folder / FILE_NAME).is_file():  # the variant itself was named
         whole = folder.resolve()
         folder = folder.parent if folder.name == whole.name else whole.parent
-        variants = [name for name in variants_in(folder) if name == whole.name]
+        named = whole.name if whole.name in variants_in(folder) else None
+        variants = variants_in(folder) if named else []
 
     def record(variant: str) -> VariantRecord | None:
         return _read(variant, folder / variant / FILE_NAME)
 
-    return Place(str(folder), variants, lambda _: folder, record)
+    return Place(str(folder), variants, lambda _: folder, record, named)
 
 
 def _remote(repo: str, hub: Hub, revision: str | None, notify: Write, *, with_code: bool) -> Place:
     from huggingface_hub.constants import is_offline_mode
 
     doing = "reading the variants"
-    with hub_errors(repo, doing):
+    with naming_folders_like(repo), hub_errors(repo, doing):
         if is_offline_mode():  # what was fetched before
             folder_here = Path(hub.api.snapshot_download(repo, revision=revision))
             return replace(_local(folder_here), name=repo)
@@ -182,8 +185,8 @@ def require(place: Place, variant: str) -> None:
 
 def choose(place: Place, device: str, notify: Write) -> str:
     """The best variant to begin with; ``notify`` is told why, where there are several."""
-    if len(place.variants) == 1:
-        return place.variants[0]
+    if place.named is not None or len(place.variants) == 1:
+        return place.named or place.variants[0]
     records = {name: record for name in place.variants if (record := place.record(name))}
     best, why = best_of(records, device) if records else (place.variants[0], "the first")
     others = ", ".join(name for name in place.variants if name != best)

@@ -134,7 +134,8 @@ def weight_layout(names: Iterable[str], place: str, *, below: Sequence[str] = ()
         raise CheckpointError(
             "The checkpoint is an adapter (LoRA), which changes the weights of another model and holds "
             "none of its own.",
-            hint=f"Merge it into its base model, add the tokenizer, and quantize the result, {_MERGED}:",
+            hint="Merge it into its base model with these lines, copy the tokenizer into the folder "
+            f"{_MERGED} that they make, and quantize it:",
             code="from peft import AutoPeftModelForCausalLM\n"
             f"model = AutoPeftModelForCausalLM.from_pretrained({json.dumps(place)})\n"
             f"model.merge_and_unload().save_pretrained({json.dumps(_MERGED)})",

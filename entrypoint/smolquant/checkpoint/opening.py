@@ -6,10 +6,7 @@ from pathlib import Path
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.checkpoint.repository import HubSource
 from smolquant.checkpoint.source import Source
-from smolquant.errors import HubError
-from smolquant.hub import Hub
-from smolquant.places import nearby_folders
-from smolquant.text import one_of
+from smolquant.hub import Hub, naming_folders_like
 
 
 def open_source(
@@ -37,9 +34,5 @@ def open_source(
         for name in source.linked_weights:
             notify(f"{name} is a link to {(source.folder / name).resolve()}")
         return source
-    try:
+    with naming_folders_like(model):
         return HubSource(hub, model, revision, with_code=with_code, notify=notify)
-    except HubError as error:
-        if similar := nearby_folders(model):  # a misspelt path may have the form of an id
-            raise HubError(error.message, hint=f"{one_of(similar)}{error.hint}") from error
-        raise

@@ -134,7 +134,7 @@ def read_text(path: Path, option: str = "--eval-text") -> EvalText:
         return _read(path, option, (state.st_size, state.st_dev, state.st_ino, state.st_mtime_ns))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{option} {path} cannot be read: {error}.",
+            f"{option} {path} cannot be read: {getattr(error, 'strerror', None) or error}.",
             hint=f"{one_of(nearby(str(path)))}Give a UTF-8 text file.",
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:

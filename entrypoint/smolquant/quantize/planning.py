@@ -113,7 +113,7 @@ def refuse_idle_patterns(patterns: Sequence[str], architecture: Architecture) ->
         if any(re.search(pattern, name) for name in modules):
             continue
         linears = [name for name, module in modules.items() if isinstance(module, Linear)]
-        parts = {part for name in modules for part in name.split(".")}
+        parts = {part for name in modules for part in name.split(".") if part not in pattern}
         raise InputError(
             f"--skip {pattern} matches the name of no module, so that it would keep nothing as it is.",
             hint=f"{did_you_mean(pattern, parts)}Modules of this model: {shown(linears, most=8)}.",
