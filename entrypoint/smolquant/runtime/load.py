@@ -180,7 +180,7 @@ def _naming_what_is_there(
     """Where a repository lacks the variant, tell which ones it has, instead of which file is missing."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:  # transformers' own, of a file that is not there
         there = None if is_folder(str(where)) else _in_repository(str(where), revision, token)
         if (
             there is None or variant in there
