@@ -123,6 +123,10 @@ def chat(random_model: tuple[Any, Any]) -> Chat:
     return Chat(model, tokenizer, max_tokens=6, greedy=True)
 
 
+def nowhere(_: str) -> None:
+    """Let an answer go."""
+
+
 def watched(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the model is given, question for question."""
     given: list[str] = []
@@ -153,11 +157,11 @@ def test_answers_stream_and_are_the_greedy_ones_of_the_whole_conversation(
 def test_the_oldest_messages_make_room(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     given = watched(chat, monkeypatch)
     monkeypatch.setattr(chat.model.config, "max_position_embeddings", 24)
-    assert not chat.ask("<10> " * 6, str).forgot
-    assert chat.ask("<12> " * 6, str).forgot
+    assert not chat.ask("<10> " * 6, nowhere).forgot
+    assert chat.ask("<12> " * 6, nowhere).forgot
     assert "<10>" not in given[-1]
     with pytest.raises(InputError, match="The prompt has 32 tokens, and the model reads 24"):
-        chat.ask("<13> " * 30, str)
+        chat.ask("<13> " * 30, nowhere)
 
 
 def test_without_a_template_each_text_is_gone_on_with(
@@ -166,7 +170,7 @@ def test_without_a_template_each_text_is_gone_on_with(
     given = watched(chat, monkeypatch)
     chat.tokenizer.chat_template = None
     remarks: list[str] = []
-    converse(chat, ["<10>", "  ", "<11>"], str, remarks.append)
+    converse(chat, ["<10>", "  ", "<11>"], nowhere, remarks.append)
     assert given == ["<10>", "<11>"]
     assert len(remarks) == 2
 
@@ -178,19 +182,19 @@ def test_without_a_template_each_text_is_gone_on_with(
 )
 def test_a_template_that_refuses_is_quoted(chat: Chat) -> None:
     with pytest.raises(CheckpointError, match=r"chat template refuses .*: not that\."):
-        chat.ask("forbidden", str)
+        chat.ask("forbidden", nowhere)
 
 
 def test_half_a_surrogate_pair_is_no_bug(chat: Chat) -> None:
-    assert chat.ask("<10> \udc80", str).tokens == 6
+    assert chat.ask("<10> \udc80", nowhere).tokens == 6
 
 
 def test_a_processor_is_asked_in_parts() -> None:
     tokenizer = SimpleNamespace()
     processor: Any = SimpleNamespace(tokenizer=tokenizer, chat_template="x")
-    message = Chat(None, processor, 1)._message("user", "Hi")  # type: ignore[arg-type]
+    message = Chat(None, processor, 1)._message("user", "Hi")
     assert message["content"] == [{"type": "text", "text": "Hi"}]
-    assert Chat(None, tokenizer, 1)._message("user", "Hi")["content"] == "Hi"  # type: ignore[arg-type]
+    assert Chat(None, tokenizer, 1)._message("user", "Hi")["content"] == "Hi"
 
 
 def test_the_last_line_tells_length_and_speed() -> None:
