@@ -12,8 +12,9 @@ from typing import Any
 from smolquant.checkpoint.download import fetch, list_files
 from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CheckpointError, InputError
-from smolquant.hub import Hub, hub_errors
+from smolquant.hub import Hub, hub_errors, naming_folders_like
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
+from smolquant.runtime.contents import require_place, variants_in
 from smolquant.schemes import BY_VARIANT
 
 
@@ -44,10 +45,11 @@ def check(
         InputError: there is no variant, or one needs code of its own that is not trusted.
         HubError: the repository cannot be read.
     """
+    require_place(repo_or_folder)
     folder = Path(repo_or_folder)
     if not folder.is_dir():
         folder = _download(hub, repo_or_folder, revision, with_code=trust_remote_code)
-    variants = [name for name in BY_VARIANT if (folder / name / FILE_NAME).is_file()]
+    variants = variants_in(folder)
     if not variants:
         raise InputError(
             f"{repo_or_folder} has no variants: no {'/, '.join(BY_VARIANT)}/ with a {FILE_NAME}.",
@@ -71,7 +73,7 @@ def _download(hub: Hub, repo_id: str, revision: str | None, *, with_code: bool) 
     from huggingface_hub.constants import is_offline_mode
 
     doing = "downloading the variants"
-    with hub_errors(repo_id, doing):
+    with naming_folders_like(repo_id), hub_errors(repo_id, doing):
         if is_offline_mode():  # what was fetched before, which each variant's record describes
             return Path(hub.api.snapshot_download(repo_id, revision=revision))
         listing = list_files(hub, repo_id, revision)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from smolquant import __version__, cancellation, gpu, tracking
+from smolquant.chat.command import chat
 from smolquant.ending import Ending, explained
 from smolquant.errors import (
     Cancelled,
@@ -44,7 +45,7 @@ from smolquant.schemes.base import GROUP_SIZES
 from smolquant.secrecy import remember_environment
 from smolquant.settings import default_of, make_settings
 from smolquant.supervise import run_in_child
-from smolquant.tokens import HUB_TOKEN, clean_token
+from smolquant.tokens import masked_token
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -150,6 +151,11 @@ def cli() -> None:
     help="Highest allowed mean KL divergence from the source in nats, such as `0.05` or "
     "`int8=0.01,int4=0.1`; above it the run fails and publishes nothing.",
 )
+@switch(
+    "allow-partial",
+    "Publish the variants that keep their limits without those that do not; the run still fails, and "
+    "sets no tag.",
+)
 @option(
     "skip",
     multiple=True,
@@ -239,7 +245,7 @@ def check(
     from smolquant.hub import Hub
 
     console: Console = context.obj
-    token = _masked(token, console)
+    token = masked_token(token, console.mask)
     broken = []
     results = checking.check(
         repo_or_folder,
@@ -260,6 +266,9 @@ def check(
     return 0
 
 
+cli.add_command(chat)
+
+
 @cli.command("sync-trackio")
 @click.argument("report_dir", type=click.Path(path_type=Path))
 @click.option(
@@ -274,7 +283,7 @@ def sync_trackio(
 ) -> int:
     """Send the events in REPORT_DIR that Trackio could not take while the run went on."""
     console: Console = context.obj
-    token = _masked(token, console)
+    token = masked_token(token, console.mask)
     write_token = os.environ.get("TRACKIO_WRITE_TOKEN")
     url = tracking.sync(
         report_dir,
@@ -285,13 +294,6 @@ def sync_trackio(
     )
     console.info(f"Sent: {url}" if url else "There was no run to send.")
     return 0
-
-
-def _masked(token: str | None, console: Console) -> str | None:
-    """The token as the Hub takes it; from now on it is kept out of what is written."""
-    if token:
-        console.mask(token)
-    return clean_token(token, HUB_TOKEN)
 
 
 def _refuse_token_in_argv(context: click.Context) -> None:

@@ -9,14 +9,16 @@ class SmolquantError(Exception):
     exit_code: ClassVar[int] = 1
     title: ClassVar[str] = "smolquant failed"
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", code: str = "") -> None:
         """``message`` says what happened and why; ``hint`` is the next thing to do.
 
-        Each becomes a single line, whatever words of a library's or of a file it repeats.
+        Each becomes a single line, whatever words of a library's or of a file it repeats. ``code`` is
+        lines of Python that do what the hint says.
         """
         super().__init__(message)
         self.message = _one_line(message)
         self.hint = _one_line(hint)
+        self.code = code
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()

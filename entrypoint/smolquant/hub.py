@@ -14,8 +14,9 @@ from urllib.parse import quote
 
 from smolquant import __version__
 from smolquant.errors import HubError, InputError, SmolquantError
+from smolquant.places import nearby_folders
 from smolquant.secrecy import remember
-from smolquant.text import quoted
+from smolquant.text import one_of, quoted
 from smolquant.tokens import clean_token
 
 if TYPE_CHECKING:
@@ -113,6 +114,21 @@ def valid_repo_id(text: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+@contextmanager
+def naming_folders_like(repo_id: str) -> Iterator[None]:
+    """Where a repository cannot be read, name folders that may be meant: a path may look like an id.
+
+    Raises:
+        HubError: as it came, with their names in its hint.
+    """
+    try:
+        yield
+    except HubError as error:
+        if similar := nearby_folders(repo_id):
+            raise HubError(error.message, hint=f"{one_of(similar)}{error.hint}") from error
+        raise
 
 
 @contextmanager

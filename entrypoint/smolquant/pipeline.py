@@ -5,19 +5,17 @@ earlier to spare the disk, as blobs that no branch refers to, into a repository 
 What becomes known of the run is noted in its report here, and nowhere else.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from smolquant import judging
 from smolquant.checkpoint.opening import open_source
 from smolquant.checkpoint.source import Source
-from smolquant.errors import CannotMeasure, MachineError
-from smolquant.evaluate.gate import check_plausible, judge, verdict
 from smolquant.hub import Hub
 from smolquant.machine import require_cuda
 from smolquant.publish import release
 from smolquant.publish.commit import Published
-from smolquant.publish.local import local_records, save
+from smolquant.publish.local import local_records, save, saved_records
 from smolquant.publish.preupload import PreuploadedShards
 from smolquant.publish.target import Target
 from smolquant.record import stack_versions
@@ -47,8 +45,9 @@ def quantize(settings: Settings, console: Console, report: RunReport, tracker: T
             notify=console.info,
         )
         target = release.open_target(hub, settings, warn=console.warning)
-        saved = local_records(settings.output_dir)
-        reuse = decide_reuse(target.records if target else saved, saved, source, settings)
+        finished = local_records(settings.output_dir)
+        there = target.records if target else saved_records(settings.output_dir)
+        reuse = decide_reuse(there, finished, source, settings)
         for line in reuse.reasons.values():
             console.info(line)
         _note_up_to_date(reuse, target, hub, report, tracker)
@@ -61,28 +60,50 @@ def quantize(settings: Settings, console: Console, report: RunReport, tracker: T
         report.planned = preview_variants(source, settings, reuse.to_make, console)
         return
     results = _reused(reuse, source, settings, report, tracker)
-    _judge(report, settings)  # what is there already, too: limits may have become tighter
+    # What is there already is judged, too: limits may have become tighter.
+    judging.hold_against_limits(report, settings)
+    judging.require_passing(report, settings, to_come=reuse.to_make)
     if results:
         source.require_unchanged()
     uploads = release.preupload(hub, target, settings) if target else None
     if reuse.to_make:
         results |= _make(source, reuse.to_make, settings, uploads, console, report, tracker)
+        judging.require_passing(report, settings)
+    results = {
+        name: replace(one, tracking_url=tracker.run_url(name))
+        for name, one in results.items()
+        if name not in report.refused
+    }
     with console.group("Save" if settings.save_only else "Publish"):
-        results = {
-            name: replace(one, tracking_url=tracker.run_url(name)) for name, one in results.items()
-        }
         if target is None:
             save(settings.output_dir, source, results)
             report.changed = bool(results)
-            return
-        if results or release.changes_main_model(source, target, settings):
-            published = release.publish_results(
-                hub, target, source, settings, results, uploads, console.info
-            )
-            _note_published(published, target, report, tracker)
         else:
-            console.info("Nothing to publish")
-            report.repo_url, report.commit_sha = hub.url(target.repo_id), target.head
+            _publish(hub, target, source, settings, results, uploads, console, report, tracker)
+    if report.refused:
+        raise judging.refusal(report, settings)
+
+
+def _publish(
+    hub: Hub,
+    target: Target,
+    source: Source,
+    settings: Settings,
+    results: Mapping[str, VariantResult],
+    uploads: PreuploadedShards | None,
+    console: Console,
+    report: RunReport,
+    tracker: Tracker,
+) -> None:
+    if results or release.changes_main_model(source, target, settings):
+        published = release.publish_results(
+            hub, target, source, settings, results, uploads, console.info
+        )
+        _note_published(published, target, report, tracker)
+    else:
+        console.info("Nothing to publish")
+        report.repo_url, report.commit_sha = hub.url(target.repo_id), target.head
+    if not report.refused:  # a tag says that the release is whole
         release.tag(hub, target, settings, report.commit_sha)
 
 
@@ -137,7 +158,7 @@ def _make(
     plans = plan_variants(source, settings, quant_types, console)
     windows = None
     if settings.evaluate != "never":
-        with _where_possible(plans.variants, settings, console, report):
+        with judging.where_possible(plans.variants, settings, console, report):
             windows = settings.measurement.windows(
                 plans.architecture, source.folder, console.notice
             )
@@ -152,7 +173,10 @@ def _make(
             results = making.quantize_variants(work, console, watch=tracker.advance)
             _note(results, report)
         if windows is not None:
-            with console.group("Evaluate"), _where_possible(results, settings, console, report):
+            with (
+                console.group("Evaluate"),
+                judging.where_possible(results, settings, console, report),
+            ):
                 results = making.measure_variants(work, results, windows, console)
             _note(results, report)
         for one in results.values():
@@ -162,38 +186,12 @@ def _make(
                 peak_memory_bytes=one.peak_memory_bytes,
             )
         source.require_unchanged()  # it was read for finishing and measuring, too
-        _judge(report, settings)
-        return making.keep_variants(work, results)
+        judging.hold_against_limits(report, settings)
+        results = making.keep_variants(work, results, refused=report.refused)
+        _note(results, report)
+        return results
 
 
 def _note(results: Mapping[str, VariantResult], report: RunReport) -> None:
     report.variants |= results
     report.source = next(iter(results.values())).record.source
-
-
-def _judge(report: RunReport, settings: Settings) -> None:
-    """Let nothing out that its owner does not allow, or that no rounding explains."""
-    measured = {variant: one.record.metrics for variant, one in report.variants.items()}
-    for variant, one in report.variants.items():
-        if one.record.metrics is not None and not one.up_to_date:
-            check_plausible(variant, one.record.metrics)
-    if refusal := judge(measured, settings.gate):
-        raise refusal
-    report.verdict = verdict(measured, settings.gate)
-
-
-@contextmanager
-def _where_possible(
-    variants: Collection[str], settings: Settings, console: Console, report: RunReport
-) -> Iterator[None]:
-    """Go on without measuring ``variants`` where that cannot be done, unless it was demanded."""
-    try:
-        yield
-    except (MachineError, CannotMeasure) as reason:
-        if settings.evaluate == "always":
-            raise
-        names = ", ".join(variants)
-        report.unmeasured = f"{names}. {reason}"
-        if refusal := judge(dict.fromkeys(variants), settings.gate, reason):
-            raise refusal from reason
-        console.notice(f"Not measured: {names}", str(reason))

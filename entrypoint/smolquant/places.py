@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -54,6 +55,25 @@ def is_folder(text: str) -> bool:
 def is_file(text: str) -> bool:
     """Whether a text, whatever it is, names a file that is there."""
     return os.path.isfile(text)  # noqa: PTH113 - as above
+
+
+def nearby(text: str) -> list[str]:
+    """Paths that are there, and differ from ``text``, which is not, in one misspelt part."""
+    path = Path(text)
+    try:
+        missing = next(one for one in reversed((path, *path.parents)) if not os.path.lexists(one))
+        beside = os.listdir(missing.parent)  # noqa: PTH208 - names are compared
+    except (StopIteration, OSError, ValueError):
+        return []
+    rest = path.relative_to(missing)
+    alike = get_close_matches(missing.name, beside, n=3, cutoff=0.7)
+    found = [str(missing.with_name(name) / rest) for name in alike]
+    return [place for place in found if os.path.exists(place)]  # noqa: PTH110 - as above
+
+
+def nearby_folders(text: str) -> list[str]:
+    """Those of :func:`nearby` that are folders."""
+    return list(filter(is_folder, nearby(text)))
 
 
 @contextmanager

@@ -4,8 +4,7 @@ An option is a field of :class:`Settings`: its default and what reads the given 
 nowhere else. What concerns several options is a check of its own, by topic.
 """
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -14,127 +13,34 @@ from typing import Any, Literal
 from smolquant.errors import InputError
 from smolquant.evaluate import Measurement
 from smolquant.evaluate.documents import EvalText, bundled_calibration_text, bundled_text, read_text
-from smolquant.evaluate.gate import Gate, Limits, parse_limits
+from smolquant.evaluate.gate import Gate, Limits
 from smolquant.names import is_repo_id
-from smolquant.places import is_file, is_folder, output_folder
-from smolquant.record import Options
-from smolquant.schemes import (
-    BOTH,
-    BY_VARIANT,
-    DEFAULT_INT4_METHOD,
-    SCHEMES,
-    Int4Method,
-    Scheme,
-    scheme_of,
+from smolquant.places import is_file, is_folder, nearby_folders, output_folder
+from smolquant.reading import (
+    as_given,
+    read_group_size,
+    read_limits,
+    read_patterns,
+    read_quant_types,
+    read_size,
+    read_tag,
+    read_text_file,
+    read_token,
+    read_token_count,
 )
-from smolquant.schemes.base import GROUP_SIZES
-from smolquant.tokens import HUB_TOKEN, clean_token
+from smolquant.record import Options
+from smolquant.schemes import DEFAULT_INT4_METHOD, Int4Method, Scheme, scheme_of
+from smolquant.text import one_of
 from smolquant.tracking.destination import Destination, make_destination
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16"]
 When = Literal["auto", "always", "never"]
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(B|KB|MB|GB|TB)?", re.IGNORECASE)
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_TAG = re.compile(
-    r"(?!.*(\.\.|//|@\{|\.lock$))[^\s~^:?*\[\\\x00-\x1f\x7f/.][^\s~^:?*\[\\\x00-\x1f\x7f]*"
-)
-
-
-# What reads the text of an option
-
-
-def _as_given(value: Any) -> Any:
-    return value
-
-
-def _read_token(token: str | None) -> str | None:
-    return clean_token(token, HUB_TOKEN)
-
-
-def _read_quant_types(text: str) -> tuple[str, ...]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    expanded = [part for name in names for part in (BOTH if name == "both" else (name,))]
-    for name in expanded:
-        if name not in SCHEMES:
-            known = BY_VARIANT.get(name)
-            suggestion = f"Did you mean {known.quant_type}? " if known else ""
-            raise InputError(
-                f"{name!r} is not a quantization type.",
-                hint=f"{suggestion}Known: {', '.join(SCHEMES)}, both, or a comma-separated list.",
-            )
-    if not expanded:
-        raise InputError(
-            "No quantization type was named.", hint=f"Known: {', '.join(SCHEMES)}, both."
-        )
-    return tuple(dict.fromkeys(expanded))
-
-
-def _read_group_size(group_size: int) -> int:
-    if group_size not in GROUP_SIZES:
-        raise InputError(
-            f"A group size of {group_size} has no kernel.",
-            hint=f"Choose one of {', '.join(map(str, GROUP_SIZES))}.",
-        )
-    return group_size
-
-
-def _read_size(text: str) -> int:
-    """Bytes of a size such as ``1GB``."""
-    match = _SIZE.fullmatch(text.strip())
-    size = int(float(match[1]) * _UNITS[(match[2] or "B").upper()]) if match else 0
-    if size < _UNITS["MB"]:
-        raise InputError(
-            f"{text!r} is not a shard size of at least 1MB.", hint="Write it as 1GB or 500MB."
-        )
-    return size
-
-
-def _read_tag(tag: str | None) -> str | None:
-    if tag is not None and not _TAG.fullmatch(tag):
-        raise InputError(f"{tag!r} is not a valid tag name.", hint="Use a name such as `v1.0`.")
-    return tag
-
-
-def _read_text_file(option: str) -> Callable[[str | None], Path | None]:
-    def read(name: str | None) -> Path | None:
-        if name is None:
-            return None
-        read_text(Path(name), option)  # refuses what it cannot read, before any work
-        return Path(name)
-
-    return read
-
-
-def _read_tokens(tokens: int | None) -> int | None:
-    if tokens is not None and tokens < 2:
-        raise InputError(
-            f"--eval-tokens {tokens} is too few to predict one from another.",
-            hint="Give at least 2; the default suits the model's size.",
-        )
-    return tokens
-
-
-def _read_limits(option: str) -> Callable[[str | None], Limits]:
-    return lambda text: parse_limits(text, option) if text else {}
-
-
-def _read_patterns(patterns: Iterable[str]) -> tuple[str, ...]:
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise InputError(
-                f"--skip {pattern!r} is not a regular expression: {error}.",
-                hint=r"Write it as part of a module name, such as `layers\.0\.` or `down_proj$`.",
-            ) from error
-    return tuple(dict.fromkeys(patterns))
-
 
 def _setting(
     default: Any = None,
-    read: Callable[[Any], Any] = _as_given,
+    read: Callable[[Any], Any] = as_given,
     *,
     name: str = "",
     repr: bool = True,  # noqa: A002 - the dataclass's own word for it
@@ -156,41 +62,41 @@ class Settings:
     model_is_folder: bool
     repo: str | None
     """Hub repository to publish into; None with ``save_only`` from a folder."""
-    quant_types: tuple[str, ...] = _setting(
-        "int8_weight_only", _read_quant_types, name="quant_type"
-    )
+    quant_types: tuple[str, ...] = _setting("int8_weight_only", read_quant_types, name="quant_type")
     device: Device = _setting("auto")
-    group_size: int = _setting(128, _read_group_size)
+    group_size: int = _setting(128, read_group_size)
     int4_method: Int4Method = _setting(DEFAULT_INT4_METHOD)
-    calibration_text: Path | None = _setting(None, _read_text_file("--calibration-text"))
+    calibration_text: Path | None = _setting(None, read_text_file("--calibration-text"))
     """None stands for the bundled text."""
     embeddings: str = _setting("source")
     """``source`` keeps tables with a row a token; else the variant whose scheme stores them."""
-    token: str | None = _setting(None, _read_token, repr=False)
+    token: str | None = _setting(None, read_token, repr=False)
     """None leaves the choice to the Hub client: HF_TOKEN, a login, or keyless OIDC."""
     hub_timeout: int = _setting(120)
     """Seconds, see :mod:`smolquant.wire`."""
     private: bool = _setting(False)
     revision: str | None = _setting()
-    tag: str | None = _setting(None, _read_tag)
+    tag: str | None = _setting(None, read_tag)
     replace_main: bool = _setting(False)
     dtype: Dtype = _setting("auto")
-    max_shard_size: int = _setting("1GB", _read_size)
+    max_shard_size: int = _setting("1GB", read_size)
     """Bytes."""
     create_pr: bool = _setting(False)
     save_only: bool = _setting(False)
     output_dir: Path = _setting("./quantized", output_folder)
     low_disk: When = _setting("auto")
     evaluate: When = _setting("auto")
-    eval_text: Path | None = _setting(None, _read_text_file("--eval-text"))
+    eval_text: Path | None = _setting(None, read_text_file("--eval-text"))
     """None stands for the bundled text."""
-    eval_tokens: int | None = _setting(None, _read_tokens)
+    eval_tokens: int | None = _setting(None, read_token_count)
     """None stands for a number that suits the model's size."""
-    max_perplexity_increase: Limits = _setting(None, _read_limits("--max-perplexity-increase"))
+    max_perplexity_increase: Limits = _setting(None, read_limits("--max-perplexity-increase"))
     """Variant -> percent."""
-    max_kl: Limits = _setting(None, _read_limits("--max-kl"))
+    max_kl: Limits = _setting(None, read_limits("--max-kl"))
     """Variant -> nats."""
-    skip: tuple[str, ...] = _setting((), _read_patterns)
+    allow_partial: bool = _setting(False)
+    """Whether variants within their limits go out without those that are not."""
+    skip: tuple[str, ...] = _setting((), read_patterns)
     """Regular expressions, searched for in module names."""
     cuda_image: str | None = _setting()
     """The image that a GPU sibling runs; None: the one of this version."""
@@ -335,7 +241,7 @@ def _model_and_repo(
 
 def _check_source(settings: Settings) -> None:
     model, is_folder = settings.model, settings.model_is_folder
-    if not is_folder and not is_repo_id(model):
+    if not is_folder and (is_file(model) or not is_repo_id(model)):
         raise _not_a_model(model)
     if is_folder and settings.revision is not None:
         raise InputError(
@@ -356,9 +262,10 @@ def _not_a_model(model: str) -> InputError:
             f"{model} is a file, and a checkpoint is a folder with config.json and weights.",
             hint=f"Name the folder that it lies in: `{path.parent}`.",
         )
+    similar = nearby_folders(model)
     return InputError(
         f"{model!r} is neither an existing folder nor a Hub id.",
-        hint="Give a checkpoint folder, or a Hub id such as `user/model`.",
+        hint=f"{one_of(similar)}Give a checkpoint folder, or a Hub id such as `user/model`.",
     )
 
 
@@ -417,13 +324,17 @@ def _check_texts(settings: Settings) -> None:
 
 
 def _check_limits(settings: Settings) -> None:
-    if settings.evaluate != "never":
-        return
     limits = {
         "--max-perplexity-increase": settings.max_perplexity_increase,
         "--max-kl": settings.max_kl,
     }
-    if given := [name for name, limit in limits.items() if limit]:
+    given = [name for name, limit in limits.items() if limit]
+    if settings.allow_partial and not given:
+        raise InputError(
+            "--allow-partial says what becomes of variants that do not keep a limit, and there is none.",
+            hint=f"Add {' or '.join(limits)}, or leave --allow-partial out.",
+        )
+    if given and settings.evaluate == "never":
         raise InputError(
             f"{' and '.join(given)} needs measurements, and --evaluate never forbids them.",
             hint="Leave one of the two out.",

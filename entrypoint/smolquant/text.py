@@ -5,8 +5,9 @@ Names and reasons come from a model repository; whatever they hold, they render 
 
 import re
 import unicodedata
-from collections.abc import Sequence
-from decimal import Decimal
+from collections.abc import Iterable, Sequence
+from decimal import ROUND_CEILING, Decimal
+from difflib import get_close_matches
 from urllib.parse import quote
 
 from smolquant.secrecy import redact
@@ -77,6 +78,13 @@ def significant(value: float, *, signed: bool = False) -> str:
     return f"{rounded:+zf}" if signed else f"{rounded:zf}"
 
 
+def rounded_up(value: float) -> str:
+    """A finite number of three significant digits that is not below ``value``: ``37.2`` for 37.15."""
+    exact = Decimal(repr(value))
+    last_digit = Decimal(1).scaleb(exact.adjusted() - 2)
+    return f"{exact.quantize(last_digit, ROUND_CEILING).normalize():zf}"
+
+
 def plain(value: float) -> str:
     """All the digits of a finite number, never with an exponent: ``0.00005``, ``5``."""
     return f"{Decimal(repr(value)).normalize():zf}"
@@ -100,6 +108,18 @@ def quoted(text: object) -> str:
     """Someone else's words: one line, of 300 characters at most, and without secrets."""
     line = redact(one_line(str(text or "")))  # before it is cut, which might leave a part of one
     return line if len(line) <= _LONGEST_QUOTE else f"{line[:_LONGEST_QUOTE]}…"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``Did you mean int4? `` where a known word is much like ``word``, else nothing."""
+    by_lower = {one.lower(): one for one in known}
+    alike = get_close_matches(word.lower(), by_lower, n=2)
+    return one_of([by_lower[one] for one in alike])
+
+
+def one_of(meant: Sequence[str]) -> str:
+    """``Did you mean a or b? ``; nothing where nothing is known that could be meant."""
+    return f"Did you mean {' or '.join(map(quoted, meant))}? " if meant else ""
 
 
 def error_words(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """Access tokens as users give them: what may travel in the header of a request, and what is refused."""
 
 import re
+from collections.abc import Callable
 
 from smolquant.errors import InputError
 from smolquant.secrecy import remember
@@ -35,3 +36,10 @@ def clean_token(token: str | None, name: str) -> str | None:
             hint="Copy the token again, by itself: without quotes, and without its name before it.",
         )
     return text or None
+
+
+def masked_token(token: str | None, mask: Callable[[str], None]) -> str | None:
+    """The Hub's token of a command, as :func:`clean_token`, once ``mask`` has it kept out of the log."""
+    if token:
+        mask(token)
+    return clean_token(token, HUB_TOKEN)

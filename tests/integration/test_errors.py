@@ -222,6 +222,62 @@ def test_a_hub_that_is_not_there(failing: Callable[..., str]) -> None:
     assert "cannot be reached" in annotation
 
 
+def test_a_misspelt_path_that_looks_like_a_hub_id(
+    failing: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "runs/final").mkdir(parents=True)
+    assert "Did you mean runs/final?" in failing("runs/finl", "--save-only", code=5)
+
+
+def test_the_last_step_of_a_training_run_is_named(
+    failing: Callable[..., str], checkpoint: Path, tmp_path: Path
+) -> None:
+    for step in ("checkpoint-500", "checkpoint-1000"):
+        (tmp_path / "run" / step).mkdir(parents=True)
+        (tmp_path / "run" / step / "config.json").write_text("{}")
+    annotation = failing(tmp_path / "run", "--save-only", code=3)
+    assert f"Did you mean {tmp_path}/run/checkpoint-1000 or" in annotation
+
+
+@pytest.mark.fault(
+    "checkpoint",
+    "The checkpoint is an adapter (LoRA)",
+    "Exit 3 with the lines that merge it.",
+)
+def test_an_adapter_is_answered_with_the_lines_that_merge_it(
+    smolquant: RunSmolquant, tmp_path: Path
+) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "adapter_model.safetensors").write_bytes(b"x")
+    run = smolquant("quantize", adapter, "--save-only")
+    assert run.exit_code == 3
+    lines = run.log.partition("what to do:")[2].splitlines()
+    (code,) = ["\n".join(line[4:] for line in lines if line.startswith("    "))]
+    compile(code, "merge.py", "exec")
+    assert f'from_pretrained("{adapter}")' in code
+    assert code.count("\n") == 2
+    summary = smolquant("quantize", adapter, "--save-only", actions=True).summary
+    assert f"```python\n{code}\n```" in summary
+
+
+@pytest.mark.fault(
+    "input",
+    "--skip matches no module",
+    "Exit 2 with the names of modules.",
+)
+def test_a_pattern_that_keeps_nothing_is_refused(
+    failing: Callable[..., str], smolquant: RunSmolquant, checkpoint: Path
+) -> None:
+    annotation = failing(checkpoint, "--save-only", "--skip", "down_prj", code=2)
+    assert "--skip down_prj matches the name of no module" in annotation
+    assert "Did you mean down_proj" in annotation
+    assert "'model.layers.*.mlp.gate_proj'" in annotation
+    tied = smolquant("quantize", checkpoint, "--save-only", "--skip", "lm_head", "--dry-run")
+    assert tied.exit_code == 0, "a module whose weight is the embedding's is one all the same"
+
+
 @pytest.mark.fault(
     "text",
     "A text begins as a workflow command of the runner",

@@ -148,8 +148,8 @@ def test_a_spoiled_variant_fails_the_gate_and_a_good_one_passes(
     assert bad.mean_kl is not None
     assert bad.mean_kl > 20 * good.mean_kl
     gate = Gate(kl=parse_limits(f"int8={good.mean_kl:.12f}", "--max-kl"))
-    assert judge({"int8": bad}, gate) is not None
-    assert judge({"int8": good}, Gate(kl={"int8": good.mean_kl})) is None
+    assert judge({"int8": bad}, gate)
+    assert not judge({"int8": good}, Gate(kl={"int8": good.mean_kl}))
 
 
 def test_a_trained_model_on_the_bundled_text(smollm2: Path, tmp_path: Path) -> None:

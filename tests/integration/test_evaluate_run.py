@@ -295,7 +295,7 @@ def test_a_source_that_computes_nonsense_is_unusable(
 @pytest.mark.fault(
     "quality",
     "A variant is worse than the owner's limit",
-    "Exit 6 with the numbers; nothing is published.",
+    "Exit 6 with the numbers and what may help; nothing is published, and nothing is measured again.",
 )
 def test_a_release_that_got_worse_than_allowed_does_not_go_out(
     evaluated: RunSmolquant, hub: LocalHub, tmp_path: Path
@@ -311,7 +311,84 @@ def test_a_release_that_got_worse_than_allowed_does_not_go_out(
     assert "Nothing was published" in run.summary
     with pytest.raises(KeyError):
         hub.repo(REPO)  # it was not even created
-    assert not (tmp_path / "quantized/int8").exists()
+
+    assert "What was made stays in quantized (int8/, int4/)" in run.annotations[0]
+    assert "--int4-method calibrated" in run.annotations[0]
+    (int4_row,) = (line for line in run.summary.splitlines() if line.startswith("| ❌"))
+    assert "int4" in int4_row
+    assert run.report["variants"]["int4"]["refused"].startswith("int4: mean KL divergence is")
+    assert run.report["variants"]["int8"]["refused"] is None
+
+    relented = evaluated("--max-kl", "int8=10,int4=20")
+    assert relented.exit_code == 0, relented.log
+    assert "::group::Evaluate" not in relented.log, "nothing is measured again"
+    assert (
+        relented.report["variants"]["int4"]["metrics"] == run.report["variants"]["int4"]["metrics"]
+    )
+    assert hub.read(REPO, "int4/quantization.json")
+
+
+@pytest.mark.fault(
+    "quality",
+    "A variant is worse than the owner's limit, and the others may go out without it",
+    "Exit 6; the others are published, without the tag.",
+)
+def test_part_of_a_release_goes_out_where_that_is_allowed(
+    evaluated: RunSmolquant, hub: LocalHub, tmp_path: Path
+) -> None:
+    partly = evaluated("--max-kl", "int8=10,int4=0.000001", "--allow-partial", "--tag", "v1")
+
+    assert partly.exit_code == 6, partly.log
+    assert (partly.outputs["changed"], partly.outputs["int4-url"]) == ("true", "")
+    assert partly.outputs["int8-url"]
+    assert (
+        "Only int8, within the limits, was published; v1 was not tagged." in partly.annotations[0]
+    )
+    assert hub.read(REPO, "int8/quantization.json")
+    with pytest.raises(KeyError):
+        hub.read(REPO, "int4/quantization.json")
+    assert not hub.repo(REPO).tags
+    assert "int4" not in hub.read(REPO, "README.md").decode()
+    assert "`int8` is published to" in partly.summary.replace("[", "").replace("]", "")
+    head = hub.repo(REPO).head
+
+    again = evaluated("--max-kl", "int8=10,int4=0.000001", "--allow-partial", "--tag", "v1")
+    assert (again.exit_code, again.outputs["changed"]) == (6, "false"), again.log
+    assert "::group::Evaluate" not in again.log
+    assert hub.repo(REPO).head == head
+
+    whole = evaluated("--max-kl", "10", "--tag", "v1")
+    assert whole.exit_code == 0, whole.log
+    assert hub.repo(REPO).tags == {"v1": hub.repo(REPO).head}
+    assert hub.read(REPO, "int4/quantization.json")
+
+
+def test_a_refused_variant_is_no_part_of_a_folder_that_is_saved(
+    smolquant: RunSmolquant, checkpoint: Path, text: Path, tmp_path: Path
+) -> None:
+    def save(*options: str) -> Run:
+        measured = ("--evaluate", "always", "--eval-text", text, "--eval-tokens", "100")
+        types = ("--save-only", "--quant-type", "both")
+        return smolquant("quantize", checkpoint, *types, *measured, *options)
+
+    place = tmp_path / "quantized"
+    partly = save("--max-kl", "int8=10,int4=0.000001", "--allow-partial")
+    assert partly.exit_code == 6, partly.log
+    assert (place / "int8/README.md").is_file()
+    assert (place / "int4/quantization.json").is_file()
+    assert not (place / "int4/README.md").exists()
+    assert "int4" not in (place / "README.md").read_text()
+
+    saved = save("--max-kl", "10")
+    assert saved.exit_code == 0, saved.log
+    assert "== Evaluate" not in saved.log
+    assert "int4" in (place / "README.md").read_text()
+    before = (place / "int4/quantization.json").read_bytes()
+
+    worse = save("--max-kl", "int4=0.000001", "--group-size", "32")
+    assert worse.exit_code == 6, worse.log
+    assert "The int4 that was saved before stays" in worse.log
+    assert (place / "int4/quantization.json").read_bytes() == before
 
 
 @pytest.mark.fault(

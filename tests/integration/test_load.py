@@ -1,6 +1,9 @@
 """``smolquant.load`` takes what ``from_pretrained`` takes, and says why where it cannot."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ from transformers import AutoProcessor, Gemma3Config, LlamaConfig, Qwen3_5Config
 
 import smolquant
 from command import run_smolquant
+from localhub import LocalHub
 from models import FAMILIES, logits, save_with_tokenizer
 from smolquant.errors import InputError, MachineError
 from smolquant.model.task import auto_class
@@ -63,6 +67,37 @@ def test_a_device_map_places_the_model_and_its_kernels(
     options: dict[str, Any] = {"max_memory": {"cpu": "4GB"}} if device_map == "auto" else {}
     by_map, _ = smolquant.load(variants, variant, device_map=device_map, **options)
     assert torch.equal(logits(by_map), logits(by_device))
+
+
+@pytest.mark.fault(
+    "input",
+    "A variant is tried or loaded that is not there",
+    "Exit 2 with those that are, before torch is imported.",
+)
+def test_what_is_not_in_a_repository_is_refused_with_what_is(
+    variants: Path, hub: LocalHub, tmp_path: Path
+) -> None:
+    hub.create_repo("alice/model")
+    files = {f"int8/{path.name}": path for path in (variants / "int8").iterdir()}
+    hub.commit("alice/model", files)
+    program = (
+        "import sys, smolquant\n"
+        "from smolquant.errors import InputError\n"
+        "for variant in ('int9', 'int4'):\n"
+        "    try:\n"
+        "        smolquant.load('alice/model', variant)\n"
+        "    except InputError as error:\n"
+        "        print(error, 'torch' in sys.modules)\n"
+    )
+    environ = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home")}
+    environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+    )
+    unknown, missing = ran.stdout.splitlines()
+    assert "'int9' is not a variant. What alice/model has: int8." in unknown
+    assert unknown.endswith("False")
+    assert "alice/model has no int4. What alice/model has: int8." in missing
 
 
 def test_two_places_for_one_model_are_refused(variants: Path) -> None:

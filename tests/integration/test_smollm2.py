@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+import smolquant
 from command import Run, run_smolquant
+from smolquant.chat.conversation import Chat
 from smolquant.record import VariantRecord
 
 PROMPT = "The capital of France is"
@@ -92,6 +94,17 @@ def generate(
     assert shown.returncode == 0, shown.stderr
     (line,) = (line for line in shown.stdout.splitlines() if line.startswith("TEXT"))
     return json.loads(line.removeprefix("TEXT")), torch.load(out)
+
+
+def test_it_answers_a_question(quantized: Run) -> None:
+    """Its chat template makes a question of the prompt; without it, it would go on with it."""
+    model, tokenizer = smolquant.load(quantized.folder / "quantized", "int8", device="cpu")
+    pieces: list[str] = []
+    reply = Chat(model, tokenizer, 24, greedy=True).ask(
+        "What is the capital of France?", pieces.append
+    )
+    assert "Paris" in "".join(pieces)
+    assert not reply.cut
 
 
 def test_int4_means_the_same_on_every_cpu(quantized: Run, tmp_path: Path) -> None:

@@ -347,10 +347,12 @@ def test_a_single_file_has_no_index() -> None:
 
 
 def test_weights_are_found_in_the_order_of_transformers() -> None:
-    assert weight_layout(["pytorch_model.bin", "model.safetensors"]) == "model.safetensors"
-    assert weight_layout(["model.safetensors.index.json"]) == "model.safetensors.index.json"
+    assert weight_layout(["pytorch_model.bin", "model.safetensors"], "model") == "model.safetensors"
+    assert (
+        weight_layout(["model.safetensors.index.json"], "model") == "model.safetensors.index.json"
+    )
     with pytest.raises(CheckpointError, match=r"no weights.*model\.gguf"):
-        weight_layout(["config.json", "model.gguf"])
+        weight_layout(["config.json", "model.gguf"], "model")
 
 
 @pytest.mark.fault(
@@ -599,6 +601,6 @@ def test_what_holds_no_model_of_its_own_is_called_what_it_is(
     names: list[str], message: str, hint: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message) as refusal:
-        weight_layout(names)
-    assert hint in refusal.value.hint
-    assert weight_layout([*names, "model.safetensors"]) == "model.safetensors"
+        weight_layout(names, "model")
+    assert hint in f"{refusal.value.hint}\n{refusal.value.code}"
+    assert weight_layout([*names, "model.safetensors"], "model") == "model.safetensors"

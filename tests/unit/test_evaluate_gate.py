@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from smolquant.errors import CannotMeasure, GateError, InputError, Unmeasured
+from smolquant.errors import GateError, InputError
 from smolquant.evaluate.gate import (
     LARGEST_PLAUSIBLE_KL,
     Gate,
@@ -72,30 +72,30 @@ def test_anything_else_is_refused_by_name(text: str) -> None:
 )
 def test_at_the_limit_passes_and_above_it_fails_with_the_numbers() -> None:
     gate = Gate(perplexity_increase={"int4": 5.0})
-    assert judge({"int4": GOOD}, gate) is None
+    assert judge({"int4": GOOD}, gate) == []
     worse = replace(GOOD, perplexity_increase_percent=5.0004)
-    refusal = judge({"int4": worse}, gate)
-    assert isinstance(refusal, GateError)
-    assert refusal.exit_code == 6
-    assert "int4" in refusal.message
-    assert "5.0004 %" in refusal.message
-    assert "--max-perplexity-increase 5 %" in refusal.message
+    (breach,) = judge({"int4": worse}, gate)
+    assert breach.variant == "int4"
+    assert breach.text == "perplexity changed by 5.0004 %, above --max-perplexity-increase 5 %"
+    assert breach.passes_from == "5.01 %"
+    raised = Gate(perplexity_increase={"int4": 5.01})
+    assert judge({"int4": worse}, raised) == [], "the limit that is named would do"
 
 
 def test_a_better_variant_than_its_source_passes() -> None:
     better = replace(GOOD, perplexity_increase_percent=-0.3)
-    assert judge({"int8": better}, Gate(perplexity_increase={"int8": 0.0})) is None
+    assert judge({"int8": better}, Gate(perplexity_increase={"int8": 0.0})) == []
 
 
 def test_every_complaint_is_told_and_variants_without_a_limit_are_not_judged() -> None:
     bad = replace(GOOD, perplexity_increase_percent=80.0, mean_kl=0.7)
     gate = Gate(perplexity_increase={"int4": 12.0}, kl={"int4": 0.5, "int8": 0.1})
-    refusal = judge({"int8": GOOD, "int4": bad, "int8_dynamic": bad}, gate)
-    assert refusal is not None
-    assert "80 %" in refusal.message
-    assert "0.7" in refusal.message
-    assert "int8" not in refusal.message.replace("int8=", "")
-    assert "publishes nothing" in refusal.message
+    breaches = judge({"int8": GOOD, "int4": bad, "int8_dynamic": bad}, gate)
+    assert [(breach.variant, breach.option) for breach in breaches] == [
+        ("int4", "--max-perplexity-increase"),
+        ("int4", "--max-kl"),
+    ]
+    assert ["80 %" in breaches[0].text, "0.7" in breaches[1].text] == [True, True]
 
 
 @pytest.mark.fault(
@@ -105,19 +105,9 @@ def test_every_complaint_is_told_and_variants_without_a_limit_are_not_judged() -
 )
 @pytest.mark.parametrize("metrics", [None, Metrics(tokens_per_second=30.0)])
 def test_a_limit_on_what_was_not_measured_fails(metrics: Metrics | None) -> None:
-    refusal = judge({"int8": metrics}, Gate(kl={"int8": 1.0}))
-    assert refusal is not None
-    assert "not measured" in refusal.message
-
-
-def test_why_nothing_was_measured_is_the_next_thing_to_read() -> None:
-    reason = CannotMeasure("It has no tokenizer.", hint="Save one beside it.")
-    refusal = judge({"int8": None}, Gate(kl={"int8": 1.0}), reason)
-    assert isinstance(refusal, Unmeasured)
-    assert refusal.message.endswith(
-        "int8: --max-kl 1 was given, and the variant was not measured: It has no tokenizer."
-    )
-    assert refusal.hint == "Save one beside it."
+    (breach,) = judge({"int8": metrics}, Gate(kl={"int8": 1.0}))
+    assert breach.text == "--max-kl 1 was given, and the variant was not measured"
+    assert breach.passes_from == "", "no limit would do"
 
 
 @pytest.mark.fault(
@@ -126,8 +116,8 @@ def test_why_nothing_was_measured_is_the_next_thing_to_read() -> None:
     "It passes no limit.",
 )
 def test_not_a_number_passes_no_limit() -> None:
-    refusal = judge({"int8": replace(GOOD, mean_kl=float("nan"))}, Gate(kl={"int8": 1.0}))
-    assert refusal is not None
+    (breach,) = judge({"int8": replace(GOOD, mean_kl=float("nan"))}, Gate(kl={"int8": 1.0}))
+    assert (breach.variant, breach.passes_from) == ("int8", "")
 
 
 def test_a_release_that_passes_says_against_what() -> None:
@@ -142,7 +132,7 @@ def test_a_release_that_passes_says_against_what() -> None:
 
 
 def test_without_limits_nothing_is_judged() -> None:
-    assert judge({"int8": None, "int4": GOOD}, Gate()) is None
+    assert judge({"int8": None, "int4": GOOD}, Gate()) == []
 
 
 @pytest.mark.fault(

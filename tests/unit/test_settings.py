@@ -73,6 +73,10 @@ def test_shard_sizes_are_decimal(text: str, size: int) -> None:
         ({"repo_name": "model"}, "not the name of a Hub repository"),
         ({"quant_type": "int5"}, "'int5' is not a quantization type.*Known: int8_weight_only"),
         ({"quant_type": "int4"}, "Did you mean int4_weight_only"),
+        ({"quant_type": "int8_weight_onyl"}, "Did you mean int8_weight_only"),
+        ({"quant_type": "Both"}, r"Did you mean both\?"),
+        ({"max_kl": "in4=1"}, r"Did you mean int4\?"),
+        ({"allow_partial": True}, "there is none.*--max-kl"),
         ({"quant_type": " , "}, "No quantization type"),
         ({"group_size": 48}, "group size of 48 has no kernel.*32, 64, 128, 256"),
         ({"max_shard_size": "large"}, "not a shard size"),
@@ -166,8 +170,38 @@ def test_only_options_that_change_a_variants_bytes_make_it_stale() -> None:
     ("name", "said"), [("m.gguf", "a GGUF file"), ("model.safetensors", "a file")]
 )
 def test_a_file_is_not_a_checkpoint_and_is_called_what_it_is(
-    tmp_path: Path, name: str, said: str
+    tmp_path: Path, name: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / name).write_bytes(b"GGUF")
-    with pytest.raises(InputError, match=said):
-        asked(model_path=str(tmp_path / name), save_only=True)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / name).write_bytes(b"GGUF")
+    monkeypatch.chdir(tmp_path)
+    for path in (
+        tmp_path / "models" / name,
+        Path("models") / name,
+    ):  # the latter looks like a Hub id
+        with pytest.raises(InputError, match=said):
+            asked(model_path=str(path), save_only=True)
+
+
+@pytest.mark.fault(
+    "input",
+    "A path is misspelt",
+    "Exit 2, or 5 where it looks like a Hub id, with what is there and has a name like it.",
+)
+def test_a_misspelt_path_is_answered_with_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs/checkpoint").mkdir(parents=True)
+    (tmp_path / "text.txt").write_text("some text")
+    monkeypatch.chdir(tmp_path)
+    for path, meant in (
+        ("./rnus/checkpoint", "runs/checkpoint"),
+        (f"{tmp_path}/runs/chekpoint", f"{tmp_path}/runs/checkpoint"),
+    ):
+        with pytest.raises(InputError, match=rf"Did you mean {meant}\?"):
+            asked(model_path=path, save_only=True)
+    with pytest.raises(InputError, match=r"Did you mean text.txt\?"):
+        asked(eval_text="txt.txt")
+    with pytest.raises(InputError) as refusal:
+        asked(model_path="./nothing/like/it", save_only=True)
+    assert "Did you mean" not in refusal.value.hint

@@ -7,7 +7,7 @@ files travel with them: configs of processors, licenses, documents and the pictu
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -15,6 +15,7 @@ from smolquant.errors import CheckpointError
 from smolquant.places import write_whole
 from smolquant.record import FileRecord
 from smolquant.secrecy import refuse_secret
+from smolquant.text import one_of
 
 CONFIG = "config.json"
 README = "README.md"
@@ -62,6 +63,9 @@ _WEIGHT_LAYOUTS = (
     "pytorch_model.bin.index.json",
 )
 """The files that transformers looks for, in its order."""
+
+_MERGED = "merged"
+"""The folder in an example."""
 
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -112,8 +116,12 @@ def pictures_shown(readme: str) -> list[str]:
     return sorted(found)
 
 
-def weight_layout(names: Iterable[str]) -> str:
+def weight_layout(names: Iterable[str], place: str, *, below: Sequence[str] = ()) -> str:
     """The single weight file, or the index of shards, that transformers would load.
+
+    Args:
+        place: the folder or the Hub id, for errors.
+        below: folders in it that hold checkpoints.
 
     Raises:
         CheckpointError: there is none; the message names the weights of other formats.
@@ -126,9 +134,11 @@ def weight_layout(names: Iterable[str]) -> str:
         raise CheckpointError(
             "The checkpoint is an adapter (LoRA), which changes the weights of another model and holds "
             "none of its own.",
-            hint="Merge it into its base model, and quantize the result: `from peft import "
-            "AutoPeftModelForCausalLM`, `model = AutoPeftModelForCausalLM.from_pretrained(ADAPTER)`, "
-            "`model.merge_and_unload().save_pretrained(MERGED)`; the tokenizer belongs into MERGED too.",
+            hint="Merge it into its base model with these lines, copy the tokenizer into the folder "
+            f"{_MERGED} that they make, and quantize it:",
+            code="from peft import AutoPeftModelForCausalLM\n"
+            f"model = AutoPeftModelForCausalLM.from_pretrained({json.dumps(place)})\n"
+            f"model.merge_and_unload().save_pretrained({json.dumps(_MERGED)})",
         )
     if gguf := sorted(name for name in present if name.endswith(".gguf")):
         raise CheckpointError(
@@ -140,7 +150,8 @@ def weight_layout(names: Iterable[str]) -> str:
     instead = f" The checkpoint has {', '.join(others[:5])}." if others else ""
     raise CheckpointError(
         f"There are no weights: none of {', '.join(_WEIGHT_LAYOUTS)} is there.{instead}",
-        hint="Save the model with `save_pretrained`, or name the folder that holds its weights.",
+        hint=f"{one_of(below[:3])}Save the model with `save_pretrained`, or name the folder that holds "
+        "its weights.",
     )
 
 

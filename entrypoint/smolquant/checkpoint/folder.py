@@ -7,6 +7,7 @@ for, the folder's state distinguishes it from other sources.
 import hashlib
 import json
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -97,7 +98,7 @@ class FolderSource(Source):
         self._folder = folder
         refuse_what_is_no_file(folder)
         states = {name: FileState.of(folder / name) for name in file_names(folder, *_FILE_PATTERNS)}
-        self._sort_files(states, with_code=with_code)
+        self._sort_files(states, str(folder), with_code=with_code, below=_checkpoints_below(folder))
         if self._layout.endswith(".json"):
             refuse_links_out(folder, [self._layout])
         self._shards = find_shards(folder, self._layout)
@@ -152,6 +153,18 @@ class FolderSource(Source):
 
     def layout(self) -> "Layout":
         return layout_of(self.fetch_weights())
+
+
+def _checkpoints_below(folder: Path) -> list[str]:
+    """The folders of a training run that hold a model each, the last step's first."""
+    found = [path.parent for path in folder.glob("*/config.json")]
+    step = re.compile(r"\d+$")
+
+    def age(place: Path) -> tuple[int, str]:
+        number = step.search(place.name)
+        return -int(number[0]) if number else 0, place.name
+
+    return [str(place) for place in sorted(found, key=age)]
 
 
 _HASHERS = 8

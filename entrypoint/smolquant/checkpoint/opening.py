@@ -6,7 +6,7 @@ from pathlib import Path
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.checkpoint.repository import HubSource
 from smolquant.checkpoint.source import Source
-from smolquant.hub import Hub
+from smolquant.hub import Hub, naming_folders_like
 
 
 def open_source(
@@ -34,4 +34,5 @@ def open_source(
         for name in source.linked_weights:
             notify(f"{name} is a link to {(source.folder / name).resolve()}")
         return source
-    return HubSource(hub, model, revision, with_code=with_code, notify=notify)
+    with naming_folders_like(model):
+        return HubSource(hub, model, revision, with_code=with_code, notify=notify)

@@ -67,7 +67,7 @@ class HubSource(Source):
         self.revision = listing.commit
         self.license = _license_entries(listing.card_data)
         self._files = files = listing.files
-        self._sort_files(files, with_code=with_code)
+        self._sort_files(files, repo, with_code=with_code)
         small = sorted(name for name, file in files.items() if file.size <= LARGEST_EXTRA)
         self._processor_configs = list(filter(is_processor_config, small))
         self.license_files = list(filter(is_license, small))

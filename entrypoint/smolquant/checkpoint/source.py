@@ -60,15 +60,20 @@ class Source(ABC):
     readme: Path | None = None
     """The owner's README.md in a folder; a repository's own README stays where it is."""
 
-    def _sort_files(self, names: Collection[str], *, with_code: bool) -> None:
+    def _sort_files(
+        self, names: Collection[str], place: str, *, with_code: bool, below: Sequence[str] = ()
+    ) -> None:
         """Tell by their names which of all files are the model's.
+
+        Args:
+            place, below: as for :func:`smolquant.checkpoint.files.weight_layout`.
 
         Raises:
             CheckpointError: there are no weights.
         """
         self.all_files = frozenset(names)
         self._auxiliary_files = [n for n in names if is_auxiliary(n) or (with_code and is_code(n))]
-        self._layout = weight_layout(names)
+        self._layout = weight_layout(names, place, below=below)
         self.unread_index = unread_index(names, self._layout)
 
     @property

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from smolquant.errors import InputError
+from smolquant.places import nearby
+from smolquant.text import one_of
 
 BUNDLED_NAME = "Debian Reference 2.100, six languages"
 CALIBRATION_NAME = "Debian GNU/Linux Installation Guide 20230508, six languages"
@@ -132,7 +134,8 @@ def read_text(path: Path, option: str = "--eval-text") -> EvalText:
         return _read(path, option, (state.st_size, state.st_dev, state.st_ino, state.st_mtime_ns))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{option} {path} cannot be read: {error}.", hint="Give a UTF-8 text file."
+            f"{option} {path} cannot be read: {getattr(error, 'strerror', None) or error}.",
+            hint=f"{one_of(nearby(str(path)))}Give a UTF-8 text file.",
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(

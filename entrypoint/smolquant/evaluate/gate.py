@@ -9,10 +9,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from smolquant.errors import GateError, InputError, SmolquantError, Unmeasured
+from smolquant.errors import GateError, InputError
 from smolquant.record import Metrics
 from smolquant.schemes import BOTH, BY_VARIANT, SCHEMES
-from smolquant.text import plain, significant
+from smolquant.text import did_you_mean, plain, rounded_up, significant
 
 LARGEST_PLAUSIBLE_KL = 2.0
 """Nats. int4 costs 0.05 to 0.5 on the smallest models, weights read in a wrong layout cost 5 or more."""
@@ -42,6 +42,18 @@ class Gate:
         return variant in self.perplexity_increase or variant in self.kl
 
 
+@dataclass(frozen=True)
+class Breach:
+    """A limit that a variant does not keep, or that there is nothing to hold against."""
+
+    variant: str
+    text: str
+    """What was measured, and the limit as it was given."""
+    option: str
+    passes_from: str = ""
+    """The least limit that the variant would keep, in three digits; empty where no number would do."""
+
+
 def parse_limits(text: str, option: str) -> dict[str, float]:
     """``5`` for every variant, or ``int8=1,int4=12`` for those that are named.
 
@@ -59,9 +71,10 @@ def parse_limits(text: str, option: str) -> dict[str, float]:
         variant, _, number = (piece.strip() for piece in part.partition("="))
         if variant not in BY_VARIANT or variant in limits:
             why = "is given twice" if variant in limits else "is not a variant"
+            meant = "" if variant in limits else did_you_mean(variant, BY_VARIANT)
             raise InputError(
                 f"{option} {text!r}: {variant!r} {why}.",
-                hint=f"{_HOW_TO_WRITE}; variants: {', '.join(BY_VARIANT)}.",
+                hint=f"{meant}{_HOW_TO_WRITE}; variants: {', '.join(BY_VARIANT)}.",
             )
         limits[variant] = _number(number, option)
     return limits
@@ -76,31 +89,13 @@ def _number(text: str, option: str) -> float:
     return float(text)
 
 
-def judge(
-    measured: Mapping[str, Metrics | None], gate: Gate, unmeasured: SmolquantError | None = None
-) -> GateError | None:
-    """The verdict on a release: every variant passes, or none is published.
+def judge(measured: Mapping[str, Metrics | None], gate: Gate) -> list[Breach]:
+    """The limits that variants do not keep, in the variants' order.
 
     Args:
         measured: each variant of the release; None where it was not measured to the end.
-        unmeasured: the reason why it was not.
-
-    Returns:
-        One error with the numbers of every limit that is exceeded or has nothing to be held against.
     """
-    complaints = [text for check in _checks(measured, gate) if (text := check.complaint)]
-    if not complaints:
-        return None
-    if unmeasured is not None:
-        return Unmeasured(
-            f"This run publishes nothing. {'; '.join(complaints)}: {unmeasured.message}",
-            hint=unmeasured.hint,
-        )
-    return GateError(
-        f"{'; '.join(complaints)}. This run publishes nothing.",
-        hint="Choose a gentler scheme or a smaller --group-size, keep sensitive modules with --skip, "
-        "or raise the limit if the loss is acceptable.",
-    )
+    return [breach for check in _checks(measured, gate) if (breach := check.breach)]
 
 
 def verdict(measured: Mapping[str, Metrics | None], gate: Gate) -> str:
@@ -129,15 +124,20 @@ class _Check:
         return f"{self.option} {plain(self.limit)}{self.unit}"
 
     @property
-    def complaint(self) -> str | None:
-        """Why the limit is not kept; None where it is."""
+    def breach(self) -> Breach | None:
+        """How the limit is not kept; None where it is."""
         if self.value is None:
-            return f"{self.variant}: {self.limit_text} was given, and the variant was not measured"
+            why = f"{self.limit_text} was given, and the variant was not measured"
+            return Breach(self.variant, why, self.option)
         if self.value <= self.limit:  # false for NaN, which no limit allows
             return None
+        if not math.isfinite(self.value):
+            text = f"{self.measure} {self.value}{self.unit}, above {self.limit_text}"
+            return Breach(self.variant, text, self.option)
         # All its digits, which tell the two apart: 5.0004 against 5 must not read "5, above 5".
-        value = plain(self.value) if math.isfinite(self.value) else str(self.value)
-        return f"{self.variant}: {self.measure} {value}{self.unit}, above {self.limit_text}"
+        text = f"{self.measure} {plain(self.value)}{self.unit}, above {self.limit_text}"
+        least = f"{rounded_up(self.value)}{self.unit}"
+        return Breach(self.variant, text, self.option, least)
 
 
 def _checks(measured: Mapping[str, Metrics | None], gate: Gate) -> Iterator[_Check]:

@@ -31,6 +31,15 @@ def local_records(output_dir: Path) -> dict[str, VariantRecord]:
     return records
 
 
+def saved_records(output_dir: Path) -> dict[str, VariantRecord]:
+    """Those of :func:`local_records` that a run has saved, with a card, and did not only make."""
+    return {
+        variant: record
+        for variant, record in local_records(output_dir).items()
+        if (output_dir / variant / README).is_file()
+    }
+
+
 def is_whole(folder: Path, made: VariantRecord) -> bool:
     """Whether ``folder`` has every file of the variant as it was made, to the byte."""
     return _is_complete(folder, made) and all(
@@ -97,7 +106,7 @@ def write_cards(
 ) -> None:
     """Write the cards of variants that stay on this machine, and the root card beside them.
 
-    Variants that earlier runs left in ``output_dir`` are in the root card too.
+    Variants that earlier runs saved in ``output_dir`` are in the root card too.
 
     Args:
         records: the variants whose own cards are written, by name.
@@ -124,7 +133,7 @@ def write_cards(
     readme = output_dir / README
     card = root_card(
         readme_text(readme.read_bytes(), shown) if readme.is_file() else source_readme,
-        local_records(output_dir) | dict(records),
+        saved_records(output_dir) | dict(records),
         location=location,
         has_main_model=False,
         source_identity=source_identity,

@@ -5,7 +5,7 @@ What it returns says what was made, where it lies, and what that took; the run's
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from smolquant.checkpoint.files import has_size
+from smolquant.checkpoint.files import README, has_size
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.checkpoint.source import Source
 from smolquant.errors import InputError, MachineError
@@ -220,10 +220,16 @@ def measure_variants(
     }
 
 
-def keep_variants(work: Work, results: Mapping[str, VariantResult]) -> dict[str, VariantResult]:
+def keep_variants(
+    work: Work, results: Mapping[str, VariantResult], *, refused: Container[str] = ()
+) -> dict[str, VariantResult]:
     """Write the records and move each variant to its place in the output folder, whole.
 
     What is left of a variant whose shards were taken away waits beside its place until it is published.
+
+    Args:
+        refused: variants that may not go out. They are kept like the others, so that another try finds
+            them; but where an earlier run has saved the variant, that one stays, and has no folder here.
 
     Raises:
         MachineError: files that were written are gone, or were cut short.
@@ -235,6 +241,9 @@ def keep_variants(work: Work, results: Mapping[str, VariantResult]) -> dict[str,
         if not work.send:
             _require_complete(folder, one.record)
         place = work.settings.output_dir / (f".sent-{variant}" if work.send else variant)
+        if variant in refused and work.settings.save_only and (place / README).is_file():
+            kept[variant] = replace(one, folder=None)
+            continue
         _put_in_place(folder, place)
         kept[variant] = replace(one, folder=place)
     return kept

@@ -3,17 +3,21 @@
 Everything that can be known before a weight is read is decided here, for a run and a dry run alike.
 """
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from torch.nn import Linear
+
 from smolquant.checkpoint.source import Source
-from smolquant.errors import CheckpointError
+from smolquant.errors import CheckpointError, InputError
 from smolquant.machine import require_room_for
 from smolquant.memory import give_back_garbage
 from smolquant.model.architecture import Architecture
 from smolquant.model.task import refuse_embedder
+from smolquant.names import shown
 from smolquant.quantize.plan import make_plan
 from smolquant.quantize.planned import VariantPlan
 from smolquant.quantize.sound_layout import sound_layout
@@ -23,6 +27,7 @@ from smolquant.report.console import Console
 from smolquant.report.run_report import PlannedVariant
 from smolquant.schemes import Keep
 from smolquant.settings import Settings
+from smolquant.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ def plan_variants(
     """
     refuse_embedder(source.all_files)
     architecture = Architecture(source.folder, trust_remote_code=settings.trust_remote_code)
+    refuse_idle_patterns(settings.skip, architecture)
     if not source.can_stream:  # a pickle has to be here before it tells what it holds
         require_room_for(source.to_fetch())
     layout = sound_layout(source, architecture, console.notice)
@@ -94,6 +100,24 @@ def plan_variants(
     for remark in plans.remarks:
         console.notice("How the checkpoint is understood", remark)
     return plans
+
+
+def refuse_idle_patterns(patterns: Sequence[str], architecture: Architecture) -> None:
+    """Refuse a pattern of --skip that no module's name matches: what it meant to keep would be quantized.
+
+    Raises:
+        InputError: with names of the model's modules.
+    """
+    modules = {name: module for name, module in architecture.model.named_modules() if name}
+    for pattern in patterns:
+        if any(re.search(pattern, name) for name in modules):
+            continue
+        linears = [name for name, module in modules.items() if isinstance(module, Linear)]
+        parts = {part for name in modules for part in name.split(".") if part not in pattern}
+        raise InputError(
+            f"--skip {pattern} matches the name of no module, so that it would keep nothing as it is.",
+            hint=f"{did_you_mean(pattern, parts)}Modules of this model: {shown(linears, most=8)}.",
+        )
 
 
 def _tell_of(trials: Mapping[str, Trial], console: Console) -> None:

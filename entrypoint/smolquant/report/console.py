@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from textwrap import indent
 from typing import TextIO
 
 from smolquant.report.commands import MAX_ANNOTATION, defuse, workflow_command
@@ -40,6 +41,8 @@ class Console:
         self._lock = threading.RLock()
         self._group_open = False
         self._bar: BarProgress | None = None
+        self._begun = ""
+        """A line that :meth:`piece` has not yet got the end of."""
 
     def mask(self, secret: str) -> None:
         """Keep ``secret`` out of everything written from now on, and have the runner do so too."""
@@ -70,6 +73,17 @@ class Console:
         for line in self._clean(text):
             self._write(defuse(line))
 
+    def piece(self, text: str) -> None:
+        """A piece of a text that comes in pieces: at once on a terminal, elsewhere by whole lines."""
+        if self.in_actions or not self._stream.isatty():
+            *lines, self._begun = (self._begun + text).split("\n")
+            for line in lines:
+                self.info(line)
+            return
+        # Each character that could begin an escape goes, so that none can be put together from pieces.
+        shown = "\n".join(visible(line) for line in redact(text).expandtabs(4).split("\n"))
+        self._write(shown, end="")
+
     def notice(self, title: str, text: str) -> None:
         """Something good to know."""
         self._annotate("notice", title, text, plain=f"{title}: {text}")
@@ -87,7 +101,9 @@ class Console:
         plain = f"error: {failure.message}"
         if failure.hint:
             plain += f"\nwhat to do: {failure.hint}"
-        text = f"{failure.message}\n{failure.hint}".strip()
+        if failure.code:
+            plain += f"\n\n{indent(failure.code, '    ')}\n"
+        text = f"{failure.message}\n{failure.hint}\n{failure.code}".strip()
         self._annotate("error", failure.title, text, plain=plain)
 
     @contextmanager
@@ -120,14 +136,14 @@ class Console:
         lines = redact(text).expandtabs(4).splitlines() or [""]
         return [redact(visible(line)) for line in lines]
 
-    def _write(self, line: str) -> None:
+    def _write(self, line: str, end: str = "\n") -> None:
         with self._lock:
             if self._bar is not None:
                 self._bar.clear()
             while self._open_streams:
                 name, stream = self._open_streams[0]
                 try:
-                    _write_line(stream, line)
+                    _write_text(stream, line + end)
                     return
                 except (OSError, ValueError) as error:  # it is full or closed, or nobody reads it
                     del self._open_streams[0]
@@ -135,7 +151,7 @@ class Console:
                     line = f"warning: {name} cannot be written to: {why}.\n{line}"
 
 
-def _write_line(stream: TextIO, line: str) -> None:
+def _write_text(stream: TextIO, text: str) -> None:
     encoding = stream.encoding or "utf-8"
-    stream.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+    stream.write(text.encode(encoding, "replace").decode(encoding))
     stream.flush()

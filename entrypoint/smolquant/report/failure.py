@@ -17,6 +17,8 @@ class Failure:
     exit_code: int
     expected: bool
     """Whether the user can act on it; otherwise it is a bug, and its traceback matters."""
+    code: str = ""
+    """Lines of Python that do what the hint says."""
 
     @property
     def ends_before_publishing(self) -> bool:
@@ -38,6 +40,7 @@ class Failure:
                 hint=error.hint,
                 exit_code=error.exit_code,
                 expected=True,
+                code=getattr(error, "code", ""),
             )
         return cls(
             type=type(error).__name__,

@@ -67,6 +67,8 @@ class RunReport:
     changed: bool = False
     verdict: str = ""
     """The owner's limits that the release has kept, with what was measured."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """Variants that do not keep the owner's limits -> the numbers and the limits."""
     unmeasured: str = ""
     """Why nothing was measured, where it was to be."""
     trackio_url: str | None = None
@@ -97,7 +99,10 @@ class RunReport:
         failure = self.failure
         return {
             "source": None if self.source is None else asdict(self.source),
-            "variants": {name: _variant_report(variant) for name, variant in self.variants.items()},
+            "variants": {
+                name: _variant_report(variant) | {"refused": self.refused.get(name)}
+                for name, variant in self.variants.items()
+            },
             "commit_sha": self.commit_sha,
             "trackio_url": self.trackio_url,
             "unmeasured": self.unmeasured or None,

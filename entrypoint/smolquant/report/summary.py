@@ -68,19 +68,29 @@ def render_summary(result: RunReport) -> str:
     """
     rows = _rows(result)
     columns = _columns(rows)
+    passed = [
+        name
+        for name, variant in result.variants.items()
+        if not (variant.up_to_date or name in result.refused)
+    ]
     made = [name for name, variant in result.variants.items() if not variant.up_to_date]
     found = [name for name, variant in result.variants.items() if variant.up_to_date]
     kept = found if made or result.changed else []  # the heading has them
+    failure = result.failure
     template = environment("smolquant.report").get_template("summary.md.j2")
     return template.render(
         result=result,
-        failure=result.failure,
+        failure=failure,
+        remedy=code_block(failure.code, "python") if failure and failure.code else None,
         headers=[escape_markdown(column.header) for column in columns],
         rules=["--:" if column.numeric else ":--" for column in columns],
         rows=[[_unbroken(column.cell(row)) for column in columns] for row in rows.values()],
         charts=_charts(rows),
         embeddings=_embeddings(rows),
         made=_listed_names(made),
+        made_and_passed=_listed_names(passed),
+        passed=len(passed),
+        refused=_listed_names(list(result.refused)),
         kept=kept,
         up_to_date=_listed_names(kept),
         all_variants=_listed_names(list(rows)),
@@ -112,12 +122,16 @@ def _rows(result: RunReport) -> dict[str, _Row]:
         )
         for name, plan in result.planned.items()
     }
-    return planned | {name: _made_row(name, made) for name, made in result.variants.items()}
+    return planned | {
+        name: _made_row(name, made, refused=name in result.refused)
+        for name, made in result.variants.items()
+    }
 
 
-def _made_row(name: str, made: VariantResult) -> _Row:
+def _made_row(name: str, made: VariantResult, *, refused: bool) -> _Row:
+    name_cell = link(code_span(name), made.url)
     return _Row(
-        name=link(code_span(name), made.url),
+        name=Markdown(f"❌ {name_cell}") if refused else name_cell,
         source_bytes=made.record.source.size_bytes,
         size_bytes=made.record.size_bytes,
         tensors=made.record.tensors,

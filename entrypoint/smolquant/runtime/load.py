@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from smolquant.errors import InputError, MachineError
 from smolquant.model.task import auto_class
+from smolquant.places import is_folder
+from smolquant.runtime.contents import (
+    missing_variant,
+    require_place,
+    variants_among,
+    variants_in,
+)
 from smolquant.schemes import BY_VARIANT, Scheme
+from smolquant.text import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +34,9 @@ _OF_FILES = (
 )
 """What ``from_pretrained`` is told of where files are and how far they are trusted, for model, config and
 tokenizer alike."""
+
+_PATIENCE = 10.0
+"""Seconds that the Hub is waited for, to tell which variants there are."""
 
 _OF_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 
@@ -57,13 +68,15 @@ def load(
         The model and its tokenizer, or its processor where the model takes more than text.
 
     Raises:
-        InputError: no such variant is known, the folder has none, options contradict each other, the
-            variant computes in another dtype only, or it needs code of its own that is not trusted.
+        InputError: no such variant is known or there, which tells what is; options contradict each other,
+            the variant computes in another dtype only, or it needs code of its own that is not trusted.
         MachineError: the device has no kernels for it.
     """
+    # A refusal waits for no library.
+    scheme = _scheme_of(repo_or_folder, variant, revision, options.get("token"))
+
     from smolquant.runtime.kernels import has_kernels
 
-    scheme = _scheme_of(repo_or_folder, variant)
     device_map = _device_map(device, options.pop("device_map", None))
     where = _device_of(device_map)
     if not has_kernels(scheme, where):
@@ -73,7 +86,8 @@ def load(
             f"{'.'.join(map(str, scheme.cuda_capability))} or more, and {where} is not one here.",
             hint="Load it on a machine with such a GPU, or load another variant of the model.",
         )
-    return _loaded(repo_or_folder, scheme, device_map, revision=revision, **options)
+    with _naming_what_is_there(repo_or_folder, variant, revision, options.get("token")):
+        return _loaded(repo_or_folder, scheme, device_map, revision=revision, **options)
 
 
 def load_for_checking(
@@ -159,16 +173,48 @@ def _naming_own_code(where: str | Path) -> "Iterator[None]":
         ) from error
 
 
-def _scheme_of(repo_or_folder: str | Path, variant: str) -> Scheme:
-    if variant not in BY_VARIANT:
-        raise InputError(
-            f"{variant!r} is not a variant.", hint=f"Choose one of {', '.join(BY_VARIANT)}."
-        )
-    if Path(repo_or_folder).is_dir() and not (Path(repo_or_folder) / variant).is_dir():
-        raise InputError(
-            f"{repo_or_folder} has no {variant}/ in it.",
-            hint="Name the folder that holds the variants, not the variant itself.",
-        )
+@contextmanager
+def _naming_what_is_there(
+    where: str | Path, variant: str, revision: str | None, token: Any
+) -> "Iterator[None]":
+    """Where a repository lacks the variant, tell which ones it has, instead of which file is missing."""
+    try:
+        yield
+    except (OSError, ValueError) as error:  # transformers' own, of a file that is not there
+        there = None if is_folder(str(where)) else _in_repository(str(where), revision, token)
+        if (
+            there is None or variant in there
+        ):  # then something else is missing, which the error names
+            raise
+        raise missing_variant(str(where), variant, there) from error
+
+
+def _in_repository(repo: str, revision: str | None, token: Any) -> list[str] | None:
+    """The variants of a repository; None where it cannot be looked into."""
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(repo, revision=revision, token=token, timeout=_PATIENCE)
+    except Exception:  # it is looked into for the sake of a message only
+        return None
+    return variants_among({file.rfilename for file in info.siblings or ()})
+
+
+def _scheme_of(
+    repo_or_folder: str | Path, variant: str, revision: str | None = None, token: Any = None
+) -> Scheme:
+    place = str(repo_or_folder)
+    require_place(place)
+    if is_folder(place):
+        if variant not in BY_VARIANT or not is_folder(f"{place}/{variant}"):
+            raise missing_variant(place, variant, variants_in(Path(place)))
+    elif variant not in BY_VARIANT:
+        there = _in_repository(place, revision, token)
+        if there is None:
+            known = ", ".join(BY_VARIANT)
+            hint = f"{did_you_mean(variant, BY_VARIANT)}Known are {known}."
+            raise InputError(f"{variant!r} is not a variant.", hint=hint)
+        raise missing_variant(place, variant, there)
     return BY_VARIANT[variant]
 
 

@@ -105,6 +105,16 @@ class Scheme(ABC):
     def options(self, group_size: int) -> dict[str, int | str]:
         """Those of the run's options that decide this scheme's bytes."""
 
+    def gentler(self, group_size: int) -> tuple[str, ...]:
+        """Options, each with what it costs, that make this variant closer to its source.
+
+        The first promises most; none where only keeping weights as they are would help.
+
+        Args:
+            group_size: the run's, as for :meth:`decide`.
+        """
+        return ()
+
     @abstractmethod
     def decide(self, rows: int, columns: int, group_size: int) -> Decision:
         """What happens to a weight of shape (rows, columns)."""

@@ -42,6 +42,11 @@ class Float8Dynamic(Float8WeightOnly):
             return Keep(f"{rows} x {columns} are not multiples of {_MULTIPLE}")
         return Quantize()
 
+    def gentler(self, group_size: int) -> tuple[str, ...]:
+        return (
+            f"--quant-type {Float8WeightOnly.quant_type} (the same weights; activations stay as they are)",
+        )
+
     def torchao_config(self, group_size: int, *, transposed: bool = False) -> Any:
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow
 

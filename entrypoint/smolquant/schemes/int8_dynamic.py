@@ -20,6 +20,11 @@ class Int8Dynamic(Int8WeightOnly):
     stores_tables: ClassVar = False
     layer_memory: ClassVar = 2.0  # the int32 copies that torchao makes of one weight
 
+    def gentler(self, group_size: int) -> tuple[str, ...]:
+        return (
+            f"--quant-type {Int8WeightOnly.quant_type} (the same weights; activations stay as they are)",
+        )
+
     def torchao_config(self, group_size: int, *, transposed: bool = False) -> Any:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
 

@@ -1,0 +1,1 @@
+"""``smolquant chat``: a published variant tried in a terminal."""

@@ -1,0 +1,61 @@
+"""Which variants a folder or a repository has, for whoever asks for one that is not there."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from smolquant.errors import InputError
+from smolquant.names import is_repo_id
+from smolquant.places import is_folder, nearby_folders
+from smolquant.record import FILE_NAME
+from smolquant.schemes import BY_VARIANT
+from smolquant.text import Markdown, did_you_mean, listed, one_of
+
+MAKE_THEM = "Make variants with `smolquant quantize`."
+
+
+def variants_in(folder: Path) -> list[str]:
+    """The variants in a folder, in the order of the schemes."""
+    return [name for name in BY_VARIANT if (folder / name / FILE_NAME).is_file()]
+
+
+def variants_among(paths: Collection[str]) -> list[str]:
+    """The variants of a repository that has files at these paths, in the order of the schemes."""
+    return [name for name in BY_VARIANT if f"{name}/{FILE_NAME}" in paths]
+
+
+def require_place(place: str) -> None:
+    """Refuse what is neither a folder nor the id of a repository.
+
+    Raises:
+        InputError: naming folders with names like it.
+    """
+    if is_folder(place) or is_repo_id(place):
+        return
+    raise InputError(
+        f"{place} is neither a folder that is there nor a Hub id.",
+        hint=f"{one_of(nearby_folders(place))}Give a folder of variants, or a Hub id such as "
+        "`user/model`.",
+    )
+
+
+def missing_variant(place: str, variant: str, there: Sequence[str]) -> InputError:
+    """The error for a variant that ``place`` has not.
+
+    Args:
+        there: the variants that it has.
+    """
+    if (Path(place) / FILE_NAME).is_file():
+        return InputError(
+            f"{place} is a variant itself, and has no {variant} in it.",
+            hint=f"Name the folder that it lies in, {Path(place).parent}, and {Path(place).name} as the "
+            "variant.",
+        )
+    is_known = variant in BY_VARIANT
+    what = f"{place} has no {variant}." if is_known else f"{variant!r} is not a variant."
+    if not there:
+        return InputError(f"{what} There is no variant at all in {place}.", hint=MAKE_THEM)
+    has = listed([Markdown(name) for name in there])
+    return InputError(
+        f"{what} What {place} has: {has}.",
+        hint=f"{did_you_mean(variant, there)}Choose one of these, or make more with `smolquant quantize`.",
+    )
