@@ -83,7 +83,7 @@ def quantize(settings: Settings, console: Console, report: RunReport, tracker: T
         else:
             console.info("Nothing to publish")
             report.repo_url, report.commit_sha = hub.url(target.repo_id), target.head
-        release.tag(hub, target, settings, report.commit_sha)
+        report.tag = release.tag(hub, target, settings, report.commit_sha)
 
 
 def _note_up_to_date(
