@@ -72,7 +72,7 @@ def quantize(settings: Settings, console: Console, report: RunReport, tracker: T
             name: replace(one, tracking_url=tracker.run_url(name)) for name, one in results.items()
         }
         if target is None:
-            save(settings.output_dir, source, results)
+            save(settings.output_dir, source, results, settings.repo)
             report.changed = bool(results)
             return
         if results or release.changes_main_model(source, target, settings):

@@ -66,27 +66,13 @@ def variant_card(
         base_model: Hub id of the model that was quantized; None where it is on no Hub.
         terms: the license entries of the front matter, see :func:`declared_license`.
     """
-    from huggingface_hub import ModelCardData
-
     name = name or name_of(location)
     metrics = record.metrics or Metrics()
-    results = _eval_results(metrics)
-    front = ModelCardData(
-        base_model=base_model,
-        base_model_relation="quantized" if base_model else None,
-        library_name="transformers",
-        pipeline_tag=IMAGE_TEXT_TO_TEXT if sees(record) else TEXT_GENERATION,
-        tags=[*_TAGS, record.quant_type],
-        metrics=["perplexity"] if metrics.perplexity is not None else None,
-        model_name=f"{name}, {record.variant}" if results else None,
-        eval_results=results or None,
-        **{key: one_line(term) for key, term in terms.items()},  # type: ignore[arg-type]  # three keys
-    )
     exceptions = plan_exceptions(record.tensors)
     scheme = BY_VARIANT[record.variant]
     return _render(
         "variant.md.j2",
-        front=Markdown(front.to_yaml()),
+        front=Markdown(_front(record, name, base_model, terms)),
         record=record,
         scheme=scheme,
         name=name,
@@ -110,6 +96,27 @@ def variant_card(
         worst=plot.largest_error(record.tensors),
         run=link("in Trackio", tracking_url) if tracking_url else None,
     )
+
+
+def _front(
+    record: VariantRecord, name: str, base_model: str | None, terms: Mapping[str, str]
+) -> str:
+    """The front matter of a variant's card."""
+    from huggingface_hub import ModelCardData
+
+    metrics = record.metrics or Metrics()
+    results = _eval_results(metrics)
+    return ModelCardData(
+        base_model=base_model,
+        base_model_relation="quantized" if base_model else None,
+        library_name="transformers",
+        pipeline_tag=IMAGE_TEXT_TO_TEXT if sees(record) else TEXT_GENERATION,
+        tags=[*_TAGS, record.quant_type],
+        metrics=["perplexity"] if metrics.perplexity is not None else None,
+        model_name=f"{name}, {record.variant}" if results else None,
+        eval_results=results or None,
+        **{key: one_line(term) for key, term in terms.items()},  # type: ignore[arg-type]  # three keys
+    ).to_yaml()
 
 
 def root_card(

@@ -61,11 +61,17 @@ def check_place(output_dir: Path, source: Source) -> None:
             )
 
 
-def save(output_dir: Path, source: Source, results: Mapping[str, VariantResult]) -> None:
+def save(
+    output_dir: Path,
+    source: Source,
+    results: Mapping[str, VariantResult],
+    repo: str | None = None,
+) -> None:
     """Complete a folder of variants that stay on this machine: cards, and the model's own code.
 
     Args:
         results: the variants that this run has put there, by name.
+        repo: the Hub id that the owner gave; the cards are titled by it, or else by the source.
 
     Raises:
         InputError: the README.md that is there cannot be edited, or a file that is another's would be
@@ -83,7 +89,7 @@ def save(output_dir: Path, source: Source, results: Mapping[str, VariantResult])
         source_identity=source.identity,
         base_model=source.repo,
         license_entries=source.license or declared_license(readme),
-        name=name_of(source.repo or source.folder.absolute().as_posix()),
+        name=name_of(repo or source.repo or source.folder.absolute().as_posix()),
         source_readme=readme,
         tracking_urls={name: one.tracking_url for name, one in results.items()},
     )

@@ -84,6 +84,7 @@ def section(
         if has_main_model and name not in older and record.source.repo in (None, location)
     ]
     variants = _Variants(ordered, location, older, of_main)
+    any_loss = any(loss_of(one.metrics) is not None for one in records.values())
     template = environment("smolquant.publish").get_template("section.md.j2")
     return template.render(
         begin=Markdown(BEGIN),
@@ -101,8 +102,12 @@ def section(
             if (sentence := measured_as(scheme, record.metrics))
         ],
         lead=_lead(variants),
+        any_loss=any_loss,
         has_main_model=has_main_model,
-        advice=[(scheme.variant, _advice(scheme, record)) for scheme, record in variants.known],
+        advice=[
+            (scheme.variant, _advice(scheme, record, tells_loss=any_loss))
+            for scheme, record in variants.known
+        ],
         known=[
             (
                 scheme.variant,
@@ -256,18 +261,21 @@ def _is(names: Sequence[str]) -> str:
     return "is" if len(names) == 1 else "are"
 
 
-def _advice(scheme: Scheme, record: VariantRecord) -> Markdown:
+def _advice(scheme: Scheme, record: VariantRecord, *, tells_loss: bool) -> Markdown:
     """What to expect of a variant, by what was measured, and what it is for."""
     loss, use = loss_of(record.metrics), escape_markdown(scheme.best_for)
-    if loss is None:
-        told = f"was not measured, so how much it lost is not known. It is meant for {use}."
-    else:
-        told = f"{loss.words} ({loss_numbers(record.metrics)}). {_USE[loss].format(use=use)}"
-    needed = escape_markdown(needs(scheme, record.tensors))
-    return Markdown(f"{told} To load it, you need {needed}.")
+    sentences = [f"has {escape_markdown(scheme.title)}."]
+    if loss is not None:
+        sentences.append(f"It {loss.words} ({loss_numbers(record.metrics)}).")
+    elif tells_loss:
+        sentences.append("It was not measured, so how much it lost is not known.")
+    sentences.append(_USE[loss].format(use=use))
+    sentences.append(f"To load it, you need {escape_markdown(needs(scheme, record.tensors))}.")
+    return Markdown(" ".join(sentences))
 
 
-_USE = {
+_USE: dict[Loss | None, str] = {
+    None: "It is meant for {use}.",
     Loss.NOTHING: "Choose it for {use}.",
     Loss.LITTLE: "Choose it for {use}.",
     Loss.SOME: "Choose it for {use}, and compare its answers with the original's in your own task.",

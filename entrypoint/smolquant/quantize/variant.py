@@ -85,11 +85,7 @@ def finish_variant(
         InputError: a file of it holds a token that this run was given.
         OSError: the disk is full.
     """
-    for name in (*source.auxiliary_files, *license_files):
-        if name != CONFIG and not is_code(name):
-            target = folder / name
-            target.parent.mkdir(exist_ok=True)  # and no folder above, which may have been deleted
-            _copy(source.folder / name, target, source.repo)
+    _copy_files(folder, source, (*source.auxiliary_files, *license_files))
     write_text(folder / CONFIG, _config_text(config, plan, source.repo))
     if plan.index_text is not None:
         write_text(folder / INDEX, plan.index_text)
@@ -117,6 +113,15 @@ def finish_variant(
         has_chat_template=_has_chat_template(folder),
         runs_own_code=runs_own_code,
     )
+
+
+def _copy_files(folder: Path, source: Source, names: Iterable[str]) -> None:
+    """Copy files of the source but its config, which changes, and its code, which stays at the root."""
+    for name in names:
+        if name != CONFIG and not is_code(name):
+            target = folder / name
+            target.parent.mkdir(exist_ok=True)  # and no folder above, which may have been deleted
+            _copy(source.folder / name, target, source.repo)
 
 
 def write_record(folder: Path, record: VariantRecord) -> None:

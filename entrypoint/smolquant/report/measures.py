@@ -154,8 +154,11 @@ def loss_numbers(metrics: Metrics | None) -> str:
         for measure in HEADLINES
         if (number := measure.variant(metrics))
     ] or [(MEAN_KL.title, MEAN_KL.variant(metrics))]
-    told = ", ".join(f"{title} {number}" for title, number in shown if number)
-    return told[:1].lower() + told[1:]
+    return ", ".join(f"{_in_a_sentence(title)} {number}" for title, number in shown if number)
+
+
+def _in_a_sentence(title: str) -> str:
+    return title[:1].lower() + title[1:]
 
 
 def speed_words(metrics: Metrics | None) -> str:

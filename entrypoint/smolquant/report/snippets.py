@@ -320,8 +320,8 @@ def _program(kind: _Kind, loading: list[str]) -> Markdown:
         [
             *loading,
             "",
-            *kind.asking[:-1],
-            f"{kind.asking[-1]}.to({to_device})",
+            *kind.asking,
+            f"prompt = prompt.to({to_device})",
             "answer = model.generate(**prompt, max_new_tokens=100)",
             'start = prompt["input_ids"].shape[1]',
             f"print({kind.reader}.decode(answer[0, start:], skip_special_tokens=True))",
