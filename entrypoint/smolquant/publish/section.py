@@ -5,6 +5,7 @@ A pure function of the records, so that the same variants give the same bytes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from smolquant.publish.words import repo_link, sees, tokens_of
@@ -84,50 +85,73 @@ def section(
         if has_main_model and name not in older and record.source.repo in (None, location)
     ]
     variants = _Variants(ordered, location, older, of_main)
-    any_loss = any(loss_of(one.metrics) is not None for one in records.values())
-    template = environment("smolquant.publish").get_template("section.md.j2")
-    return template.render(
-        begin=Markdown(BEGIN),
-        end=Markdown(END),
-        sources=[repo_link(repo) for repo in _other_sources(variants)],
-        table=_main_table(variants),
-        meanings=_headlines(variants),
-        picture=Markdown(overview.FILE_NAME) if has_picture else None,
-        measured_on=_by_variant(_texts(variants)),
-        sees=any(map(sees, records.values())),
-        has_older=bool(older),
-        measured_as=[
+    values = _to_choose_by(variants) | _to_load(variants) | _more_numbers(variants)
+    return (
+        environment("smolquant.publish")
+        .get_template("section.md.j2")
+        .render(
+            begin=Markdown(BEGIN),
+            end=Markdown(END),
+            has_main_model=has_main_model,
+            picture=Markdown(overview.FILE_NAME) if has_picture else None,
+            **values,
+        )
+    )
+
+
+def _to_choose_by(variants: _Variants) -> dict[str, Any]:
+    """What the first half of the section says: how the variants compare, and what each is for."""
+    records = variants.records.values()
+    any_loss = any(loss_of(one.metrics) is not None for one in records)
+    return {
+        "sources": [repo_link(repo) for repo in _other_sources(variants)],
+        "table": _main_table(variants),
+        "meanings": _headlines(variants),
+        "measured_on": _by_variant(_texts(variants)),
+        "sees": any(map(sees, records)),
+        "has_older": bool(variants.older),
+        "measured_as": [
             (scheme.variant, sentence)
             for scheme, record in variants.known
             if (sentence := measured_as(scheme, record.metrics))
         ],
-        lead=_lead(variants),
-        any_loss=any_loss,
-        has_main_model=has_main_model,
-        advice=[
+        "lead": _lead(variants),
+        "any_loss": any_loss,
+        "advice": [
             (scheme.variant, _advice(scheme, record, tells_loss=any_loss))
             for scheme, record in variants.known
         ],
-        known=[
+    }
+
+
+def _to_load(variants: _Variants) -> dict[str, Any]:
+    main = variants.records[variants.of_main[0]] if variants.of_main else None
+    return {
+        "known": [
             (
                 scheme.variant,
                 cautions_of(scheme, record.tensors),
-                loading(scheme, record, location),
+                loading(scheme, record, variants.location),
             )
             for scheme, record in variants.known
         ],
-        main_program=main_model_program(location, ordered[of_main[0]] if of_main else None),
-        tables=[table for table in (_details(variants), _memory(variants)) if table],
-        more_meanings=[
+        "main_program": main_model_program(variants.location, main),
+    }
+
+
+def _more_numbers(variants: _Variants) -> dict[str, Any]:
+    return {
+        "tables": [table for table in (_details(variants), _memory(variants)) if table],
+        "more_meanings": [
             one for one in (PERPLEXITY, MEAN_KL) if any_measured(one, variants.metrics.values())
         ],
-        speeds=[
+        "speeds": [
             (name, Markdown(words))
             for name, metrics in variants.metrics.items()
             if (words := speed_words(metrics))
         ],
-        machines=_by_variant(_machines(variants)),
-    )
+        "machines": _by_variant(_machines(variants)),
+    }
 
 
 @dataclass(frozen=True)

@@ -185,10 +185,10 @@ def _chart(rows: Mapping[str, _Row]) -> Markdown | None:
     shares = {name: TOP1_AGREEMENT.value(row.metrics) for name, row in shown.items()}
     known = [share for share in shares.values() if share is not None]
     is_measured = len(known) == len(shown)
-    labels = [f"original: {human_size(max(row.source_bytes for row in shown.values()))}"]
+    labels = [f"original, {human_size(max(row.source_bytes for row in shown.values()))}"]
     for name, row in shown.items():
         number = f", {TOP1_AGREEMENT.variant(row.metrics)}" if is_measured else ""
-        labels.append(f"{name}: {human_size(row.size_bytes)}{number}")
+        labels.append(f"{name}, {human_size(row.size_bytes)}{number}")
     line = "; line: same top token" if is_measured else ""
     return share_chart(
         f"Bars: size{line}, in % of the original",
