@@ -144,7 +144,7 @@ def test_no_line_is_wider_than_a_card(
         for way in ways(scheme, location, tensors=linear(), **changes).values():
             for line in f"{way.install}\n{way.program}".split("\n"):
                 # What cannot be broken, such as the model's own name, may be longer.
-                assert len(line) <= WIDTH or location == LONGEST and LONGEST[28:] in line, line
+                assert len(line) <= WIDTH or (location == LONGEST and LONGEST[28:] in line), line
 
 
 def linear(**others: TensorRecord) -> dict[str, TensorRecord]:

@@ -189,9 +189,9 @@ def _chart(rows: Mapping[str, _Row]) -> Markdown | None:
     for name, row in shown.items():
         number = f", {TOP1_AGREEMENT.variant(row.metrics)}" if is_measured else ""
         labels.append(f"{name}, {human_size(row.size_bytes)}{number}")
-    line = "; line: same top token" if is_measured else ""
+    line = ", the line how often the first choice is the same" if is_measured else ""
     return share_chart(
-        f"Bars: size{line}, in % of the original",
+        f"Bars show the size{line} (in %)",
         labels,
         [100.0, *(100 * row.size_bytes / row.source_bytes for row in shown.values())],
         [100.0, *(100 * share for share in known)] if is_measured else None,
