@@ -23,6 +23,8 @@ _AXIS, _MARGIN, _NOTE = 18, 14, 22
 _NAMES, _BARS, _LONGEST_BAR, _LONGEST_ALONE = 24, 150, 190, 440
 _DOTS, _END_OF_DOTS, _NUMBERS = 484, 668, 736
 """Where names, bars of sizes, dots of quality and its numbers stand, in pixels from the left."""
+_LEAST_RANGE = 99.0
+"""Percent; without it, what is next to nothing would look like much."""
 _MOST_ROWS = 24
 _LONGEST_NAME = 17
 _ORIGINAL, _VARIANT = 6, 0
@@ -127,7 +129,7 @@ def _draw_sizes(picture: Element, rows: Sequence[_Row], longest_bar: int) -> Non
 def _draw_quality(picture: Element, rows: Sequence[_Row]) -> None:
     """Each variant's distance from what the original would say, as a line that ends in a dot."""
     values = [row.agreement for row in rows if row.agreement is not None]
-    ticks = svg.ticks(min(values), 100, at_most=4)
+    ticks = svg.ticks(min(*values, _LEAST_RANGE), 100, at_most=4)
     across = svg.Scale(ticks[0], 100, _DOTS, _END_OF_DOTS)
     bottom = _TOP + _ROW * (len(rows) - 1) + 17
     svg.write(picture, TOP1_AGREEMENT.title, _DOTS, _HEADERS, **{"font-weight": "600"})

@@ -105,8 +105,8 @@ _ONE_BY_ONE = (
 )
 _PACKED = "smolquant packs the weights for this machine's kernels."
 _NO_SUBFOLDERS = (
-    "vLLM knows no subfolders, so download this one and serve it, on a GPU, if vLLM supports the model's "
-    "architecture. (SGLang reads no files of torchao's.)"
+    "vLLM knows no subfolders, so download this one and serve the folder; vLLM must know the model's "
+    "architecture. SGLang cannot load it: up to 0.5.23, it reads no files of torchao's."
 )
 _TABLES = ("embedding", "output head")
 
