@@ -96,8 +96,11 @@ def test_saved_locally() -> None:
 
 def test_the_tag_that_was_set_is_named() -> None:
     commit = f"[`01234567`]({REPO_URL}/commit/{SHA})"
+    whole = f"Everything is in one commit, {commit}, which has the tag `v1.0`.\n"
+    assert whole in render_summary(run_result("int8", tag="v1.0"))
     said = f"\n\nThe commit {commit} has the tag `v1.0`.\n"
-    assert said in render_summary(run_result("int8", tag="v1.0"))
+    proposed = run_result("int8", tag="v1.0", pull_request_url=f"{REPO_URL}/discussions/3")
+    assert said in render_summary(proposed)
     found = {"int8": variant_result("int8", up_to_date=True)}
     assert said in render_summary(run_result(variants=found, changed=False, tag="v1.0"))
     assert "has the tag" not in render_summary(run_result("int8"))

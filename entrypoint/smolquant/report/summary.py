@@ -187,8 +187,8 @@ def _chart(rows: Mapping[str, _Row]) -> Markdown | None:
     is_measured = len(known) == len(shown)
     labels = [f"original, {human_size(max(row.source_bytes for row in shown.values()))}"]
     for name, row in shown.items():
-        number = f", {TOP1_AGREEMENT.variant(row.metrics)}" if is_measured else ""
-        labels.append(f"{name}, {human_size(row.size_bytes)}{number}")
+        number = TOP1_AGREEMENT.variant(row.metrics)
+        labels.append(", ".join(filter(None, (name, human_size(row.size_bytes), number))))
     line = ", the line how often the first choice is the same" if is_measured else ""
     return share_chart(
         f"Bars show the size{line} (in %)",
