@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,17 @@ def snippets(card: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
 
 
+def require_download(card: str, environ: dict[str, str], folder: Path) -> None:
+    """The command for a server brings what it is then given to serve."""
+    (commands,) = re.findall(r"^```sh\n(hf download .*?)^```", card, re.MULTILINE | re.DOTALL)
+    download, serve = commands.splitlines()
+    program = [str(Path(sys.executable).parent / "hf"), *shlex.split(download)[1:]]
+    subprocess.run(program, env=environ, cwd=folder, check=True)
+    served = folder / shlex.split(serve)[-1]
+    assert (served / "config.json").is_file()
+    assert list(served.glob("*.safetensors"))
+
+
 def test_every_snippet_of_every_card_runs_as_printed(
     hub_with_variants: LocalHub, tmp_path: Path
 ) -> None:
@@ -45,6 +57,7 @@ def test_every_snippet_of_every_card_runs_as_printed(
         "HF_HOME": str(tmp_path / "home"),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
+    require_download(hub.read(REPO, "int8/README.md").decode(), environ, tmp_path)
     different = dict.fromkeys([*root, *(code for found in cards.values() for code in found)])
     for code in different:
         ran = subprocess.run(
