@@ -21,10 +21,10 @@ from smolquant.checkpoint.folder import FolderSource, LocalFile
 from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub
 from smolquant.publish import commit as commit_module
-from smolquant.publish.cards import BEGIN
 from smolquant.publish.commit import COMMIT_TITLE, Publication, Published, publish, tag_commit
 from smolquant.publish.local import write_cards
 from smolquant.publish.main_model import MainModel, main_model_change
+from smolquant.publish.section import BEGIN
 from smolquant.publish.target import (
     Target,
     check_tag,

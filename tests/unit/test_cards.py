@@ -12,8 +12,9 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, metadata_save
 
 from smolquant.errors import InputError
-from smolquant.publish.cards import BEGIN, END, root_card, variant_card
+from smolquant.publish.cards import root_card, variant_card
 from smolquant.publish.front_matter import Readme, declared_license
+from smolquant.publish.section import BEGIN, END
 from smolquant.record import FileRecord, Metrics, SourceRecord, TensorRecord, VariantRecord
 from smolquant.report.overview import FILE_NAME as OVERVIEW
 from smolquant.report.plot import FILE_NAME as PLOT
