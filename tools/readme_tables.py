@@ -10,6 +10,7 @@ import yaml
 
 from fault_page import all_faults, sections
 from smolquant.cli import quantize
+from smolquant.report import overview
 from smolquant.schemes import SCHEMES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,6 +53,7 @@ def tree() -> str:
     folders = [(f"{scheme.variant}/", scheme.title) for scheme in SCHEMES.values()]
     lines = [
         ("README.md", "your card, with our table between two markers"),
+        (overview.FILE_NAME, "size and quality of all variants, in one picture"),
         ("config.json, model.safetensors, tokenizer…", ""),
         *folders,
     ]

@@ -76,7 +76,7 @@ def quantize(settings: Settings, console: Console, report: RunReport, tracker: T
     }
     with console.group("Save" if settings.save_only else "Publish"):
         if target is None:
-            save(settings.output_dir, source, results)
+            save(settings.output_dir, source, results, settings.repo)
             report.changed = bool(results)
         else:
             _publish(hub, target, source, settings, results, uploads, console, report, tracker)
@@ -104,7 +104,7 @@ def _publish(
         console.info("Nothing to publish")
         report.repo_url, report.commit_sha = hub.url(target.repo_id), target.head
     if not report.refused:  # a tag says that the release is whole
-        release.tag(hub, target, settings, report.commit_sha)
+        report.tag = release.tag(hub, target, settings, report.commit_sha)
 
 
 def _note_up_to_date(

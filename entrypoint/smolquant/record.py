@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 FILE_NAME = "quantization.json"
+_TEMPLATE_FILE = "chat_template.jinja"
 
 T = TypeVar("T", bound="DataclassInstance")
 
@@ -161,6 +162,10 @@ class VariantRecord:
     """Only where the stored bytes depend on it."""
     task: str = TEXT_GENERATION
     """A :data:`Task`; older records are all of models that generate text from text."""
+    has_chat_template: bool = False
+    """Whether its tokenizer renders conversations; older records tell that of a template in a file only."""
+    runs_own_code: bool = False
+    """Whether the model is built by code of its own, which transformers runs only where it is trusted."""
     format_version: int = field(default=FORMAT_VERSION)
 
     @property
@@ -226,6 +231,8 @@ class VariantRecord:
                 metrics=None if metrics is None else _build(Metrics, metrics),
                 device=_typed(raw, "device", str, optional=True),
                 task=_typed(raw, "task", str, optional=True) or TEXT_GENERATION,
+                has_chat_template=_has_chat_template(raw),
+                runs_own_code=_typed(raw, "runs_own_code", bool, optional=True) or False,
                 format_version=_typed(raw, "format_version", int),
             )
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -265,6 +272,11 @@ def _typed(raw: Mapping[str, Any], key: str, kind: type, *, optional: bool = Fal
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise TypeError(f"{key!r} is not {kind.__name__}")
     return value
+
+
+def _has_chat_template(raw: Mapping[str, Any]) -> bool:
+    told = _typed(raw, "has_chat_template", bool, optional=True)
+    return _TEMPLATE_FILE in raw["files"] if told is None else bool(told)
 
 
 def _build(cls: type[T], raw: Any) -> T:

@@ -134,7 +134,7 @@ def test_what_was_measured_stands_in_record_report_card_and_summary(
         assert metrics["mean_kl"] > 0
         assert metrics["tokens_per_second"] > 0
         assert metrics["peak_memory_bytes"] > 0
-        assert metrics["text"] == "text.txt"
+        assert metrics["text"] == "text.txt (plain text)"
         assert metrics["tokens_asked"] == 200
         assert 150 <= metrics["tokens"] <= 200
         card = hub.read(REPO, f"{variant}/README.md").decode()
@@ -184,7 +184,7 @@ def test_a_limit_is_held_against_the_text_that_was_asked_for(
     limited = evaluated("--eval-text", str(other), "--max-kl", "10")
     assert limited.exit_code == 0, limited.log
     metrics = json.loads(hub.read(REPO, "int4/quantization.json"))["metrics"]
-    assert metrics["text"] == "other.txt"
+    assert metrics["text"] == "other.txt (plain text)"
 
     assert "int4 is made again: it was not measured as asked for now" in limited.log
 

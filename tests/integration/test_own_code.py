@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -113,6 +114,23 @@ def require_usable(where: str, hub: LocalHub | None, folder: Path) -> None:
     assert "int8: works" in trustful.log
 
 
+def require_snippet_runs(folder: Path) -> None:
+    """The first program of the variant's card runs as printed."""
+    card = (folder / "quantized/int8/README.md").read_text()
+    program = re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)[0]
+    assert program.count("trust_remote_code=True") == 2
+    environ = {**os.environ, "HF_HOME": str(folder / "hf_of_a_user")}
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
 @pytest.mark.fault(
     "checkpoint",
     "The model needs Python code of its repository's own",
@@ -135,6 +153,7 @@ def test_a_folder_with_code_is_measured_saved_and_usable(
     assert "Not tried" not in run.log
     metrics = json.loads((tmp_path / "quantized/int8/quantization.json").read_text())["metrics"]
     assert metrics["tokens_per_second"] > 0
+    require_snippet_runs(tmp_path)
     require_usable("quantized", None, tmp_path)
 
 

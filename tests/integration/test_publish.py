@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # read when huggingface_hub is
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,18 +21,20 @@ from smolquant.checkpoint.folder import FolderSource, LocalFile
 from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub
 from smolquant.publish import commit as commit_module
-from smolquant.publish.cards import BEGIN
 from smolquant.publish.commit import COMMIT_TITLE, Publication, Published, publish, tag_commit
 from smolquant.publish.local import write_cards
 from smolquant.publish.main_model import MainModel, main_model_change
+from smolquant.publish.section import BEGIN
 from smolquant.publish.target import (
     Target,
     check_tag,
     check_write_access,
     inspect_target,
 )
+from smolquant.report import overview
 
 REPO = "alice/tiny"
+PICTURE = overview.FILE_NAME
 WRITE, READ, OTHER, FINE = "hf_write", "hf_read", "hf_other", "hf_fine"
 TOKENS = [
     Token(WRITE, "alice", orgs=["lab"]),
@@ -125,6 +128,43 @@ def test_a_new_repository_gets_everything_in_one_commit(
     assert "[int8](int8/README.md)" in root
     assert "[int4](int4/README.md)" in root
     assert any(line.startswith("Creating") for line in lines)
+    assert f"]({PICTURE})" in root
+    assert "int4" in content(server, PICTURE)
+
+
+def test_the_picture_is_drawn_again_of_all_variants_that_are_there(
+    server: LocalHub, hub: Hub, tmp_path: Path
+) -> None:
+    run(hub, publication(tmp_path / "first", "int4"))
+    first = content(server, PICTURE)
+    run(hub, publication(tmp_path / "second", "int8"))
+    second = content(server, PICTURE)
+    assert first != second
+    assert ">int4<" in second
+    assert ">int8<" in second
+    run(hub, publication(tmp_path / "second", "int8"))
+    assert content(server, PICTURE) == second
+
+
+@pytest.mark.fault(
+    "text",
+    "A file of the owner's has the name of our picture",
+    "It stays, and the card has no picture.",
+)
+def test_a_picture_of_the_owners_is_not_replaced(
+    server: LocalHub, hub: Hub, tmp_path: Path
+) -> None:
+    server.create_repo(REPO)
+    server.commit(REPO, {PICTURE: b"<svg>mine</svg>"})
+    run(hub, publication(tmp_path))
+    assert content(server, PICTURE) == "<svg>mine</svg>"
+    assert PICTURE not in content(server, "README.md")
+    own = tmp_path / "own.svg"
+    own.write_bytes(b"<svg>mine, too</svg>")
+    main = MainModel(checkpoint(tmp_path / "main"), extras={PICTURE: own})
+    run(hub, publication(tmp_path, main_model=main), "alice/other")
+    assert server.read("alice/other", PICTURE) == own.read_bytes()
+    assert PICTURE not in server.read("alice/other", "README.md").decode()
 
 
 def test_what_was_published_is_read_back(server: LocalHub, hub: Hub, tmp_path: Path) -> None:
@@ -347,6 +387,7 @@ def test_a_concurrent_push_is_followed_and_both_are_in_the_card(
     root = content(server, "README.md")
     for variant in ("int8", "int4", "int8_dynamic"):
         assert f"]({variant}/README.md)" in root
+        assert f">{variant}<" in content(server, PICTURE), "drawn again after the conflict"
         assert paths(server, f"{variant}/") == VARIANT_FILES
     assert len(server.repo(REPO).commits) == 4
 
@@ -708,15 +749,33 @@ def test_a_tag_given_meanwhile_is_not_moved(server: LocalHub, hub: Hub, tmp_path
 def test_saving_locally_writes_the_cards_and_needs_no_hub(tmp_path: Path) -> None:
     write_local(tmp_path, publication(tmp_path, "int4"))
     root = (tmp_path / "README.md").read_text()
-    assert f'smolquant.load("{tmp_path.as_posix()}", variant="int4")' in root
+    assert re.search(rf'smolquant.load\(\s*"{tmp_path.as_posix()}", variant="int4"\s*\)', root)
     assert "main model" not in root
     card = (tmp_path / "int4" / "README.md").read_text()
-    assert f'from_pretrained("{tmp_path.as_posix()}", subfolder="int4"' in card
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "int4"]
+    assert f'folder = "{tmp_path.as_posix()}"\nvariant = "int4"\n' in card
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["README.md", "int4", PICTURE]
+    assert f"]({PICTURE})" in root
     made = json.loads((tmp_path / "int4" / "quantization.json").read_text())
     assert {path.name for path in (tmp_path / "int4").iterdir()} == {
         "README.md", "quantization.json", *made["files"],
     }  # fmt: skip
+
+
+@pytest.mark.fault(
+    "text",
+    "A file of the owner's has the name of our picture",
+    "It stays, and the card has no picture.",
+)
+def test_saving_locally_replaces_no_picture_of_the_owners(tmp_path: Path) -> None:
+    (tmp_path / PICTURE).write_bytes(b"mine")
+    write_local(tmp_path, publication(tmp_path, "int4"))
+    assert (tmp_path / PICTURE).read_bytes() == b"mine"
+    assert PICTURE not in (tmp_path / "README.md").read_text()
+    elsewhere = tmp_path / "elsewhere.svg"
+    (tmp_path / PICTURE).unlink()
+    (tmp_path / PICTURE).symlink_to(elsewhere)
+    write_local(tmp_path, publication(tmp_path, "int4"))
+    assert not elsewhere.exists()
 
 
 @pytest.mark.fault(
@@ -755,9 +814,7 @@ def test_a_relative_folder_is_named_so_that_it_is_not_taken_for_a_hub_id(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_local(Path("quantized"), publication(Path("quantized"), "int8"))
-    assert (
-        'from_pretrained("./quantized", subfolder="int8"' in Path("quantized/README.md").read_text()
-    )
+    assert 'folder = "./quantized"\n' in Path("quantized/README.md").read_text()
 
 
 def test_saving_locally_names_the_source_of_the_variants(tmp_path: Path) -> None:

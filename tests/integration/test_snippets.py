@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,17 @@ def snippets(card: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", card, re.MULTILINE | re.DOTALL)
 
 
+def require_download(card: str, environ: dict[str, str], folder: Path) -> None:
+    """The command for a server brings what it is then given to serve."""
+    (commands,) = re.findall(r"^```sh\n(hf download .*?)^```", card, re.MULTILINE | re.DOTALL)
+    download, serve = commands.splitlines()
+    program = [str(Path(sys.executable).parent / "hf"), *shlex.split(download)[1:]]
+    subprocess.run(program, env=environ, cwd=folder, check=True)
+    served = folder / shlex.split(serve)[-1]
+    assert (served / "config.json").is_file()
+    assert list(served.glob("*.safetensors"))
+
+
 def test_every_snippet_of_every_card_runs_as_printed(
     hub_with_variants: LocalHub, tmp_path: Path
 ) -> None:
@@ -37,18 +49,15 @@ def test_every_snippet_of_every_card_runs_as_printed(
         variant: snippets(hub.read(REPO, f"{variant}/README.md").decode())
         for variant in ("int8", "int4", "int8_dynamic")
     }
-    assert len(root) == 5, "main, int8, int8_dynamic, and two ways for int4"
-    assert {variant: len(found) for variant, found in cards.items()} == {
-        "int8": 1,
-        "int4": 2,
-        "int8_dynamic": 1,
-    }
+    assert len(root) == 7, "the main model, and transformers and smolquant for each variant"
+    assert {len(found) for found in cards.values()} == {2}
     environ = os.environ | {
         "HF_ENDPOINT": hub.url,
         "HF_TOKEN": WRITE.value,
         "HF_HOME": str(tmp_path / "home"),
         "PYTHONPATH": os.pathsep.join(sys.path),
     }
+    require_download(hub.read(REPO, "int8/README.md").decode(), environ, tmp_path)
     different = dict.fromkeys([*root, *(code for found in cards.values() for code in found)])
     for code in different:
         ran = subprocess.run(
@@ -57,5 +66,4 @@ def test_every_snippet_of_every_card_runs_as_printed(
         assert ran.returncode == 0, f"{code}\n{ran.stderr}"
         assert "<" in ran.stdout, "the small model's words are <0>, <1>, ..."
         assert REPO in code
-    stock = [code for code in different if "int8" in code]
-    assert all("smolquant" not in code for code in stock), "int8 needs transformers alone"
+    assert "smolquant" not in cards["int8"][0], "int8 needs transformers alone"

@@ -6,8 +6,9 @@ import pytest
 
 from smolquant.checkpoint.files import pictures_shown
 from smolquant.errors import InputError
-from smolquant.publish.cards import BEGIN, END, root_card, same_owner_text, variant_card
+from smolquant.publish.cards import root_card, same_owner_text, variant_card
 from smolquant.publish.front_matter import Readme, check_kinds, declared_license, readme_text
+from smolquant.publish.section import BEGIN, END
 from smolquant.record import FileRecord, SourceRecord, TensorRecord, VariantRecord
 
 REPO = "alice/tiny"

@@ -201,7 +201,7 @@ def test_names_from_a_model_are_text_and_nothing_else() -> None:
     assert not re.search("[\x00-\x09\x0b-\x1f\ud800]", text)
     svg = fromstring(text)
     assert {element.tag.removeprefix(SVG) for element in svg.iter()} == {
-        "svg", "title", "desc", "rect", "text", "circle", "line", "path",
+        "svg", "title", "desc", "style", "rect", "text", "circle", "line", "path",
     }  # fmt: skip
     assert '<script>alert(1)</script>&"' in texts(svg)[0]
 

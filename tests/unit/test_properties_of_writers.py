@@ -11,8 +11,9 @@ from hypothesis import example, given, reject, settings
 from hypothesis import strategies as st
 
 from smolquant.errors import CheckpointError, InputError
-from smolquant.publish.cards import BEGIN, END, root_card, variant_card
+from smolquant.publish.cards import root_card, variant_card
 from smolquant.publish.front_matter import Readme
+from smolquant.publish.section import BEGIN, END
 from smolquant.record import Metrics, SourceRecord, TensorRecord, VariantRecord
 from smolquant.report.files import step_outputs, write_outputs
 from smolquant.report.run_report import PlannedVariant, RunReport

@@ -47,6 +47,17 @@ def test_a_record_tells_what_its_tensors_are_and_an_older_one_does_not() -> None
         VariantRecord.from_json(json.dumps(raw))
 
 
+def test_what_older_records_do_not_tell_of_a_model_follows_from_its_files() -> None:
+    raw = json.loads(RECORD.to_json())
+    del raw["has_chat_template"], raw["runs_own_code"]
+    read = VariantRecord.from_json(json.dumps(raw))
+    assert (read.has_chat_template, read.runs_own_code) == (False, False)
+    raw["files"]["chat_template.jinja"] = {"sha256": "0" * 64, "size": 9}
+    assert VariantRecord.from_json(json.dumps(raw)).has_chat_template
+    raw["has_chat_template"] = False
+    assert not VariantRecord.from_json(json.dumps(raw)).has_chat_template
+
+
 @pytest.mark.fault(
     "record",
     "A quantization.json has a field of the wrong type or out of range, or lacks one",
@@ -56,6 +67,8 @@ def test_a_record_tells_what_its_tensors_are_and_an_older_one_does_not() -> None
     "change",
     [
         {"variant": 5},
+        {"has_chat_template": "yes"},
+        {"runs_own_code": 1},
         {"options": []},
         {"format_version": True},
         {"source": {"identity": "x"}},

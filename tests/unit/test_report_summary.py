@@ -43,9 +43,14 @@ def test_a_published_run() -> None:
     assert heading == f"### ✅ Published `int8` and `int4` to [`you/tiny`]({REPO_URL})"
     assert second == f"Everything is in one commit, [`01234567`]({REPO_URL}/commit/{SHA})."
     assert table(summary) == [
-        ["Variant", "Before", "After", "Ratio", "Quantized / kept", "Time"],
-        [f"[`int8`]({REPO_URL}/tree/main/int8)", "2.00 MB", "1.30 MB", "65.0%", "3 / 4", "12.3 s"],
-        [f"[`int4`]({REPO_URL}/tree/main/int4)", "2.00 MB", "1.30 MB", "65.0%", "3 / 4", "12.3 s"],
+        ["Variant", "Size", "Time"],
+        [f"[`int8`]({REPO_URL}/tree/main/int8)", "1.30 MB (65.0%)", "12.3 s"],
+        [f"[`int4`]({REPO_URL}/tree/main/int4)", "1.30 MB (65.0%)", "12.3 s"],
+    ]
+    assert table(summary.partition("<summary>More numbers</summary>")[2]) == [
+        ["Variant", "Before", "Quantized / kept"],
+        [f"[`int8`]({REPO_URL}/tree/main/int8)", "2.00 MB", "3 / 4"],
+        [f"[`int4`]({REPO_URL}/tree/main/int4)", "2.00 MB", "3 / 4"],
     ]
     assert "Stock transformers alone cannot run int4 on a CPU" in summary
     assert "`smolquant 0.1.0` · `torch 2.13.0`" in summary
@@ -85,8 +90,20 @@ def test_saved_locally() -> None:
     summary = render_summary(result)
     assert summary.startswith("### ✅ Saved `int8` and `int4` of `them/tiny`\n")
     assert "They are in `quantized`. Nothing was published." in summary
-    assert 'smolquant.load("quantized", variant="int4")' in summary
-    assert '"quantized", subfolder="int8"' in summary
+    assert 'smolquant.load("./quantized", variant="int4")' in summary
+    assert 'folder = "./quantized"\nvariant = "int8"\n' in summary
+
+
+def test_the_tag_that_was_set_is_named() -> None:
+    commit = f"[`01234567`]({REPO_URL}/commit/{SHA})"
+    whole = f"Everything is in one commit, {commit}, which has the tag `v1.0`.\n"
+    assert whole in render_summary(run_result("int8", tag="v1.0"))
+    said = f"\n\nThe commit {commit} has the tag `v1.0`.\n"
+    proposed = run_result("int8", tag="v1.0", pull_request_url=f"{REPO_URL}/discussions/3")
+    assert said in render_summary(proposed)
+    found = {"int8": variant_result("int8", up_to_date=True)}
+    assert said in render_summary(run_result(variants=found, changed=False, tag="v1.0"))
+    assert "has the tag" not in render_summary(run_result("int8"))
 
 
 def test_proposed_as_a_pull_request() -> None:
@@ -102,7 +119,8 @@ def test_a_failure_says_what_why_and_what_next() -> None:
     summary = render_summary(result)
     assert summary.startswith(
         "### ❌ Unusable checkpoint: `them/tiny`\n\nThe index names a missing shard.\n\n"
-        "**What to do:** Upload it.\n\nNothing was published. The exit code is 3.\n"
+        "**What to do:** Upload it.\n\nIn the workflow file, nothing has to change.\n\n"
+        "Nothing was published. The exit code is 3.\n"
     )
     assert "| Variant" not in summary
     assert "How to load" not in summary
@@ -157,12 +175,11 @@ def test_metrics_are_shown_only_where_measured() -> None:
         "int4": variant_result("int4"),
     }
     headers, int8, int4 = table(render_summary(run_result(variants=variants)))
-    assert headers[6:] == ["Perplexity"]
-    assert int8[6:] == ["12.000 → 12.500 (+4.17%)"]
-    assert int4[6:] == [""]
+    assert headers == ["Variant", "Size", "Perplexity change", "Time"]
+    assert (int8[2], int4[2]) == ("+4.17%", "")
 
 
-def test_every_metric_has_its_column() -> None:
+def test_every_metric_is_told_and_explained() -> None:
     metrics = Metrics(
         perplexity=12.5,
         source_perplexity=12.0,
@@ -176,29 +193,37 @@ def test_every_metric_has_its_column() -> None:
         peak_memory_bytes=600_000_000,
         source_peak_memory_bytes=1_500_000_000,
     )
-    variants = {"int8": variant_result("int8", metrics=metrics)}
-    headers, int8 = table(render_summary(run_result(variants=variants)))
-    assert dict(zip(headers[6:], int8[6:], strict=True)) == {
-        "Perplexity": "12.000 → 12.500 (+4.17%)",
-        "Mean KL": "0.0123",
+    summary = render_summary(run_result(variants={"int8": variant_result("int8", metrics=metrics)}))
+    headers, int8 = table(summary)
+    assert dict(zip(headers[2:4], int8[2:4], strict=True)) == {
+        "Perplexity change": "+4.17%",
         "Same top token": "97.5%",
-        "Tokens/s": "10.0 → 20.0",
+    }
+    assert "\n- **Same top token**: how often the variant's first choice" in summary
+    more = summary.partition("<summary>More numbers</summary>")[2]
+    headers, int8 = table(more)
+    assert dict(zip(headers[3:], int8[3:], strict=True)) == {
+        "Perplexity": "12.000 → 12.500",
+        "Mean KL": "0.0123",
         "Peak memory": "1.50 GB → 600 MB",
     }
+    assert "\n`int8` generates 20.0 tokens a second (the original: 10.0) and reads" in more
 
 
 def test_what_was_nearly_kept_does_not_read_as_wholly_kept() -> None:
     metrics = Metrics(12.0001, 12.0, 0.000833, mean_kl=0.0000123, top1_agreement=0.9996)
     variants = {"int8": variant_result("int8", metrics=metrics)}
     _, int8 = table(render_summary(run_result(variants=variants)))
-    assert int8[6:] == ["12.000 → 12.000 (+0.000833%)", "0.0000123", "99.96%"]
+    assert int8[2:4] == ["+0.000833%", "99.96%"]
 
 
 def test_a_number_that_is_none_is_not_shown() -> None:
     metrics = Metrics(perplexity=math.inf, mean_kl=math.nan, top1_agreement=0.5)
     variants = {"int8": variant_result("int8", metrics=metrics)}
-    headers, _ = table(render_summary(run_result(variants=variants)))
-    assert headers[6:] == ["Same top token"]
+    summary = render_summary(run_result(variants=variants))
+    assert table(summary)[0] == ["Variant", "Size", "Same top token", "Time"]
+    assert "nan" not in summary
+    assert "inf" not in summary
 
 
 def test_what_kept_a_run_from_measuring_is_told_under_the_table() -> None:
@@ -224,53 +249,67 @@ def test_a_run_that_failed_says_nothing_of_kept_limits() -> None:
     assert "Within the limits" not in render_summary(failed)
 
 
-def charts(summary: str) -> list[dict[str, float]]:
-    """Of each chart: label -> value."""
+def charts(summary: str) -> list[dict[str, tuple[float, ...]]]:
+    """Of each chart: label -> its bar and, where there is a line, the line's value."""
     found = []
     for block in re.findall(r"^```mermaid\n(.*?)\n```$", summary, flags=re.S | re.M):
         labels = re.findall(r'"([^"]*)"', re.findall(r"x-axis \[(.*)\]", block)[0])
-        values = re.findall(r" bar \[(.*)\]", block)[0].split(", ")
-        found.append(dict(zip(labels, map(float, values), strict=True)))
+        series = [
+            map(float, values.split(", "))
+            for values in re.findall(r"^    (?:bar|line) \[(.*)\]$", block, flags=re.M)
+        ]
+        found.append(dict(zip(labels, zip(*series, strict=True), strict=True)))
     return found
 
 
-def measured(**kl: float | None) -> dict[str, VariantResult]:
+def measured(**agreement: float | None) -> dict[str, VariantResult]:
     return {
-        name: variant_result(name, metrics=Metrics(mean_kl=value)) for name, value in kl.items()
+        name: variant_result(name, metrics=Metrics(top1_agreement=value))
+        for name, value in agreement.items()
     }
+
+
+SMALLER = pytest.approx(65.00615)
 
 
 def test_sizes_are_charted_beside_the_original() -> None:
     assert charts(render_summary(run_result("int8", "int4"))) == [
         {
-            "original, 2.00 MB": 2_000_000,
-            "int8, 1.30 MB (65.0%)": 1_300_123,
-            "int4, 1.30 MB (65.0%)": 1_300_123,
+            "original, 2.00 MB": (100,),
+            "int8, 1.30 MB": (SMALLER,),
+            "int4, 1.30 MB": (SMALLER,),
         }
     ]
-    planned = {"int4": PlannedVariant("int4_weight_only", tensors("int4"), 1_234_567)}
+    planned = {"int4": PlannedVariant("int4_weight_only", tensors("int4"), 1_000_000)}
     (chart,) = charts(render_summary(run_result(planned=planned, dry_run=True, commit_sha=None)))
-    assert chart == {"original, 2.00 MB": 2_000_000, "int4, 1.23 MB (61.7%)": 1_234_567}
+    assert chart == {"original, 2.00 MB": (100,), "int4, 1.00 MB": (50,)}
 
 
-def test_divergences_are_charted_where_there_are_two_to_compare() -> None:
-    two = run_result(variants=measured(int8=0.0004, int4=0.11))
-    assert charts(render_summary(two))[1:] == [{"int8, 0.0004": 0.0004, "int4, 0.11": 0.11}]
-    for alone in ({"int8": 0.1}, {"int8": 0.1, "int4": None}, {"int8": 0.1, "int4": float("nan")}):
-        assert len(charts(render_summary(run_result(variants=measured(**alone))))) == 1
-    assert len(charts(render_summary(run_result(variants=measured(int8=0.0, int4=0.0))))) == 1
+def test_quality_is_a_line_in_the_chart_of_sizes() -> None:
+    summary = render_summary(run_result(variants=measured(int8=0.974, int4=0.72)))
+    assert charts(summary) == [
+        {
+            "original, 2.00 MB": (100, 100),
+            "int8, 1.30 MB, 97.4%": (SMALLER, 97.4),
+            "int4, 1.30 MB, 72.0%": (SMALLER, 72),
+        }
+    ]
+    assert 'title "Bars: size' not in summary, "a colon would end the title"
+    for some in ({"int8": 0.1, "int4": None}, {"int8": 0.1, "int4": float("nan")}):
+        (chart,) = charts(render_summary(run_result(variants=measured(**some))))
+        assert {len(values) for values in chart.values()} == {1}
 
 
 def test_a_failed_gate_shows_what_it_judged() -> None:
     summary = render_summary(
         run_result(
-            variants=measured(int8=0.0004, int4=0.5),
+            variants=measured(int8=0.974, int4=0.72),
             error=GateError("int4: mean KL divergence is 0.5, above --max-kl 0.1."),
             commit_sha=None,
         )
     )
     assert "above" in summary
-    assert charts(summary)[1]["int4, 0.5"] == 0.5
+    assert charts(summary)[0]["int4, 1.30 MB, 72.0%"] == pytest.approx((65.00615, 72))
 
 
 def test_without_a_variant_there_is_no_chart() -> None:
@@ -286,7 +325,7 @@ def test_a_label_cannot_leave_its_chart() -> None:
     evil = 'x"]\n```\n%%{init: {}}%% # `b` ;'
     plan = PlannedVariant("int8_weight_only", {"a.weight": TensorRecord(True, 10, 5)}, 5)
     (chart,) = charts(render_summary(run_result(planned={evil: plan}, dry_run=True)))
-    assert chart == {"original, 10 B": 10, "x________%_init_ ____% _ _b_ _, 5 B (50.0%)": 5}
+    assert chart == {"original, 10 B": (100,), "x________%_init_ ____% _ _b_ _, 5 B": (50,)}
 
 
 def test_the_share_of_embeddings_is_told() -> None:
@@ -425,7 +464,7 @@ def test_the_dry_run_predicts_to_the_byte() -> None:
     )
     summary = render_summary(run_result(planned=planned, dry_run=True, commit_sha=None))
     assert summary.startswith("### 📋 Dry run: `int4` of `them/tiny`\n")
-    assert table(summary)[1] == ["`int4`", "2.00 MB", "1.23 MB", "61.7%", "3 / 4"]
+    assert table(summary)[1] == ["`int4`", "1.23 MB (61.7%)"]
 
 
 def test_the_dry_run_says_whose_columns_are_weighted() -> None:

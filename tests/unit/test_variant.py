@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from smolquant.quantize.variant import _copy
+import pytest
+
+from smolquant.quantize.variant import _copy, _has_chat_template
 
 REPO = "them/model"
 
@@ -29,3 +31,24 @@ def test_code_is_found_in_the_sources_repository_however_deep_a_config_names_it(
     }
     _copy(source, target, None)
     assert target.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("files", "has_one"),
+    [
+        ({}, False),
+        ({"chat_template.jinja": "{{ messages }}"}, True),
+        ({"chat_template.json": "{}"}, True),
+        ({"tokenizer_config.json": '{"chat_template": "{{ messages }}"}'}, True),
+        ({"tokenizer_config.json": '{"chat_template": null}'}, False),
+        ({"tokenizer_config.json": '{"eos_token": "chat_template"}'}, False),
+        ({"tokenizer_config.json": "{broken"}, False),
+        ({"tokenizer_config.json": "[]"}, False),
+    ],
+)
+def test_a_chat_template_is_found_wherever_transformers_finds_one(
+    files: dict[str, str], has_one: bool, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert _has_chat_template(tmp_path) == has_one

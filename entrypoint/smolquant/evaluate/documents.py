@@ -17,8 +17,9 @@ from smolquant.errors import InputError
 from smolquant.places import nearby
 from smolquant.text import one_of
 
-BUNDLED_NAME = "Debian Reference 2.100, six languages"
-CALIBRATION_NAME = "Debian GNU/Linux Installation Guide 20230508, six languages"
+_IN_SIX_LANGUAGES = "a manual in English, French, German, Spanish, Italian and Portuguese"
+BUNDLED_NAME = f"Debian Reference 2.100, {_IN_SIX_LANGUAGES}"
+CALIBRATION_NAME = f"Debian GNU/Linux Installation Guide 20230508, {_IN_SIX_LANGUAGES}"
 
 _BUNDLED = Path(__file__).parent / "text"
 _LANGUAGES = ("en", "fr", "de", "es", "it", "pt")
@@ -159,11 +160,18 @@ def _read(path: Path, option: str, state: tuple[int, ...]) -> EvalText:
                 hint="Write one conversation a line, as a .jsonl file, which may have any size.",
             )
         entries = json.loads(path.read_text(encoding="utf-8"))
-        return EvalText(path.name, [_conversation(entry) for entry in entries])
-    is_plain = path.suffix != ".jsonl"
-    text = EvalText(path.name, [plain] if is_plain else ConversationFile(path))
+        return EvalText(_named(path, "conversations"), [_conversation(one) for one in entries])
+    if path.suffix == ".jsonl":
+        text = EvalText(_named(path, "conversations"), ConversationFile(path))
+    else:
+        text = EvalText(_named(path, "plain text"), [plain])
     text.digest  # noqa: B018 - reads all of it
     return text
+
+
+def _named(path: Path, kind: str) -> str:
+    """What the owner's text is called where its numbers are published: its language is not known."""
+    return f"{path.name} ({kind})"
 
 
 def _conversation(entry: Any) -> Conversation:

@@ -79,6 +79,11 @@ def named_class(config: Mapping[str, Any]) -> str | None:
     return first if isinstance(first, str) and first else None
 
 
+def runs_own_code(model: Any) -> bool:
+    """Whether a model was built by code that its repository brings along."""
+    return type(model).__module__.startswith("transformers_modules.")
+
+
 def check_built(config: Mapping[str, Any], model: Any) -> list[str]:
     """Make sure that what transformers has built is what the config names, and that it generates text.
 
@@ -89,14 +94,13 @@ def check_built(config: Mapping[str, Any], model: Any) -> list[str]:
         CheckpointError: it is another class, has an encoder, or reads both sides of a word.
     """
     named, built = named_class(config), type(model).__name__
-    is_own_code = type(model).__module__.startswith("transformers_modules.")
     if _has_encoder(model.config):
         raise _other_task(built, "answering an input that an encoder reads", config)
     if _looks_ahead(model.config):
         raise _other_task(
             built, "filling in masked words from both sides: its config has no is_decoder", config
         )
-    if is_own_code:
+    if runs_own_code(model):
         return [f"The model is built by the repository's own code: {built}, which auto_map names."]
     if named is None:
         return [

@@ -1,4 +1,4 @@
-"""One commit: the root card, the main model where the rule asks for it, and this run's variants.
+"""One commit: the root card and its picture, the main model where the rule asks for it, and the variants.
 
 Everything before the commit only uploads blobs, which no branch refers to; so a failure leaves the
 repository as it was. The commit names the head that its cards were rendered for, and where others
@@ -31,6 +31,7 @@ from smolquant.publish.main_model import (
 from smolquant.publish.preupload import refuse_ignored
 from smolquant.publish.target import Target, find_tag, inspect_target
 from smolquant.record import VariantRecord
+from smolquant.report import overview
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
@@ -351,6 +352,11 @@ def _create_commit(
     return made
 
 
+def _is_free(own: Path | None) -> bool:
+    """Whether the checkpoint folder brings no file of somebody else's for the place of the picture."""
+    return own is None or overview.is_ours(own.read_bytes())
+
+
 def _operations(target: Target, publication: Publication) -> "list[CommitOperation]":
     """All that the commit does, for the repository as it is in ``target``."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -365,12 +371,19 @@ def _operations(target: Target, publication: Publication) -> "list[CommitOperati
     contents: dict[str, bytes | Path] = dict(change.add)
     stale = list(change.delete)
     has_main_model = bool(main_weights([*target.root_files, *change.add]))
+    records = dict(target.records) | dict(publication.records)
+    picture = None
+    if not target.has_another_picture and _is_free(change.add.get(overview.FILE_NAME)):
+        picture = overview.overview(records, publication.source_identity)
+    if picture is not None:
+        contents[overview.FILE_NAME] = picture.encode()
     contents[README] = root_card(
         readme,
-        dict(target.records) | dict(publication.records),
+        records,
         location=target.repo_id,
         has_main_model=has_main_model,
         source_identity=publication.source_identity,
+        has_picture=picture is not None,
     ).encode()
     base_model = publication.base_model or (target.repo_id if has_main_model else None)
     license_entries = publication.license_entries

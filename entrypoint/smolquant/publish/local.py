@@ -14,8 +14,11 @@ from smolquant.errors import InputError
 from smolquant.places import write_whole
 from smolquant.publish.cards import root_card, variant_card
 from smolquant.publish.front_matter import declared_license, own_readme, readme_text
+from smolquant.publish.words import name_of
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
+from smolquant.report import overview
 from smolquant.report.run_report import VariantResult
+from smolquant.report.snippets import folder_location
 
 
 def local_records(output_dir: Path) -> dict[str, VariantRecord]:
@@ -67,11 +70,17 @@ def check_place(output_dir: Path, source: Source) -> None:
             )
 
 
-def save(output_dir: Path, source: Source, results: Mapping[str, VariantResult]) -> None:
+def save(
+    output_dir: Path,
+    source: Source,
+    results: Mapping[str, VariantResult],
+    repo: str | None = None,
+) -> None:
     """Complete a folder of variants that stay on this machine: cards, and the model's own code.
 
     Args:
         results: the variants that this run has put there, by name.
+        repo: the Hub id that the owner gave; the cards are titled by it, or else by the source.
 
     Raises:
         InputError: the README.md that is there cannot be edited, or a file that is another's would be
@@ -89,6 +98,7 @@ def save(output_dir: Path, source: Source, results: Mapping[str, VariantResult])
         source_identity=source.identity,
         base_model=source.repo,
         license_entries=source.license or declared_license(readme),
+        name=name_of(repo or source.repo or source.folder.absolute().as_posix()),
         source_readme=readme,
         tracking_urls={name: one.tracking_url for name, one in results.items()},
     )
@@ -102,9 +112,10 @@ def write_cards(
     base_model: str | None,
     license_entries: Mapping[str, str],
     tracking_urls: Mapping[str, str | None],
+    name: str | None = None,
     source_readme: str | None = None,
 ) -> None:
-    """Write the cards of variants that stay on this machine, and the root card beside them.
+    """Write the cards of variants that stay on this machine, and the root card with its picture.
 
     Variants that earlier runs saved in ``output_dir`` are in the root card too.
 
@@ -114,29 +125,40 @@ def write_cards(
         base_model: the source's Hub id; None for a folder.
         license_entries: the source's, for the front matter.
         tracking_urls: the page of each variant's run in Trackio.
+        name: what the model is called; None for the name of ``output_dir``.
         source_readme: the source's README, which the root card is made from where there is none yet.
 
     Raises:
         InputError: the README.md that is there cannot be edited, or is a link.
     """
-    shown = output_dir.as_posix()
-    location = shown if output_dir.is_absolute() else f"./{shown}"
-    for name, made in records.items():
+    location = folder_location(output_dir)
+    for variant, made in records.items():
         card = variant_card(
             made,
             location=location,
             base_model=base_model,
             terms=license_entries,
-            tracking_url=tracking_urls.get(name),
+            name=name,
+            tracking_url=tracking_urls.get(variant),
         )
-        _write(output_dir / name / README, card)
+        _write(output_dir / variant / README, card)
     readme = output_dir / README
+    everything = saved_records(output_dir) | dict(records)
+    picture = None
+    if _may_draw(output_dir / overview.FILE_NAME):
+        picture = overview.overview(everything, source_identity)
+    if picture is not None:
+        write_text(output_dir / overview.FILE_NAME, picture)
     card = root_card(
-        readme_text(readme.read_bytes(), shown) if readme.is_file() else source_readme,
-        saved_records(output_dir) | dict(records),
+        readme_text(readme.read_bytes(), output_dir.as_posix())
+        if readme.is_file()
+        else source_readme,
+        everything,
         location=location,
         has_main_model=False,
         source_identity=source_identity,
+        name=name,
+        has_picture=picture is not None,
     )
     _write(readme, card)
 
@@ -149,6 +171,13 @@ def _is_complete(folder: Path, made: VariantRecord) -> bool:
 def _code(source: Source) -> Iterator[str]:
     """The names of the model's own code, which travels if it is trusted."""
     return filter(is_code, source.auxiliary_files)
+
+
+def _may_draw(path: Path) -> bool:
+    """Whether the picture of all variants may be written there: nobody else's file is."""
+    if not os.path.lexists(path):
+        return True
+    return path.is_file() and not path.is_symlink() and overview.is_ours(path.read_bytes())
 
 
 def _write(path: Path, text: str) -> None:

@@ -31,6 +31,7 @@ from smolquant.publish.target import (
     inspect_target,
 )
 from smolquant.record import FILE_NAME
+from smolquant.report import overview
 from smolquant.report.console import Console
 from smolquant.report.run_report import VariantResult
 from smolquant.settings import Settings
@@ -114,6 +115,11 @@ def announce(
     there = settings.output_dir / README
     if target is None and there.is_file():
         readme_text(there.read_bytes(), settings.output_dir.as_posix())
+    if target is not None and target.has_another_picture and variants:
+        console.notice(
+            "The card will have no picture",
+            f"{overview.FILE_NAME} in {target.repo_id} is not of smolquant's making, and stays.",
+        )
     if not isinstance(source, FolderSource):
         return
     extras = source.extras
@@ -203,14 +209,19 @@ def publish_results(
     return published
 
 
-def tag(hub: Hub, target: Target, settings: Settings, commit: str | None) -> None:
+def tag(hub: Hub, target: Target, settings: Settings, commit: str | None) -> str | None:
     """Tag ``commit`` if a tag was asked for.
+
+    Returns:
+        The tag that it has now; None where none was asked for.
 
     Raises:
         HubError: another commit was given the tag meanwhile, or the Hub refused.
     """
-    if settings.tag is not None and commit is not None:
-        tag_commit(hub, target.repo_id, settings.tag, commit)
+    if settings.tag is None or commit is None:
+        return None
+    tag_commit(hub, target.repo_id, settings.tag, commit)
+    return settings.tag
 
 
 def _travelling(source: Source) -> set[str]:

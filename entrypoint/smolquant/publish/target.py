@@ -14,10 +14,13 @@ from smolquant.errors import HubError, InputError
 from smolquant.hub import HOW_TO_SIGN_IN, Hub, OddAnswer, hub_errors
 from smolquant.publish.front_matter import Readme, check_kinds, readme_text
 from smolquant.record import InvalidRecord, VariantRecord
+from smolquant.report import overview
 from smolquant.text import one_line
 
 _LARGEST_TEXT = 64 * 2**20
 """Bytes. A record of a model with a hundred thousand tensors has about 20 MiB."""
+_LARGEST_PICTURE = 2**20
+"""Bytes. Ours of many variants has some 20 kB."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Target:
     unreadable: tuple[str, ...] = ()
     """Subfolders with a quantization.json that this version cannot read, or whose files are missing."""
     root_files: Mapping[str, RemoteFile] = field(default_factory=dict)
+    has_another_picture: bool = False
+    """Whether a file of somebody else's has the name of our picture, so that there is none."""
     folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The files in and below each subfolder, as paths in the subfolder."""
 
@@ -75,6 +80,8 @@ def inspect_target(hub: Hub, repo_id: str, revision: str | None = None) -> Targe
         records=records,
         unreadable=unreadable,
         root_files={path: file for path, file in files.items() if "/" not in path},
+        has_another_picture=overview.FILE_NAME in files
+        and not overview.is_ours(texts.get(overview.FILE_NAME, b"")),
         folders={folder: tuple(names) for folder, names in folders.items()},
     )
 
@@ -186,11 +193,12 @@ def find_tag(hub: Hub, repo_id: str, tag: str) -> str | None:
 
 
 def _read_texts(hub: Hub, repo_id: str, listing: Listing) -> dict[str, bytes]:
-    """The root card and every record that is not too large for one, by path."""
+    """The root card, its picture, and every record, but what is too large for one, by path."""
     wanted = {
         path: file
         for path, file in listing.files.items()
         if path == README
+        or (path == overview.FILE_NAME and file.size <= _LARGEST_PICTURE)
         or (
             (path.count("/") == 1 and path.endswith(f"/{record.FILE_NAME}"))
             and file.size <= _LARGEST_TEXT

@@ -28,6 +28,7 @@ from smolquant.machine import (
     require_memory,
 )
 from smolquant.memory import give_back_garbage, peak_bytes
+from smolquant.model.task import runs_own_code
 from smolquant.quantize.calibrate import (
     CalibratedWeights,
     Calibration,
@@ -171,6 +172,7 @@ def quantize_variants(
             license_files=_license_files(work),
             device=_deciding_device(plan, work.settings),
             task=work.plans.architecture.task,
+            runs_own_code=runs_own_code(work.plans.architecture.model),
         )
         results[variant] = VariantResult(
             record, folder, seconds=seconds, peak_memory_bytes=peak_bytes()

@@ -36,6 +36,7 @@ from smolquant.record import (
 from smolquant.report import plot
 
 INDEX = "model.safetensors.index.json"
+_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 
 
 def work_key(plan: VariantPlan, source_state: str, options: Options) -> str:
@@ -66,6 +67,7 @@ def finish_variant(
     license_files: Sequence[str] = (),
     device: str | None = None,
     task: Task = TEXT_GENERATION,
+    runs_own_code: bool = False,
 ) -> VariantRecord:
     """Complete ``folder``, which holds the weight files, and return its record, not yet written.
 
@@ -77,16 +79,13 @@ def finish_variant(
         license_files: names of the source's files that are copied too.
         device: the device that computed the stored bytes, if they depend on it.
         task: what the model is for.
+        runs_own_code: whether the model is built by code of its own.
 
     Raises:
         InputError: a file of it holds a token that this run was given.
         OSError: the disk is full.
     """
-    for name in (*source.auxiliary_files, *license_files):
-        if name != CONFIG and not is_code(name):
-            target = folder / name
-            target.parent.mkdir(exist_ok=True)  # and no folder above, which may have been deleted
-            _copy(source.folder / name, target, source.repo)
+    _copy_files(folder, source, (*source.auxiliary_files, *license_files))
     write_text(folder / CONFIG, _config_text(config, plan, source.repo))
     if plan.index_text is not None:
         write_text(folder / INDEX, plan.index_text)
@@ -111,12 +110,34 @@ def finish_variant(
         files={**written.files, **_file_records(folder, others)},
         device=device,
         task=task,
+        has_chat_template=_has_chat_template(folder),
+        runs_own_code=runs_own_code,
     )
+
+
+def _copy_files(folder: Path, source: Source, names: Iterable[str]) -> None:
+    """Copy files of the source but its config, which changes, and its code, which stays at the root."""
+    for name in names:
+        if name != CONFIG and not is_code(name):
+            target = folder / name
+            target.parent.mkdir(exist_ok=True)  # and no folder above, which may have been deleted
+            _copy(source.folder / name, target, source.repo)
 
 
 def write_record(folder: Path, record: VariantRecord) -> None:
     """Write ``quantization.json``."""
     write_text(folder / FILE_NAME, record.to_json())
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer in ``folder`` renders conversations: by a file of its own, or by its config."""
+    if any((folder / name).is_file() for name in _TEMPLATES):
+        return True
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):  # there is none, or none that transformers reads
+        return False
+    return isinstance(config, dict) and bool(config.get("chat_template"))
 
 
 def _config_text(config: dict[str, Any], plan: VariantPlan, repo: str | None) -> str:

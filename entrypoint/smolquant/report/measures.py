@@ -1,8 +1,9 @@
-"""What is measured of a variant: how it is called and how its numbers read, on cards and in summaries."""
+"""What is measured of a variant: how it is called, how its numbers read, and what they say, everywhere."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 
 from smolquant.record import Metrics
 from smolquant.schemes import Scheme
@@ -18,6 +19,8 @@ class Measure:
     """A quantity that is measured of a variant and, where the source has one of its own, of the source."""
 
     title: str
+    meaning: str
+    """One line that goes on after the title and a colon."""
     of_variant: Callable[[Metrics], float | None]
     show: Callable[[float], str]
     of_source: Callable[[Metrics], float | None] = _nothing
@@ -25,6 +28,11 @@ class Measure:
     """Whether it is a matter of the machine; otherwise of the text."""
     hub: tuple[str, str] | None = None
     """Identifier and name in a card's front matter."""
+
+    def value(self, metrics: Metrics | None) -> float | None:
+        """The variant's number; None where it was not measured, or is none."""
+        value = None if metrics is None else self.of_variant(metrics)
+        return None if value is None or not math.isfinite(value) else value
 
     def variant(self, metrics: Metrics | None) -> str:
         """The variant's number as people read it; empty where it was not measured."""
@@ -45,30 +53,35 @@ class Measure:
 
 PERPLEXITY = Measure(
     "Perplexity",
+    "how hard the text is to predict for a model; lower is better.",
     lambda m: m.perplexity,
     "{:.3f}".format,
     of_source=lambda m: m.source_perplexity,
     hub=("perplexity", "Perplexity"),
 )
 PERPLEXITY_INCREASE = Measure(
-    "Perplexity increase",
+    "Perplexity change",
+    "how much harder the text is to predict for the variant than for the original; 0% is no loss.",
     lambda m: m.perplexity_increase_percent,
     lambda change: f"{significant(change, signed=True)}%",
 )
 MEAN_KL = Measure(
     "Mean KL",
+    "how far the variant's predictions are from the original's, in nats; 0 is no distance.",
     lambda m: m.mean_kl,
     significant,
     hub=("kl_divergence", "Mean KL divergence from the original model, nats"),
 )
 TOP1_AGREEMENT = Measure(
     "Same top token",
+    "how often the variant's first choice of the next token is the original's.",
     lambda m: m.top1_agreement,
     percent,
     hub=("top1_agreement", "Top-1 agreement with the original model"),
 )
 DECODING = Measure(
     "Tokens/s",
+    "how many tokens a second are generated, one sequence at a time.",
     lambda m: m.tokens_per_second,
     "{:.1f}".format,
     of_source=lambda m: m.source_tokens_per_second,
@@ -76,6 +89,7 @@ DECODING = Measure(
 )
 PREFILL = Measure(
     "Prompt tokens/s",
+    "how many tokens a second of a prompt are read.",
     lambda m: m.prefill_tokens_per_second,
     "{:.1f}".format,
     of_source=lambda m: m.source_prefill_tokens_per_second,
@@ -83,22 +97,82 @@ PREFILL = Measure(
 )
 PEAK_MEMORY = Measure(
     "Peak memory",
+    "the most that a process takes which loads the model and generates.",
     lambda m: m.peak_memory_bytes,
     lambda n_bytes: human_size(int(n_bytes)),
     of_source=lambda m: m.source_peak_memory_bytes,
     on_machine=True,
 )
 
-MEASURES = (
-    PERPLEXITY,
-    PERPLEXITY_INCREASE,
-    MEAN_KL,
-    TOP1_AGREEMENT,
-    DECODING,
-    PREFILL,
-    PEAK_MEMORY,
+QUALITY = (PERPLEXITY, PERPLEXITY_INCREASE, MEAN_KL, TOP1_AGREEMENT)
+"""The measures of a text, in the order in which a card shows them."""
+HEADLINES = (PERPLEXITY_INCREASE, TOP1_AGREEMENT)
+"""Those that compare a variant with its original, and that everybody understands."""
+SPEEDS = (DECODING, PREFILL)
+MEASURES = (*QUALITY, *SPEEDS, PEAK_MEMORY)
+
+
+class Loss(IntEnum):
+    """How much of the original's quality a variant has lost."""
+
+    NOTHING = 0
+    LITTLE = 1
+    SOME = 2
+    MUCH = 3
+
+    @property
+    def words(self) -> str:
+        """What a variant has done, for the middle of a sentence."""
+        return ("lost next to nothing", "lost little", "lost noticeably", "lost much")[self]
+
+
+_LIMITS: tuple[tuple[Measure, Callable[[float], float], tuple[float, float, float]], ...] = (
+    (PERPLEXITY_INCREASE, lambda change: change, (0.5, 2.0, 10.0)),
+    (MEAN_KL, lambda nats: nats, (0.01, 0.03, 0.15)),
+    (TOP1_AGREEMENT, lambda share: 1 - share, (0.03, 0.07, 0.20)),
 )
-"""All measures, in the order in which a card shows them."""
+"""Of each measure how it tells a loss, and the largest that is next to nothing, little, and noticeable.
+
+By them 8-bit weights of most models lose next to nothing or little, and 4-bit weights of a small model,
+whose perplexity rises by a third, lose much."""
+
+
+def loss_of(metrics: Metrics | None) -> Loss | None:
+    """How much was lost, by the measure that tells most; None where no quality was measured."""
+    losses = [
+        Loss(sum(as_loss(value) > limit for limit in limits))
+        for measure, as_loss, limits in _LIMITS
+        if (value := measure.value(metrics)) is not None
+    ]
+    return max(losses, default=None)
+
+
+def loss_numbers(metrics: Metrics | None) -> str:
+    """``perplexity +0.3%, same top token 97.1%``: what :func:`loss_of` is told by; empty for nothing."""
+    shown = [
+        (measure.title.removesuffix(" change"), number)
+        for measure in HEADLINES
+        if (number := measure.variant(metrics))
+    ] or [(MEAN_KL.title, MEAN_KL.variant(metrics))]
+    return ", ".join(f"{_in_a_sentence(title)} {number}" for title, number in shown if number)
+
+
+def _in_a_sentence(title: str) -> str:
+    return title[:1].lower() + title[1:]
+
+
+def speed_words(metrics: Metrics | None) -> str:
+    """What cards and summaries say of speed, for the end of a sentence; empty where nothing was measured.
+
+    It is said here and nowhere else.
+    """
+    said = []
+    for measure, verb in ((DECODING, "generates"), (PREFILL, "reads a prompt at")):
+        variant, source = measure.variant(metrics), measure.source(metrics)
+        if variant:
+            beside = f" (the original: {source})" if source else ""
+            said.append(f"{verb} {variant} tokens a second{beside}")
+    return " and ".join(said)
 
 
 def measured_as(scheme: Scheme | None, metrics: Metrics | None) -> str:
@@ -114,9 +188,14 @@ def measured_as(scheme: Scheme | None, metrics: Metrics | None) -> str:
     return "" if as_it_runs else scheme.measured_as
 
 
+def any_measured(measure: Measure, metrics: Iterable[Metrics | None]) -> bool:
+    """Whether one of several variants has a number."""
+    return any(map(measure.variant, metrics))
+
+
 def has_quality(metrics: Metrics) -> bool:
     """Whether anything was measured on a text."""
-    return any(one.variant(metrics) for one in MEASURES if not one.on_machine)
+    return any(one.variant(metrics) for one in QUALITY)
 
 
 def has_speed(metrics: Metrics) -> bool:

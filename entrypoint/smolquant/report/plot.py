@@ -1,7 +1,6 @@
 """What rounding did to a variant's weights, as a picture: relative error, layer by layer, in SVG.
 
-Drawn from the tensor records alone, so that the same variant gives the same bytes. The picture brings
-its own background, for pages that are dark.
+Drawn from the tensor records alone, so that the same variant gives the same bytes.
 """
 
 import math
@@ -9,25 +8,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from xml.etree.ElementTree import Element, SubElement, indent, tostring
+from xml.etree.ElementTree import Element, SubElement
 
 from smolquant.names import split_at_layer, without_numbers
 from smolquant.record import TensorRecord
+from smolquant.report import svg
 from smolquant.text import one_line
 
 FILE_NAME = "relative_error.svg"
 
-_WIDTH, _HEIGHT = 960, 500
-_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 700, 92, 432
+_HEIGHT = 440
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 540, 92, 372
 """The plot area; the legend stands to its right."""
-_COLOURS = (
-    "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#882255",
-)  # fmt: skip
-"""Okabe and Ito's, which people who do not see all colours can tell apart, less their yellow."""
-_MAX_SERIES = 2 * len(_COLOURS)
-_LONGEST_LABEL, _LONGEST_NAME = 16, 80
-_FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
-_INK, _FAINT, _GRID, _PAPER = "#24292f", "#59636e", "#e4e8ec", "#ffffff"
+_MAX_SERIES = 2 * len(svg.SERIES)
+_LEGEND_LINE = 19
+_LONGEST_LABEL, _LONGEST_NAME = 14, 80
 
 
 @dataclass(frozen=True)
@@ -47,8 +42,8 @@ class _Series:
     label: str
     points: tuple[tuple[int, float], ...]
     """(layer, percent), in the layers' order."""
-    colour: str
-    dashes: str
+    number: int
+    """What its colour follows."""
     in_layers: bool
 
     @property
@@ -58,20 +53,6 @@ class _Series:
     @property
     def mean(self) -> float:
         return sum(error for _, error in self.points) / len(self.points)
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """A range of values on a range of pixels."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> str:
-        share = (value - self.low) / (self.high - self.low)
-        return f"{self.start + share * (self.end - self.start):.1f}"
 
 
 def relative_error_plot(variant: str, tensors: Mapping[str, TensorRecord]) -> str | None:
@@ -93,20 +74,22 @@ def relative_error_plot(variant: str, tensors: Mapping[str, TensorRecord]) -> st
     shown = sorted(series, key=lambda one: one.largest, reverse=True)[:_MAX_SERIES]
     shown.sort(key=lambda one: one.mean, reverse=True)
     values = [error.percent for error in errors]
-    ticks = _ticks(min(values), max(values), at_most=6)
-    across = _Scale(layers[0], layers[-1], _LEFT + 16, _RIGHT - 16)
-    up = _Scale(ticks[0], ticks[-1], _BOTTOM, _TOP)
+    ticks = svg.ticks(min(values), max(values), at_most=6)
+    across = svg.Scale(layers[0], layers[-1], _LEFT + 16, _RIGHT - 16)
+    up = svg.Scale(ticks[0], ticks[-1], _BOTTOM, _TOP)
     title = f"Relative error of {one_line(variant)}, layer by layer"
-    subtitle = f"Largest: {_clipped(worst.name, _LONGEST_NAME)}, {worst.percent:.2f}%"
+    subtitle = f"Largest: {svg.clipped(worst.name, _LONGEST_NAME)}, {worst.percent:.2f}%"
 
-    svg = _canvas(title, subtitle)
-    _draw_axes(svg, across, up, ticks, layers)
+    picture = svg.canvas(title, subtitle, _HEIGHT)
+    svg.ring(picture, "30", "57")
+    svg.write_faint(picture, subtitle, 42, 62)
+    _draw_axes(picture, across, up, ticks, layers)
     for one in reversed(shown):  # the largest errors lie on top
-        _draw_line(svg, one, across, up)
-    _draw_ring(svg, across(layers[-1] if worst.layer is None else worst.layer), up(worst.percent))
-    _draw_legend(svg, shown, len(series) - len(shown))
-    indent(svg)
-    return tostring(svg, encoding="unicode") + "\n"
+        _draw_line(picture, one, across, up)
+    at = layers[-1] if worst.layer is None else worst.layer
+    svg.ring(picture, across(at), up(worst.percent))
+    _draw_legend(picture, shown, len(series) - len(shown))
+    return svg.text_of(picture)
 
 
 def largest_error(tensors: Mapping[str, TensorRecord]) -> tuple[str, float] | None:
@@ -145,8 +128,7 @@ def _series(errors: Sequence[_Error], layers: Sequence[int]) -> list[_Series]:
             _Series(
                 label=tail if tails[tail] == 1 else kind,
                 points=tuple(sorted(worst[kind, in_layers].items())),
-                colour=_COLOURS[index % len(_COLOURS)],
-                dashes="" if index % _MAX_SERIES < len(_COLOURS) else "7 4",
+                number=index,
                 in_layers=in_layers,
             )
         )
@@ -157,106 +139,54 @@ def _tail(kind: str) -> str:
     return kind.rpartition(".")[2]
 
 
-def _ticks(low: float, high: float, *, at_most: int) -> list[float]:
-    """Round numbers, evenly spaced, from ``low`` or less to ``high`` or more."""
-    span = high - low or abs(high) or 1.0
-    step = 10.0 ** math.floor(math.log10(span / at_most))
-    step *= next(factor for factor in (1, 2, 5, 10) if span / (step * factor) <= at_most)
-    first = math.floor(low / step)
-    last = max(math.ceil(high / step), first + 1)
-    return [n * step for n in range(first, last + 1)]
-
-
-def _canvas(title: str, subtitle: str) -> Element:
-    svg = Element(
-        "svg",
-        {
-            "xmlns": "http://www.w3.org/2000/svg",
-            "viewBox": f"0 0 {_WIDTH} {_HEIGHT}",
-            "width": str(_WIDTH),
-            "height": str(_HEIGHT),
-            "role": "img",
-            "font-family": _FONT,
-            "font-size": "13",
-            "fill": _INK,
-        },
-    )
-    SubElement(svg, "title").text = title
-    SubElement(svg, "desc").text = subtitle
-    edge = {"x": "0.5", "y": "0.5", "rx": "8", "fill": _PAPER, "stroke": _GRID}
-    SubElement(svg, "rect", edge | {"width": str(_WIDTH - 1), "height": str(_HEIGHT - 1)})
-    _write(svg, title, 24, 36, **{"font-size": "19", "font-weight": "600"})
-    _draw_ring(svg, "30", "57")
-    _write(svg, subtitle, 42, 62, fill=_FAINT)
-    return svg
-
-
 def _draw_axes(
-    svg: Element, across: _Scale, up: _Scale, ticks: Sequence[float], layers: Sequence[int]
+    picture: Element,
+    across: svg.Scale,
+    up: svg.Scale,
+    ticks: Sequence[float],
+    layers: Sequence[int],
 ) -> None:
-    decimals = max(0, -math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9))
     for tick in ticks:
-        line = {"x1": str(_LEFT), "x2": str(_RIGHT), "y1": up(tick), "y2": up(tick)}
-        SubElement(svg, "line", line | {"stroke": _GRID})
-        label = f"{tick:.{decimals}f}%"
-        _write(svg, label, _LEFT - 10, up(tick), dy="4.5", fill=_FAINT, **{"text-anchor": "end"})
-    step = max(1, round(_ticks(0, layers[-1] - layers[0], at_most=15)[1]))
+        svg.grid_line(picture, x1=str(_LEFT), x2=str(_RIGHT), y1=up(tick), y2=up(tick))
+        label = svg.tick_label(tick, ticks[1] - ticks[0])
+        svg.write_faint(picture, label, _LEFT - 10, up(tick), dy="4.5", **svg.TO_THE_LEFT)
+    step = max(1, round(svg.ticks(0, layers[-1] - layers[0], at_most=12)[1]))
     for layer in range(math.ceil(layers[0] / step) * step, layers[-1] + 1, step):
-        _write(svg, str(layer), across(layer), _BOTTOM + 22, fill=_FAINT, **_CENTRED)
+        svg.write_faint(picture, str(layer), across(layer), _BOTTOM + 22, **svg.CENTRED)
     middle = (_LEFT + _RIGHT) / 2
-    _write(svg, "Layer", middle, _BOTTOM + 48, **_CENTRED)
+    svg.write(picture, "Layer", middle, _BOTTOM + 48, **svg.CENTRED)
     height = (_TOP + _BOTTOM) / 2
     turned = {"transform": f"rotate(-90 22 {height})"}
-    _write(svg, "‖dequantized − source‖ / ‖source‖", 22, height, **_CENTRED, **turned)
+    svg.write(picture, "‖dequantized − source‖ / ‖source‖", 22, height, **svg.CENTRED, **turned)
 
 
-_CENTRED = {"text-anchor": "middle"}
-
-
-def _draw_line(svg: Element, series: _Series, across: _Scale, up: _Scale) -> None:
+def _draw_line(picture: Element, series: _Series, across: svg.Scale, up: svg.Scale) -> None:
     places = [(across(layer), up(error)) for layer, error in series.points]
-    stroke = {"fill": "none", "stroke": series.colour, "stroke-linecap": "round"}
+    look = {"fill": "none", **svg.stroke(series.number), "stroke-linecap": "round"}
     line = "M" + "L".join(f"{x} {y}" for x, y in places)
-    look = {"stroke-width": "1.8", "stroke-linejoin": "round", **_dashes(series)}
-    SubElement(svg, "path", {"d": line, **stroke, **look})
+    thin = {"stroke-width": "1.8", "stroke-linejoin": "round", **_dashes(series)}
+    SubElement(picture, "path", {"d": line, **look, **thin})
     if series.in_layers:  # a stroke of no length with round ends is a dot
         dots = "".join(f"M{x} {y}h0" for x, y in places)
-        SubElement(svg, "path", {"d": dots, **stroke, "stroke-width": "5.5"})
+        SubElement(picture, "path", {"d": dots, **look, "stroke-width": "5.5"})
 
 
 def _dashes(series: _Series) -> dict[str, str]:
-    dashes = series.dashes if series.in_layers else "1 5"
-    return {"stroke-dasharray": dashes} if dashes else {}
+    if not series.in_layers:
+        return {"stroke-dasharray": "1 5"}
+    repeats_colours = series.number % _MAX_SERIES >= len(svg.SERIES)
+    return {"stroke-dasharray": "7 4"} if repeats_colours else {}
 
 
-def _draw_ring(svg: Element, x: str, y: str) -> None:
-    """What marks the worst tensor, in the subtitle and on its line."""
-    look = {"r": "6.5", "fill": "none", "stroke": _INK, "stroke-width": "1.6"}
-    SubElement(svg, "circle", {"cx": x, "cy": y, **look})
-
-
-def _draw_legend(svg: Element, series: Iterable[_Series], left_out: int) -> None:
-    x, y = _RIGHT + 24, _TOP + 4
-    right = {"text-anchor": "end", "fill": _FAINT}
-    _write(svg, "mean", _WIDTH - 24, y, **right)
+def _draw_legend(picture: Element, series: Iterable[_Series], left_out: int) -> None:
+    x, y, right = _RIGHT + 20, _TOP + 4, svg.WIDTH - 24
+    svg.write_faint(picture, "mean", right, y, **svg.TO_THE_LEFT)
     for one in series:
-        y += 21
+        y += _LEGEND_LINE
         line = {"x1": str(x), "x2": str(x + 20), "y1": str(y - 4.5), "y2": str(y - 4.5)}
-        look = {"stroke": one.colour, "stroke-width": "3", "stroke-linecap": "round"}
-        SubElement(svg, "line", line | look | _dashes(one))
-        _write(svg, _clipped(one.label, _LONGEST_LABEL), x + 30, y)
-        _write(svg, f"{one.mean:.2f}%", _WIDTH - 24, y, **right)
+        look = {**svg.stroke(one.number), "stroke-width": "3", "stroke-linecap": "round"}
+        SubElement(picture, "line", line | look | _dashes(one))
+        svg.write(picture, svg.clipped(one.label, _LONGEST_LABEL), x + 28, y)
+        svg.write_faint(picture, f"{one.mean:.2f}%", right, y, **svg.TO_THE_LEFT)
     if left_out > 0:
-        _write(svg, f"and {left_out} with less", x + 30, y + 21, fill=_FAINT)
-
-
-def _write(svg: Element, text: str, x: float | str, y: float | str, **look: str) -> None:
-    SubElement(svg, "text", {"x": str(x), "y": str(y), **look}).text = text
-
-
-def _clipped(text: str, longest: int) -> str:
-    """``text`` without its middle where it is too long: names differ at their ends."""
-    if len(text) <= longest:
-        return text
-    kept = longest // 2
-    return f"{text[:kept]}…{text[len(text) - longest + kept + 1 :]}"
+        svg.write_faint(picture, f"and {left_out} with less", x + 28, y + _LEGEND_LINE)

@@ -63,6 +63,8 @@ class RunReport:
     variants: dict[str, VariantResult] = field(default_factory=dict)
     repo_url: str | None = None
     commit_sha: str | None = None
+    tag: str | None = None
+    """The tag that the commit was given on the Hub, or had."""
     pull_request_url: str | None = None
     changed: bool = False
     verdict: str = ""

@@ -1,14 +1,16 @@
 """Instructions for loading a variant by its scheme: what to install, and code that runs as it stands."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from pathlib import PurePath
 
-from smolquant.record import IMAGE_TEXT_TO_TEXT, TEXT_GENERATION, TensorRecord
+from smolquant.record import IMAGE_TEXT_TO_TEXT, TEXT_GENERATION, TensorRecord, VariantRecord
 from smolquant.schemes import Scheme
 from smolquant.text import Markdown, code_block
 
+WIDTH = 80
+"""Characters of a line that a card shows without a scroll bar."""
 _PICTURE = (
     "https://huggingface.co/datasets/huggingface/documentation-images/resolve/main/"
     "pipeline-cat-chonk.jpeg"
@@ -26,16 +28,26 @@ class _Kind:
     packages: str
     """What the reader needs beside transformers, each with a space in front."""
     asking: tuple[str, ...]
+    """Code that makes ``prompt``, the model's input."""
 
 
-_TEXT = _Kind(
+_COMPLETION = _Kind(
+    "AutoModelForCausalLM",
+    "AutoTokenizer",
+    "tokenizer",
+    "",
+    ('prompt = tokenizer("The capital of France is", return_tensors="pt")',),
+)
+_CHAT = _Kind(
     "AutoModelForCausalLM",
     "AutoTokenizer",
     "tokenizer",
     "",
     (
-        'prompt = tokenizer("The capital of France is", return_tensors="pt").to(model.device)',
-        "print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))",
+        'messages = [{"role": "user", "content": "What is the capital of France?"}]',
+        "prompt = tokenizer.apply_chat_template(",
+        '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+        ")",
     ),
 )
 _IMAGES = _Kind(
@@ -44,8 +56,11 @@ _IMAGES = _Kind(
     "processor",
     " pillow torchvision",
     (
+        "picture = (",
+        *(f'    "{part}"' for part in _PICTURE.replace("/resolve", "\n/resolve").split("\n")),
+        ")",
         "content = [",
-        f'    {{"type": "image", "url": "{_PICTURE}"}},',
+        '    {"type": "image", "url": picture},',
         '    {"type": "text", "text": "What is in this picture?"},',
         "]",
         "prompt = processor.apply_chat_template(",
@@ -54,37 +69,30 @@ _IMAGES = _Kind(
         "    tokenize=True,",
         "    return_dict=True,",
         '    return_tensors="pt",',
-        ").to(model.device, model.dtype)",
-        "print(processor.decode(model.generate(**prompt, max_new_tokens=20)[0]))",
+        ")",
     ),
 )
 
 
-def _kind(task: str) -> _Kind:
-    return _IMAGES if task == IMAGE_TEXT_TO_TEXT else _TEXT
+def _kind(record: VariantRecord) -> _Kind:
+    if record.task == IMAGE_TEXT_TO_TEXT:
+        return _IMAGES
+    return _CHAT if record.has_chat_template else _COMPLETION
 
 
 @dataclass(frozen=True)
 class Way:
     """One way to load a variant."""
 
-    lead: str
-    """The sentence that introduces it; empty where there is no other way."""
-    program: Markdown
-    """Python that loads the variant and answers a prompt."""
-
-
-@dataclass(frozen=True)
-class Loading:
-    """All that a card says about loading a variant."""
-
+    library: str
+    """What loads it, as people write it."""
+    note: str
+    """The sentence that introduces it; empty where nothing has to be said."""
     install: Markdown
     """The command that installs what it takes."""
-    ways: tuple[Way, ...]
+    program: Markdown
+    """Python, or for a server a shell's commands."""
 
-
-Tensors = Mapping[str, TensorRecord]
-"""A variant's tensors, as its record lists them."""
 
 _FROM_THE_RIGHT = (
     "Its experts are multiplied from the right, for which torchao has no kernel: load it with smolquant, "
@@ -95,72 +103,77 @@ _ONE_BY_ONE = (
     "torchao has no kernels for a whole stack of them. Only experts that a token chooses are computed, and "
     "speeds are measured that way."
 )
+_PACKED = "smolquant packs the weights for this machine's kernels."
+_NO_SUBFOLDERS = (
+    "vLLM knows no subfolders, so download this one and serve the folder; vLLM must know the model's "
+    "architecture. SGLang cannot load it: up to 0.5.23, it reads no files of torchao's."
+)
+_TABLES = ("embedding", "output head")
 
 
-def loading(
-    scheme: Scheme,
-    location: str,
-    task: str = TEXT_GENERATION,
-    tensors: Tensors = MappingProxyType({}),
-) -> Loading:
-    """How to load the variant of ``scheme`` from ``location``, a Hub id or a folder of variants.
+def loading(scheme: Scheme, record: VariantRecord, location: str) -> tuple[Way, ...]:
+    """How to load the variant of ``scheme``, the best way first.
 
     Args:
-        task: what the model is for, see :data:`smolquant.record.Task`.
-        tensors: the variant's; where none is given, all are of linear layers.
+        location: what it is loaded from, a Hub id or a folder of variants.
     """
-    kind = _kind(task)
-    stock = _stock(kind, location, scheme.variant)
+    kind = _kind(record)
     with_smolquant = Way(
-        "Load it with smolquant, which packs the weights for this machine:",
-        _program(kind, _smolquant(kind, location, scheme.variant)),
-    )
-    if _only_smolquant_loads(tensors):
-        return Loading(_install("smolquant" + kind.packages), (with_smolquant,))
-    if scheme.stock_loads:
-        packages = "torch torchao transformers accelerate"
-        return Loading(_install(packages + kind.packages), (Way("", _program(kind, stock)),))
-    registered = [
-        "import smolquant.torchao",
-        *_stock(kind, location, scheme.variant, device="cpu"),
-    ]
-    return Loading(
+        "smolquant",
+        _PACKED,
         _install("smolquant" + kind.packages),
-        (
-            with_smolquant,
-            Way(
-                "Or load it with transformers, once smolquant has given torchao's "
-                f"{scheme.variant} weights a CPU kernel:",
-                _program(kind, registered),
-            ),
-        ),
+        _program(kind, _smolquant(kind, record, location)),
     )
+    if _only_smolquant_loads(record.tensors):
+        return (with_smolquant,)
+    if not scheme.stock_loads:
+        registered = ["import smolquant.torchao", *_stock(kind, record, location, device="cpu")]
+        by_stock = Way(
+            "transformers",
+            f"smolquant first gives torchao's {scheme.variant} weights a CPU kernel.",
+            with_smolquant.install,
+            _program(kind, registered),
+        )
+        return with_smolquant, by_stock
+    by_stock = Way(
+        "transformers",
+        "",
+        _install("torch torchao transformers accelerate" + kind.packages),
+        _program(kind, _stock(kind, record, location)),
+    )
+    served = (_with_vllm(record, location),) if _vllm_serves(scheme, record) else ()
+    return by_stock, with_smolquant, *served
 
 
-def loading_code(
-    scheme: Scheme,
-    location: str,
-    task: str = TEXT_GENERATION,
-    tensors: Tensors = MappingProxyType({}),
-) -> Markdown:
+def loading_code(scheme: Scheme, record: VariantRecord, location: str) -> Markdown:
     """The lines that load the variant of ``scheme``, without a prompt."""
-    by_stock = scheme.stock_loads and not _only_smolquant_loads(tensors)
+    by_stock = scheme.stock_loads and not _only_smolquant_loads(record.tensors)
     lines = _stock if by_stock else _smolquant
-    return _python(lines(_kind(task), location, scheme.variant))
+    return _python(lines(_kind(record), record, location))
 
 
-def main_model_program(location: str, task: str = TEXT_GENERATION) -> Markdown:
-    """Python that loads the unquantized model and answers a prompt."""
-    return _program(_kind(task), _stock(_kind(task), location, None))
+def main_model_program(location: str, record: VariantRecord | None) -> Markdown:
+    """Python that loads the unquantized model and answers a prompt.
+
+    Args:
+        record: of a variant that was made from it; None where there is none.
+    """
+    kind = _COMPLETION if record is None else _kind(record)
+    own_code = record is not None and record.runs_own_code
+    return _program(kind, _from_pretrained(kind, location, None, own_code=own_code))
 
 
-def cautions(variants: Iterable[tuple[Scheme, Tensors]]) -> list[tuple[list[str], str]]:
+def cautions(variants: Iterable[tuple[Scheme, "Tensors"]]) -> list[tuple[list[str], str]]:
     """What readers have to know before they load: each sentence once, after the variants that it is for."""
     names: dict[str, list[str]] = {}
     for scheme, tensors in variants:
         for caution in cautions_of(scheme, tensors):
             names.setdefault(caution, []).append(scheme.variant)
     return [(variants_of, sentence) for sentence, variants_of in names.items()]
+
+
+Tensors = Mapping[str, TensorRecord]
+"""A variant's tensors, as its record lists them."""
 
 
 def cautions_of(scheme: Scheme, tensors: Tensors) -> list[str]:
@@ -182,27 +195,138 @@ def _only_smolquant_loads(tensors: Tensors) -> bool:
     return any(tensor.transposed for tensor in tensors.values())
 
 
+def _vllm_serves(scheme: Scheme, record: VariantRecord) -> bool:
+    """Whether vLLM can read the weights as they are stored.
+
+    It joins projections such as q, k and v, whose weights must therefore all be quantized, and gives
+    torchao the linear layers alone. Code that a repository brings along it does not find in a subfolder.
+    """
+    quantized_kinds = {tensor.kind for tensor in record.tensors.values() if tensor.quantized}
+    kept_kinds = {tensor.kind for tensor in record.tensors.values() if not tensor.quantized}
+    return (
+        scheme.vllm_loads
+        and record.task == TEXT_GENERATION
+        and not record.runs_own_code
+        and quantized_kinds == {"linear"}
+        and "linear" not in kept_kinds
+    )
+
+
+def _with_vllm(record: VariantRecord, location: str) -> Way:
+    folder = location.rstrip("/").rpartition("/")[2]
+    if is_folder(location):
+        commands = [f"vllm serve {_shell(f'{location}/{record.variant}')}"]
+    else:
+        commands = [
+            *_broken(
+                f"hf download {_shell(location)}",
+                [f"--include {_shell(f'{record.variant}/*')}", f"--local-dir {_shell(folder)}"],
+            ),
+            f"vllm serve {_shell(f'{folder}/{record.variant}')}",
+        ]
+    return Way(
+        "vLLM", _NO_SUBFOLDERS, _install("vllm torchao"), code_block("\n".join(commands), "sh")
+    )
+
+
+def folder_location(folder: PurePath) -> str:
+    """A folder of variants as a card's location, which is never taken for a Hub id."""
+    shown = folder.as_posix()
+    return shown if folder.is_absolute() else f"./{shown}"
+
+
+def is_folder(location: str) -> bool:
+    """Whether a card's location is a folder on a machine; otherwise it is a Hub id."""
+    return location.startswith((".", "/", "~")) or location.count("/") != 1 or "\\" in location
+
+
+def _shell(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)
+
+
+def _broken(command: str, options: Sequence[str]) -> list[str]:
+    """A shell's command on one line, or, where that is too long, with each option on its own."""
+    line = " ".join((command, *options))
+    if len(line) <= WIDTH:
+        return [line]
+    parts = [command, *(f"    {option}" for option in options)]
+    return [*(f"{part} \\" for part in parts[:-1]), parts[-1]]
+
+
 def _install(packages: str) -> Markdown:
     return code_block(f"pip install {packages}", "sh")
 
 
-def _smolquant(kind: _Kind, location: str, variant: str) -> list[str]:
-    where = f"{_literal(location)}, variant={_literal(variant)}"
-    return ["import smolquant", "", f"model, {kind.reader} = smolquant.load({where})"]
-
-
-def _stock(kind: _Kind, location: str, subfolder: str | None, device: str = "auto") -> list[str]:
-    where = _literal(location) + (f", subfolder={_literal(subfolder)}" if subfolder else "")
+def _smolquant(kind: _Kind, record: VariantRecord, location: str) -> list[str]:
+    arguments = [_literal(location), f"variant={_literal(record.variant)}", *_trusting(record)]
     return [
-        f"from transformers import {kind.auto_class}, {kind.reader_class}",
+        "import smolquant",
         "",
-        f"{kind.reader} = {kind.reader_class}.from_pretrained({where})",
-        f"model = {kind.auto_class}.from_pretrained({where}, device_map={_literal(device)})",
+        *_call(f"model, {kind.reader} = smolquant.load", arguments),
     ]
 
 
+def _stock(kind: _Kind, record: VariantRecord, location: str, device: str = "auto") -> list[str]:
+    own_code = record.runs_own_code
+    return _from_pretrained(kind, location, record.variant, own_code=own_code, device=device)
+
+
+def _from_pretrained(
+    kind: _Kind, location: str, subfolder: str | None, *, own_code: bool, device: str = "auto"
+) -> list[str]:
+    name = "folder" if is_folder(location) else "repo"
+    named = [f"{name} = {_literal(location)}"]
+    where = [name]
+    if subfolder is not None:
+        named.append(f"variant = {_literal(subfolder)}")
+        where.append("subfolder=variant")
+    if own_code:
+        where.append(_TRUST)
+    return [
+        f"from transformers import {kind.auto_class}, {kind.reader_class}",
+        "",
+        *named,
+        *_call(f"{kind.reader} = {kind.reader_class}.from_pretrained", where),
+        *_call(
+            f"model = {kind.auto_class}.from_pretrained",
+            [*where, f"device_map={_literal(device)}"],
+        ),
+    ]
+
+
+_TRUST = "trust_remote_code=True"
+
+
+def _trusting(record: VariantRecord) -> list[str]:
+    return [_TRUST] if record.runs_own_code else []
+
+
+def _call(function: str, arguments: Sequence[str]) -> list[str]:
+    """A call on one line, or, where that is too long, with its arguments on the next, or on one each."""
+    inside = ", ".join(arguments)
+    if len(line := f"{function}({inside})") <= WIDTH:
+        return [line]
+    if len(inside) + 4 <= WIDTH:
+        return [f"{function}(", f"    {inside}", ")"]
+    return [f"{function}(", *(f"    {argument}," for argument in arguments), ")"]
+
+
 def _program(kind: _Kind, loading: list[str]) -> Markdown:
-    return _python([*loading, "", *kind.asking])
+    """Code that loads, asks, and prints the answer without the question."""
+    to_device = "model.device, model.dtype" if kind is _IMAGES else "model.device"
+    return _python(
+        [
+            *loading,
+            "",
+            *kind.asking,
+            f"prompt = prompt.to({to_device})",
+            "answer = model.generate(**prompt, max_new_tokens=100)",
+            'start = prompt["input_ids"].shape[1]',
+            f"print({kind.reader}.decode(answer[0, start:], skip_special_tokens=True))",
+        ]
+    )
 
 
 def _python(lines: list[str]) -> Markdown:

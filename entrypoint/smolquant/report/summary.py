@@ -1,24 +1,26 @@
 """The job summary: what happened, with links, sizes, and everything needed to use or repeat it."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from smolquant.record import Counts, Metrics, TensorRecord
-from smolquant.report.chart import bar_chart
+from smolquant.report.chart import share_chart
 from smolquant.report.embeddings import embedding_bytes
 from smolquant.report.exceptions import PlanException, counted, plan_exceptions
 from smolquant.report.measures import (
-    DECODING,
+    HEADLINES,
     MEAN_KL,
     PEAK_MEMORY,
     PERPLEXITY,
-    PERPLEXITY_INCREASE,
     TOP1_AGREEMENT,
+    any_measured,
     measured_as,
+    speed_words,
 )
+from smolquant.report.remedies import workflow_change
 from smolquant.report.run_report import RunReport, VariantResult
-from smolquant.report.snippets import cautions, loading_code, needs
+from smolquant.report.snippets import cautions, folder_location, loading_code, needs
 from smolquant.report.templating import environment
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import (
@@ -67,7 +69,6 @@ def render_summary(result: RunReport) -> str:
     A failed run may hold anything from nothing at all to every variant.
     """
     rows = _rows(result)
-    columns = _columns(rows)
     passed = [
         name
         for name, variant in result.variants.items()
@@ -82,10 +83,19 @@ def render_summary(result: RunReport) -> str:
         result=result,
         failure=failure,
         remedy=code_block(failure.code, "python") if failure and failure.code else None,
-        headers=[escape_markdown(column.header) for column in columns],
-        rules=["--:" if column.numeric else ":--" for column in columns],
-        rows=[[_unbroken(column.cell(row)) for column in columns] for row in rows.values()],
-        charts=_charts(rows),
+        table=_table(_columns(rows), rows),
+        details=_table(_details(rows), rows),
+        meanings=[
+            one for one in HEADLINES if any_measured(one, (row.metrics for row in rows.values()))
+        ],
+        speeds=[
+            (code_span(name), Markdown(words))
+            for name, row in rows.items()
+            if (words := speed_words(row.metrics))
+        ],
+        chart=_chart(rows),
+        change=_change(result),
+        tag=code_span(result.tag or ""),
         embeddings=_embeddings(rows),
         made=_listed_names(made),
         made_and_passed=_listed_names(passed),
@@ -142,23 +152,37 @@ def _made_row(name: str, made: VariantResult, *, refused: bool) -> _Row:
 
 
 def _columns(rows: Mapping[str, _Row]) -> list[_Column]:
+    """Of the table that all see; it fits the width of a job summary."""
     columns = [
         _Column("Variant", lambda row: row.name, numeric=False),
-        _Column("Before", lambda row: human_size(row.source_bytes)),
-        _Column("After", lambda row: human_size(row.size_bytes)),
-        _Column("Ratio", _ratio),
-        _Column("Quantized / kept", lambda row: row.counts),
+        _Column("Size", lambda row: f"{human_size(row.size_bytes)}{_ratio(row)}"),
+        *(
+            _Column(one.title, lambda row, one=one: one.variant(row.metrics))  # type: ignore[misc]
+            for one in HEADLINES
+            if any_measured(one, (row.metrics for row in rows.values()))
+        ),
     ]
     if any(row.seconds is not None or row.up_to_date for row in rows.values()):
         columns.append(_Column("Time", _time))
-    measured = [row for row in rows.values() if row.metrics is not None]
-    return columns + [
-        column for column in _METRIC_COLUMNS if any(column.cell(row) for row in measured)
+    return columns
+
+
+def _details(rows: Mapping[str, _Row]) -> list[_Column]:
+    """Of the table below, for who wants to know more."""
+    return [
+        _Column("Variant", lambda row: row.name, numeric=False),
+        _Column("Before", lambda row: human_size(row.source_bytes)),
+        _Column("Quantized / kept", lambda row: row.counts),
+        *(
+            _Column(one.title, lambda row, one=one: one.beside_source(row.metrics))  # type: ignore[misc]
+            for one in (PERPLEXITY, MEAN_KL, PEAK_MEMORY)
+            if any_measured(one, (row.metrics for row in rows.values()))
+        ),
     ]
 
 
 def _ratio(row: _Row) -> str:
-    return percent(row.size_bytes / row.source_bytes) if row.source_bytes else ""
+    return f" ({percent(row.size_bytes / row.source_bytes)})" if row.source_bytes else ""
 
 
 def _time(row: _Row) -> str:
@@ -167,43 +191,41 @@ def _time(row: _Row) -> str:
     return "" if row.seconds is None else human_duration(row.seconds)
 
 
-def _perplexity(row: _Row) -> str:
-    both = PERPLEXITY.beside_source(row.metrics)
-    change = PERPLEXITY_INCREASE.variant(row.metrics)
-    return f"{both} ({change})" if both and change else both
-
-
-_METRIC_COLUMNS = (
-    _Column(PERPLEXITY.title, _perplexity),
-    _Column(MEAN_KL.title, lambda row: MEAN_KL.variant(row.metrics)),
-    _Column(TOP1_AGREEMENT.title, lambda row: TOP1_AGREEMENT.variant(row.metrics)),
-    _Column(DECODING.title, lambda row: DECODING.beside_source(row.metrics)),
-    _Column(PEAK_MEMORY.title, lambda row: PEAK_MEMORY.beside_source(row.metrics)),
-)
-
-
-def _charts(rows: Mapping[str, _Row]) -> list[Markdown]:
-    """The table's two questions at a glance: how much smaller, and how far from the original."""
-    sizes: list[tuple[str, float]] = [
-        (f"{name}, {human_size(row.size_bytes)} ({_ratio(row)})", row.size_bytes)
-        for name, row in rows.items()
-        if row.source_bytes
-    ]
-    if sizes:
-        original = max(row.source_bytes for row in rows.values())
-        sizes.insert(0, (f"original, {human_size(original)}", original))
-    divergences = [
-        (f"{name}, {MEAN_KL.variant(row.metrics)}", row.metrics.mean_kl)
-        for name, row in rows.items()
-        if row.metrics is not None
-        and row.metrics.mean_kl is not None
-        and math.isfinite(row.metrics.mean_kl)
-    ]
-    charts = (
-        bar_chart("Size", sizes),
-        bar_chart("Mean KL divergence from the original, in nats", divergences),
+def _chart(rows: Mapping[str, _Row]) -> Markdown | None:
+    """The table's two questions at a glance: how much smaller, and how often it says the same."""
+    shown = {name: row for name, row in rows.items() if row.source_bytes}
+    if not shown:
+        return None
+    shares = {name: TOP1_AGREEMENT.value(row.metrics) for name, row in shown.items()}
+    known = [share for share in shares.values() if share is not None]
+    is_measured = len(known) == len(shown)
+    labels = [f"original, {human_size(max(row.source_bytes for row in shown.values()))}"]
+    for name, row in shown.items():
+        number = TOP1_AGREEMENT.variant(row.metrics)
+        labels.append(", ".join(filter(None, (name, human_size(row.size_bytes), number))))
+    line = ", the line how often the first choice is the same" if is_measured else ""
+    return share_chart(
+        f"Bars show the size{line} (in %)",
+        labels,
+        [100.0, *(100 * row.size_bytes / row.source_bytes for row in shown.values())],
+        [100.0, *(100 * share for share in known)] if is_measured else None,
     )
-    return [chart for chart in charts if chart is not None]
+
+
+def _table(columns: Sequence[_Column], rows: Mapping[str, _Row]) -> dict[str, Any]:
+    return {
+        "headers": [escape_markdown(column.header) for column in columns],
+        "rules": ["--:" if column.numeric else ":--" for column in columns],
+        "rows": [[_unbroken(column.cell(row)) for column in columns] for row in rows.values()],
+    }
+
+
+def _change(result: RunReport) -> Markdown:
+    """What to change in the workflow file after a failure."""
+    if result.failure is None:
+        return Markdown("")
+    measured = {name: made.record.metrics for name, made in result.variants.items()}
+    return workflow_change(result.failure, measured)
 
 
 def _embeddings(rows: Mapping[str, _Row]) -> Markdown:
@@ -237,13 +259,15 @@ def _loading(result: RunReport) -> list[tuple[Markdown, Markdown]]:
     """What each loadable variant needs, and the code that loads it."""
     if result.outcome in ("failed", "planned"):
         return []
-    where = str(result.output_dir) if result.save_only else result.repo_id or result.model
+    where = (
+        folder_location(result.output_dir) if result.save_only else result.repo_id or result.model
+    )
     return [
         (
             Markdown(
                 f"{code_span(name)} needs {escape_markdown(needs(BY_VARIANT[name], made.record.tensors))}:"
             ),
-            loading_code(BY_VARIANT[name], where, made.record.task, made.record.tensors),
+            loading_code(BY_VARIANT[name], made.record, where),
         )
         for name, made in result.variants.items()
     ]

@@ -45,9 +45,9 @@ def _on_cpu(inputs: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> tor
         return kernel.linear(weight)(inputs, bias)
     if kernel.replace is None:
         return None
-    if getattr(weight, "_replaced", None) is None:
-        weight._replaced = kernel.replace(weight)
-    replaced: torch.Tensor = weight._replaced
+    replaced: torch.Tensor | None = getattr(weight, "_replaced", None)
+    if replaced is None:
+        replaced = weight._replaced = kernel.replace(weight)
     return functional.linear(inputs, replaced, bias)
 
 

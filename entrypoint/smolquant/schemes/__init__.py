@@ -1,5 +1,7 @@
 """The quantization types. One file each: its torchao config, its tensor function, its card text."""
 
+from collections.abc import Iterable
+
 from smolquant.schemes.base import Decision, Keep, Quantize, Scheme
 from smolquant.schemes.float8_dynamic import Float8Dynamic
 from smolquant.schemes.float8_weight_only import Float8WeightOnly
@@ -32,6 +34,14 @@ TABLE_SCHEMES: dict[str, Scheme] = {
 """What ``--embeddings`` may name beside ``source``."""
 
 
+def in_order(variants: Iterable[str]) -> list[str]:
+    """Variants in the order of tables: this version's as they stand above, then others by name."""
+    known = list(BY_VARIANT)
+    return sorted(
+        variants, key=lambda name: (known.index(name) if name in known else len(known), name)
+    )
+
+
 def scheme_of(
     quant_type: str,
     *,
@@ -56,5 +66,6 @@ __all__ = [
     "Keep",
     "Quantize",
     "Scheme",
+    "in_order",
     "scheme_of",
 ]

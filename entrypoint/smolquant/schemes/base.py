@@ -65,6 +65,8 @@ class Scheme(ABC):
     stock_loads: ClassVar[bool] = True
     """Whether stock transformers with torchao runs it wherever it can run; if not, smolquant brings the
     kernel that a CPU needs, and cards and summaries load it with smolquant."""
+    vllm_loads: ClassVar[bool] = False
+    """Whether vLLM's torchao loader reads its weights as stored, and runs them; tried with 0.32."""
     caution: ClassVar[str] = ""
     """What cards and summaries say first where stock transformers is not enough: a sentence."""
     cuda_capability: ClassVar[tuple[int, int] | None] = None

@@ -27,6 +27,7 @@ class Float8WeightOnly(ScaledByRow):
     title: ClassVar = "float8 weights, one scale per row"
     best_for: ClassVar = "GPUs, for weights of very different sizes within a row"
     loading: ClassVar = "stock transformers with torchao, on CPU and GPU"
+    vllm_loads: ClassVar = True
     computes_as_stored: ClassVar = True
     # To multiply with a weight, torchao makes a float32 copy, scales it, and makes one in bfloat16.
     layer_memory: ClassVar = 5.0

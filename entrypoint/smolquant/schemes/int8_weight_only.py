@@ -29,6 +29,7 @@ class Int8WeightOnly(ScaledByRow):
     title: ClassVar = "int8 weights, one scale per row"
     best_for: ClassVar = "GPUs, and wherever closeness to the source counts more than size"
     loading: ClassVar = "stock transformers with torchao, on CPU and GPU"
+    vllm_loads: ClassVar = True
     in_both: ClassVar = True
     stores_tables: ClassVar = True
     row_axes: ClassVar = {"qdata": 0, "scale": 0, "zero_point": 0}
