@@ -41,8 +41,9 @@ from smolquant.report.failure import Failure
 from smolquant.report.run_report import RunReport
 from smolquant.schemes import BOTH, INT4_METHODS, SCHEMES, TABLE_SCHEMES
 from smolquant.schemes.base import GROUP_SIZES
+from smolquant.places import is_docker_run, is_on_mount
 from smolquant.secrecy import remember_environment
-from smolquant.settings import default_of, make_settings
+from smolquant.settings import Settings, default_of, make_settings
 from smolquant.supervise import run_in_child
 from smolquant.tokens import HUB_TOKEN, clean_token
 
@@ -161,7 +162,7 @@ def cli() -> None:
     "trackio-url",
     metavar="URL",
     written=without_query,
-    help="Trackio Space or server that records the run.",
+    help="Trackio Space or server that records the run; `local` keeps a project in the output folder.",
 )
 @option("experiment-name", metavar="NAME", help="Name of the Trackio run.")
 @option(
@@ -172,8 +173,15 @@ def cli() -> None:
 @switch("trust-remote-code", "Run model code that the repository contains.")
 @switch("force", "Make every variant again, even one that is up to date.")
 @switch("dry-run", "Print the plan and the sizes, and write nothing.", written=never_written)
+@click.option("--quiet", is_flag=True, help="Write errors only.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Write the content of report.json to stdout, and everything else to stderr.",
+)
 @click.pass_context
-def quantize(context: click.Context, /, **options: Any) -> int:
+def quantize(context: click.Context, /, *, quiet: bool, as_json: bool, **options: Any) -> int:
     """Quantize MODEL_PATH (a checkpoint folder or a Hub id) and publish into REPO_NAME.
 
     One argument that is a Hub id is both. A folder alone needs --save-only.
@@ -186,13 +194,20 @@ def quantize(context: click.Context, /, **options: Any) -> int:
         save_only=options["save_only"],
     )
     console: Console = context.obj
-    with Ending(report, console, os.environ) as ending:
+    console.quiet = quiet
+    with (
+        Ending(
+            report, console, os.environ, json_stream=sys.stdout if as_json else None
+        ) as ending,
+        console.doing("Preparing"),
+    ):
         if options["token"]:
             console.mask(options["token"])
         _refuse_token_in_argv(context)
         settings = make_settings(
             **options, trackio_write_token=os.environ.get("TRACKIO_WRITE_TOKEN")
         )
+        _tell_asked(settings, console)
 
         from smolquant import pipeline  # brings torch's users in; a refusal above answers at once
 
@@ -211,6 +226,7 @@ def quantize(context: click.Context, /, **options: Any) -> int:
                 experiment_name=settings.experiment_name,
                 hub_token=settings.token,
                 private=settings.private,
+                local=settings.keeps_local_project,
             )
         pipeline.quantize(settings, console, report, ending.tracker)
     return ending.exit_code
@@ -294,6 +310,28 @@ def _masked(token: str | None, console: Console) -> str | None:
     return clean_token(token, HUB_TOKEN)
 
 
+def _tell_asked(settings: Settings, console: Console) -> None:
+    """Say what will happen, and warn of an output folder that goes with its container."""
+    variants = ", ".join(SCHEMES[name].variant for name in settings.quant_types)
+    if settings.dry_run:
+        end = "planned only"
+    elif settings.save_only:
+        end = f"saved in {settings.output_dir}"
+    else:
+        end = f"published to {settings.repo}"
+    console.info(f"smolquant {__version__}: {settings.model} as {variants}, {end}")
+    if settings.dry_run or not is_docker_run():
+        return
+    mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace")
+    if not is_on_mount(settings.output_dir, mounts):
+        lost = "The variants are" if settings.save_only else "report.json is"
+        console.warning(
+            "The output folder is inside the container",
+            f"{lost} lost with it. To keep what is written to {settings.output_dir}, mount a folder "
+            f'there: `docker run -v "$PWD/quantized:{settings.output_dir.absolute()}" …`.',
+        )
+
+
 def _refuse_token_in_argv(context: click.Context) -> None:
     on_command_line = (
         context.get_parameter_source("token") is click.core.ParameterSource.COMMANDLINE
@@ -365,7 +403,8 @@ def main() -> None:
     is_container = os.getpid() == 1
     if is_container:
         run_in_child(_tell_killed)
-    console = Console(os.environ, sys.stdout)
+    # A refusal of the command line itself must not stand where a script reads JSON, either.
+    console = Console(os.environ, sys.stderr if "--json" in sys.argv else sys.stdout)
     cancellation.listen(None if is_container else lambda cancelled: _fail(cancelled, console))
     _quiet_libraries()
     remember_environment(os.environ)

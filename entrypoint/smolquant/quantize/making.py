@@ -35,6 +35,7 @@ from smolquant.quantize.calibrate import (
     calibration_windows,
 )
 from smolquant.quantize.engine import quantize_checkpoint
+from smolquant.quantize.forecast import forecast
 from smolquant.quantize.planned import VariantPlan
 from smolquant.quantize.planning import Plans
 from smolquant.quantize.variant import finish_variant, work_key, write_record
@@ -78,6 +79,18 @@ def device_of(plan: VariantPlan, settings: Settings, *, measured: bool) -> str:
     if measured:
         return computing_device(settings.device)
     return _deciding_device(plan, settings) or "cpu"
+
+
+def tell_ahead(
+    plans: Plans,
+    source: Source,
+    settings: Settings,
+    windows: torch.Tensor | None,
+    console: Console,
+) -> None:
+    """Tell roughly how long each phase will take; ``windows`` are what is measured on, if anything is."""
+    tokens = 0 if windows is None else windows.numel()
+    console.info(forecast(plans, source, settings, tokens))
 
 
 @contextmanager
@@ -195,22 +208,26 @@ def measure_variants(
         MachineError: it does not fit in memory.
     """
 
+    rest = ExitStack()
+
     @contextmanager
     def progress(n_tokens: int) -> Iterator[Callable[[int], None]]:
         with console.progress("measuring quality", n_tokens, TOKENS) as shown:
             yield shown.advance
+        rest.enter_context(console.doing("measuring speed"))
 
     give_back_garbage()  # the blocks that quantizing has kept for itself
     started = time.monotonic()
-    metrics = work.settings.measurement.run(
-        windows,
-        work.plans.architecture,
-        work.checkpoint,
-        work.source.folder,
-        variants={variant: work.folders[variant].folder for variant in results},
-        progress=progress,
-        device=computing_device(work.settings.device),
-    )
+    with rest:
+        metrics = work.settings.measurement.run(
+            windows,
+            work.plans.architecture,
+            work.checkpoint,
+            work.source.folder,
+            variants={variant: work.folders[variant].folder for variant in results},
+            progress=progress,
+            device=computing_device(work.settings.device),
+        )
     seconds = time.monotonic() - started
     return {
         variant: replace(

@@ -26,6 +26,8 @@ from smolquant.text import error_words, visible
 SECONDS_OF_SILENCE = 9.0
 """After so long without a line, what goes on is told; with the time that it takes to notice, ten."""
 _SECONDS_BETWEEN_LOOKS = 0.5
+WATCH = "smolquant-console"
+"""The name of the thread that looks."""
 _ERASE = "\r\x1b[K"
 
 
@@ -47,8 +49,8 @@ class Console:
         self.in_actions = environ.get("GITHUB_ACTIONS") == "true"
         self.quiet = quiet
         self._stream = stream
-        self._open_streams = [("stdout", stream)] if stream is not sys.stderr else []
-        self._open_streams.append(("stderr", sys.stderr))
+        own = [] if stream is sys.stderr else [("stdout", stream)]
+        self._open_streams = [*own, ("stderr", sys.stderr)]
         """Where lines go: the first that can be written to."""
         self._clock = clock
         self._masked: set[str] = set()
@@ -57,8 +59,7 @@ class Console:
         self._activities: list[Activity] = []
         """What goes on, the innermost last."""
         self._last_line = clock()
-        can_redraw = stream.isatty() and environ.get("TERM") != "dumb"
-        self._is_terminal = can_redraw and not self.in_actions
+        self._may_draw = not self.in_actions and environ.get("TERM") != "dumb"
         self._drawn = False
         """Whether the terminal's last line is one that will be drawn again."""
 
@@ -72,13 +73,9 @@ class Console:
             self._masked.add(part)
 
     @contextmanager
-    def group(self, title: str, doing: str = "") -> Iterator[None]:
-        """A foldable group in the log of GitHub Actions, a heading elsewhere and inside a group.
-
-        Args:
-            doing: what goes on in it wherever nothing nearer is known; see :meth:`doing`.
-        """
-        with self.doing(doing or title):
+    def group(self, title: str) -> Iterator[None]:
+        """A foldable group in the log of GitHub Actions, a heading elsewhere and inside a group."""
+        with self.doing(title):
             if not self.in_actions or self._group_open:  # the runner does not nest groups
                 self.info(f"== {title}")
                 yield
@@ -120,7 +117,7 @@ class Console:
 
     @contextmanager
     def doing(self, label: str) -> Iterator[None]:
-        """Say what goes on until this is left, wherever that lasts; nothing at all where it does not."""
+        """Say what goes on until this is left, if it lasts: a library is imported, the Hub is awaited."""
         with self._going_on(Waiting(" ".join(self._clean(label)), self._clock)):
             yield
 
@@ -140,7 +137,9 @@ class Console:
         with self._lock:
             self._activities.append(activity)
             if len(self._activities) == 1 and not self.quiet:
-                watch = threading.Thread(target=self._watch, args=(over,), daemon=True)
+                watch = threading.Thread(
+                    target=self._watch, args=(over,), name=WATCH, daemon=True
+                )
         try:
             if watch is not None:
                 with suppress(RuntimeError):  # a machine that has no thread left is told of elsewhere
@@ -162,20 +161,24 @@ class Console:
             if not self._activities or self.quiet:
                 return
             activity = self._activities[-1]
-            if self._is_terminal:
-                self._draw(activity)
-            elif self._clock() - self._last_line >= SECONDS_OF_SILENCE:
+            if self._may_draw and self._draw(activity):
+                return
+            if self._clock() - self._last_line >= SECONDS_OF_SILENCE:
                 self.info(activity.line())
 
-    def _draw(self, activity: Activity) -> None:
+    def _draw(self, activity: Activity) -> bool:
+        """Whether ``activity`` could be shown in place, on a terminal."""
         try:
+            if not self._stream.isatty():
+                return False
             width = os.get_terminal_size(self._stream.fileno()).columns or 80
             line = drawn(activity, width, self._stream.encoding or "utf-8")
             self._stream.write(_ERASE + line)
             self._stream.flush()
-            self._drawn = True
         except (OSError, ValueError):  # the terminal has gone; the next line finds out where to go
-            self._is_terminal = False
+            return False
+        self._drawn = True
+        return True
 
     def _erase(self) -> None:
         """Take away what was drawn in place."""

@@ -20,6 +20,8 @@ class Unit:
 
     amount: Callable[[int], str]
     """A number of them, as people read it."""
+    share: Callable[[int, int], str]
+    """So many of so many."""
     rate: Callable[[float], str]
     """So many a second; empty for less than one."""
 
@@ -32,8 +34,10 @@ def _tokens_a_second(rate: float) -> str:
     return f"{rate:,.0f} tokens/s" if rate >= 1 else ""
 
 
-BYTES = Unit(human_size, _bytes_a_second)
-TOKENS = Unit(lambda tokens: f"{tokens:,} tokens", _tokens_a_second)
+BYTES = Unit(
+    human_size, lambda done, total: f"{human_size(done)} of {human_size(total)}", _bytes_a_second
+)
+TOKENS = Unit("{:,} tokens".format, "{:,} of {:,} tokens".format, _tokens_a_second)
 
 
 class Activity(Protocol):
@@ -86,7 +90,7 @@ class Progress:
         if share is None:
             told = [self._unit.amount(done)] if done else []
             return ", ".join([f"{self._label}: {human_duration(round(seconds))} so far", *told])
-        told = [f"{self._unit.amount(done)} of {self._unit.amount(self._total)} ({percent(share)})"]
+        told = [f"{self._unit.share(done, self._total)} ({percent(share)})"]
         if rate := self._unit.rate(done / max(seconds, 1e-9)):
             told.append(rate)
         told.append(f"{about(seconds * (1 - share) / share)} left")
