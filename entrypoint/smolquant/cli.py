@@ -4,7 +4,6 @@ Torch is imported when work starts, so that help and refusals answer at once.
 """
 
 import gc
-import logging
 import os
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from smolquant import __version__, cancellation, gpu, tracking
+from smolquant.beginning import tell_beginning
 from smolquant.ending import Ending, explained
 from smolquant.errors import (
     Cancelled,
@@ -36,14 +36,14 @@ from smolquant.parameters import (
     switch,
     without_query,
 )
+from smolquant.remarks import quiet_libraries
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
 from smolquant.report.run_report import RunReport
 from smolquant.schemes import BOTH, INT4_METHODS, SCHEMES, TABLE_SCHEMES
 from smolquant.schemes.base import GROUP_SIZES
-from smolquant.places import is_docker_run, is_on_mount
 from smolquant.secrecy import remember_environment
-from smolquant.settings import Settings, default_of, make_settings
+from smolquant.settings import default_of, make_settings
 from smolquant.supervise import run_in_child
 from smolquant.tokens import HUB_TOKEN, clean_token
 
@@ -207,7 +207,7 @@ def quantize(context: click.Context, /, *, quiet: bool, as_json: bool, **options
         settings = make_settings(
             **options, trackio_write_token=os.environ.get("TRACKIO_WRITE_TOKEN")
         )
-        _tell_asked(settings, console)
+        tell_beginning(settings, console)
 
         from smolquant import pipeline  # brings torch's users in; a refusal above answers at once
 
@@ -310,28 +310,6 @@ def _masked(token: str | None, console: Console) -> str | None:
     return clean_token(token, HUB_TOKEN)
 
 
-def _tell_asked(settings: Settings, console: Console) -> None:
-    """Say what will happen, and warn of an output folder that goes with its container."""
-    variants = ", ".join(SCHEMES[name].variant for name in settings.quant_types)
-    if settings.dry_run:
-        end = "planned only"
-    elif settings.save_only:
-        end = f"saved in {settings.output_dir}"
-    else:
-        end = f"published to {settings.repo}"
-    console.info(f"smolquant {__version__}: {settings.model} as {variants}, {end}")
-    if settings.dry_run or not is_docker_run():
-        return
-    mounts = Path("/proc/self/mountinfo").read_text("utf-8", "replace")
-    if not is_on_mount(settings.output_dir, mounts):
-        lost = "The variants are" if settings.save_only else "report.json is"
-        console.warning(
-            "The output folder is inside the container",
-            f"{lost} lost with it. To keep what is written to {settings.output_dir}, mount a folder "
-            f'there: `docker run -v "$PWD/quantized:{settings.output_dir.absolute()}" …`.',
-        )
-
-
 def _refuse_token_in_argv(context: click.Context) -> None:
     on_command_line = (
         context.get_parameter_source("token") is click.core.ParameterSource.COMMANDLINE
@@ -406,7 +384,7 @@ def main() -> None:
     # A refusal of the command line itself must not stand where a script reads JSON, either.
     console = Console(os.environ, sys.stderr if "--json" in sys.argv else sys.stdout)
     cancellation.listen(None if is_container else lambda cancelled: _fail(cancelled, console))
-    _quiet_libraries()
+    quiet_libraries()
     remember_environment(os.environ)
     # Libraries make a million objects that stay; looking for garbage among them takes a second.
     gc.set_threshold(100_000)
@@ -444,16 +422,3 @@ def _leave(exit_code: int) -> NoReturn:
         with suppress(OSError, ValueError):  # nobody reads it any more, or nobody can write to it
             stream.flush()
     os._exit(exit_code)
-
-
-def _quiet_libraries() -> None:
-    """Keep the libraries' remarks, which users cannot act on, out of the log.
-
-    They would also carry text of a model's repository past the console, which takes workflow commands
-    out of it.
-    """
-    for library in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -141,9 +141,8 @@ def _make(
             windows = settings.measurement.windows(
                 plans.architecture, source.folder, console.notice
             )
-    making.tell_ahead(plans, source, settings, windows, console)
     send = uploads.send if uploads else None
-    with making.open_work(plans, source, settings, console, send=send) as work:
+    with making.open_work(plans, source, settings, windows, console, send=send) as work:
         with console.group("Quantize"):
             report.source = work.known_source or report.source
             for variant, plan in plans.variants.items():

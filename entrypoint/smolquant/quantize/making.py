@@ -81,39 +81,30 @@ def device_of(plan: VariantPlan, settings: Settings, *, measured: bool) -> str:
     return _deciding_device(plan, settings) or "cpu"
 
 
-def tell_ahead(
-    plans: Plans,
-    source: Source,
-    settings: Settings,
-    windows: torch.Tensor | None,
-    console: Console,
-) -> None:
-    """Tell roughly how long each phase will take; ``windows`` are what is measured on, if anything is."""
-    tokens = 0 if windows is None else windows.numel()
-    console.info(forecast(plans, source, settings, tokens))
-
-
 @contextmanager
 def open_work(
     plans: Plans,
     source: Source,
     settings: Settings,
+    windows: torch.Tensor | None,
     console: Console,
     *,
     send: Callable[[str, Path], None] | None,
 ) -> Iterator[Work]:
-    """Claim the folders, choose how the disk is used, and open the source.
+    """Tell what lies ahead, claim the folders, choose how the disk is used, and open the source.
 
     What is finished stays for the same command when this is left by a failure that another try may not
     meet; on success the work folders are gone, and what was made has to be in its place by then.
 
     Args:
+        windows: (windows, length) token ids of the text that will be measured on; None for no measuring.
         send: what could take each finished shard of a variant away; None where nothing is published.
 
     Raises:
         InputError: something else lies where a variant will be.
         MachineError: the disk or the memory does not suffice; with the numbers.
     """
+    console.info(forecast(plans, source, settings, 0 if windows is None else windows.numel()))
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as cleanup:
         folders = {
