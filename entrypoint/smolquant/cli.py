@@ -196,9 +196,7 @@ def quantize(context: click.Context, /, *, quiet: bool, as_json: bool, **options
     console: Console = context.obj
     console.quiet = quiet
     with (
-        Ending(
-            report, console, os.environ, json_stream=sys.stdout if as_json else None
-        ) as ending,
+        Ending(report, console, os.environ, json_stream=sys.stdout if as_json else None) as ending,
         console.doing("Preparing"),
     ):
         if options["token"]:

@@ -77,7 +77,9 @@ class Ending:
             # What a library has made of a cancellation is one, too.
             self.error = cancellation.received() or explained(error)
             if any(one.record.metrics for one in self.report.variants.values()):
-                self._close(replace(self.report, error=self.error))  # the numbers, above what went wrong
+                self._close(
+                    replace(self.report, error=self.error)
+                )  # the numbers, above what went wrong
             self.console.error(self.error)
         if self.passed_on is None:
             self._tell()

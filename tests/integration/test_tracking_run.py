@@ -116,9 +116,7 @@ def test_a_failed_run_is_recorded_as_failed(
 def test_the_summary_says_how_to_open_a_local_project_that_was_asked_for(
     smolquant: RunSmolquant, checkpoint: Path
 ) -> None:
-    run = smolquant(
-        "quantize", checkpoint, "--save-only", "--trackio-url", "local", actions=True
-    )
+    run = smolquant("quantize", checkpoint, "--save-only", "--trackio-url", "local", actions=True)
     assert run.exit_code == 0, run.log
     assert "TRACKIO_DIR=quantized/trackio trackio show --project checkpoint" in run.summary
     assert (run.folder / "quantized/events.jsonl").stat().st_size > 0

@@ -445,7 +445,9 @@ def test_a_narrow_terminal_gets_no_line_that_wraps() -> None:
     clock.now += 1
     progress.advance(1_000_000)
     assert len(drawn(progress, 40, "utf-8")) == 39
-    assert drawn(progress, 120, "ascii").startswith("############------------  a name that is long: ")
+    assert drawn(progress, 120, "ascii").startswith(
+        "############------------  a name that is long: "
+    )
 
 
 def test_a_terminal_that_cannot_redraw_gets_lines() -> None:

@@ -66,7 +66,10 @@ def forecast(plans: Plans, source: Source, settings: Settings, tokens: int) -> s
         tokens=tokens,
     )
     cores = len(os.sched_getaffinity(0))
-    told = [f"{name} {about(seconds)}" for name, seconds in phases(amounts, cores, multiplied_in_a_second())]
+    told = [
+        f"{name} {about(seconds)}"
+        for name, seconds in phases(amounts, cores, multiplied_in_a_second())
+    ]
     machine = f"{cores} core{'s' if cores > 1 else ''}"
     return f"Ahead, on {machine}: {', '.join(told)}"
 

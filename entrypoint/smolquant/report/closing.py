@@ -1,4 +1,4 @@
-"""The last lines of a run in the log: what was made and what it cost, whether it passed, and what to do next."""
+"""The last lines of a run in the log: what was made, what it cost, whether it passed, and what is next."""
 
 import shlex
 from collections.abc import Iterator

@@ -4,8 +4,8 @@ Whatever is written is freed of secrets, terminal escapes and workflow commands 
 outside Actions too: a ``docker run`` inside a workflow does not know that the runner reads it. A log that
 nobody can write to any more goes on where it can, and never ends a run.
 
-Nothing that takes long is silent: what goes on is shown in place on a terminal, and elsewhere told in a line
-whenever nothing else has been written for a while.
+Nothing that takes long is silent: what goes on is shown in place on a terminal, and elsewhere told in a
+line whenever nothing else has been written for a while.
 """
 
 import os
@@ -137,12 +137,12 @@ class Console:
         with self._lock:
             self._activities.append(activity)
             if len(self._activities) == 1 and not self.quiet:
-                watch = threading.Thread(
-                    target=self._watch, args=(over,), name=WATCH, daemon=True
-                )
+                watch = threading.Thread(target=self._watch, args=(over,), name=WATCH, daemon=True)
         try:
             if watch is not None:
-                with suppress(RuntimeError):  # a machine that has no thread left is told of elsewhere
+                with suppress(
+                    RuntimeError
+                ):  # a machine that has no thread left is told of elsewhere
                     watch.start()
             yield
         finally:

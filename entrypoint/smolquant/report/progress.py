@@ -105,7 +105,7 @@ class Progress:
 
 
 def drawn(activity: Activity, width: int, encoding: str) -> str:
-    """An activity in one line of a terminal that is ``width`` columns wide, with a bar where it has room."""
+    """An activity in one line of a terminal of ``width`` columns, with a bar where there is room."""
     line = activity.line()
     if (share := activity.share) is not None and len(line) + _BAR_WIDTH + 2 < width:
         full, empty = _bar_characters(encoding)
