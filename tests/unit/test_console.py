@@ -290,8 +290,8 @@ def test_nothing_that_lasts_is_silent_in_a_log() -> None:
             console.look()
     assert stream.getvalue().splitlines() == [
         "== Publish",
-        "waiting for the Hub: 9.0 s so far",
-        "waiting for the Hub: 18.0 s so far",
+        "waiting for the Hub: 9 s so far",
+        "waiting for the Hub: 18 s so far",
     ]
 
 
@@ -307,7 +307,7 @@ def test_a_line_of_somebody_elses_breaks_the_silence() -> None:
         clock.now += 6
         console.look()
     console.look()  # nothing goes on any more
-    assert stream.getvalue() == "a line\nplanning: 18.0 s so far\n"
+    assert stream.getvalue() == "a line\nplanning: 18 s so far\n"
 
 
 def test_a_thread_of_the_consoles_own_looks_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +372,7 @@ def test_slow_work_names_no_speed_of_nothing() -> None:
         clock.now += 20
         console.look()
     assert stream.getvalue().splitlines() == [
-        "a: 20.0 s so far",
+        "a: 20 s so far",
         "a: 5 B of 100 B (5.0%), about 13 min left",
         "a: 5 B in 40.0 s",
     ]
@@ -389,8 +389,8 @@ def test_progress_beyond_the_total_and_of_nothing_does_not_fail() -> None:
         clock.now += 10
         console.look()
     assert stream.getvalue().splitlines() == [
-        "a: 10.0 s so far",
-        "a: 20.0 s so far, 50 B",
+        "a: 10 s so far",
+        "a: 20 s so far, 50 B",
         "a: 50 B in 20.0 s, 2 B/s",
     ]
 
@@ -460,7 +460,7 @@ def test_a_terminal_that_cannot_redraw_gets_lines() -> None:
             console.look()
         shown = os.read(reading, 65536).decode()
     os.close(reading)
-    assert shown == "planning: 10.0 s so far\r\n"
+    assert shown == "planning: 10 s so far\r\n"
 
 
 def test_a_quiet_console_writes_errors_only() -> None:

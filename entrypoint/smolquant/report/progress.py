@@ -62,7 +62,7 @@ class Waiting:
 
     def line(self) -> str:
         """See :meth:`Activity.line`."""
-        return f"{self._label}: {human_duration(round(self._clock() - self._start))} so far"
+        return f"{self._label}: {_whole(self._clock() - self._start)} so far"
 
 
 class Progress:
@@ -89,7 +89,7 @@ class Progress:
         done, seconds, share = self._done, self._clock() - self._start, self.share
         if share is None:
             told = [self._unit.amount(done)] if done else []
-            return ", ".join([f"{self._label}: {human_duration(round(seconds))} so far", *told])
+            return ", ".join([f"{self._label}: {_whole(seconds)} so far", *told])
         told = [f"{self._unit.share(done, self._total)} ({percent(share)})"]
         if rate := self._unit.rate(done / max(seconds, 1e-9)):
             told.append(rate)
@@ -112,6 +112,11 @@ def drawn(activity: Activity, width: int, encoding: str) -> str:
         n_full = int(share * _BAR_WIDTH)
         line = f"{full * n_full}{empty * (_BAR_WIDTH - n_full)}  {line}"
     return line[: max(width - 1, 0)]  # a full line would make the terminal begin another
+
+
+def _whole(seconds: float) -> str:
+    """A duration that still goes on, in whole seconds."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else human_duration(seconds)
 
 
 def _bar_characters(encoding: str) -> tuple[str, str]:
