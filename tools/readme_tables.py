@@ -36,7 +36,8 @@ def options() -> str:
         choices = parameter.type.choices if isinstance(parameter.type, click.Choice) else ()
         help_text = (parameter.help or "").replace("|", "\\|")
         allowed = f" One of {', '.join(map(str, choices))}." if choices else ""
-        rows.append(f"| `{option}` | `{', '.join(inputs)}` | {shown} | {help_text}{allowed} |")
+        named = f"`{', '.join(inputs)}`" if inputs else ""
+        rows.append(f"| `{option}` | {named} | {shown} | {help_text}{allowed} |")
     return "\n".join(rows) + "\n"
 
 

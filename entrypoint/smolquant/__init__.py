@@ -19,6 +19,9 @@ __all__ = ["__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
+        from smolquant.remarks import leave_out_remarks
+
+        leave_out_remarks()
         from smolquant.runtime.load import load
 
         return load

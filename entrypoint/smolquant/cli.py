@@ -4,7 +4,6 @@ Torch is imported when work starts, so that help and refusals answer at once.
 """
 
 import gc
-import logging
 import os
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from smolquant import __version__, cancellation, gpu, tracking
+from smolquant.beginning import tell_beginning
 from smolquant.chat.command import chat
 from smolquant.ending import Ending, explained
 from smolquant.errors import (
@@ -37,6 +37,7 @@ from smolquant.parameters import (
     switch,
     without_query,
 )
+from smolquant.remarks import quiet_libraries
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
 from smolquant.report.run_report import RunReport
@@ -167,7 +168,7 @@ def cli() -> None:
     "trackio-url",
     metavar="URL",
     written=without_query,
-    help="Trackio Space or server that records the run.",
+    help="Trackio Space or server that records the run; `local` keeps a project in the output folder.",
 )
 @option("experiment-name", metavar="NAME", help="Name of the Trackio run.")
 @option(
@@ -178,8 +179,15 @@ def cli() -> None:
 @switch("trust-remote-code", "Run model code that the repository contains.")
 @switch("force", "Make every variant again, even one that is up to date.")
 @switch("dry-run", "Print the plan and the sizes, and write nothing.", written=never_written)
+@click.option("--quiet", is_flag=True, help="Write errors only.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Write the content of report.json to stdout, and everything else to stderr.",
+)
 @click.pass_context
-def quantize(context: click.Context, /, **options: Any) -> int:
+def quantize(context: click.Context, /, *, quiet: bool, as_json: bool, **options: Any) -> int:
     """Quantize MODEL_PATH (a checkpoint folder or a Hub id) and publish into REPO_NAME.
 
     One argument that is a Hub id is both. A folder alone needs --save-only.
@@ -192,13 +200,18 @@ def quantize(context: click.Context, /, **options: Any) -> int:
         save_only=options["save_only"],
     )
     console: Console = context.obj
-    with Ending(report, console, os.environ) as ending:
+    console.quiet = quiet
+    with (
+        Ending(report, console, os.environ, json_stream=sys.stdout if as_json else None) as ending,
+        console.doing("Preparing"),
+    ):
         if options["token"]:
             console.mask(options["token"])
         _refuse_token_in_argv(context)
         settings = make_settings(
             **options, trackio_write_token=os.environ.get("TRACKIO_WRITE_TOKEN")
         )
+        tell_beginning(settings, console)
 
         from smolquant import pipeline  # brings torch's users in; a refusal above answers at once
 
@@ -217,6 +230,7 @@ def quantize(context: click.Context, /, **options: Any) -> int:
                 experiment_name=settings.experiment_name,
                 hub_token=settings.token,
                 private=settings.private,
+                local=settings.keeps_local_project,
             )
         pipeline.quantize(settings, console, report, ending.tracker)
     return ending.exit_code
@@ -367,9 +381,10 @@ def main() -> None:
     is_container = os.getpid() == 1
     if is_container:
         run_in_child(_tell_killed)
-    console = Console(os.environ, sys.stdout)
+    # A refusal of the command line itself must not stand where a script reads JSON, either.
+    console = Console(os.environ, sys.stderr if "--json" in sys.argv else sys.stdout)
     cancellation.listen(None if is_container else lambda cancelled: _fail(cancelled, console))
-    _quiet_libraries()
+    quiet_libraries()
     remember_environment(os.environ)
     # Libraries make a million objects that stay; looking for garbage among them takes a second.
     gc.set_threshold(100_000)
@@ -407,16 +422,3 @@ def _leave(exit_code: int) -> NoReturn:
         with suppress(OSError, ValueError):  # nobody reads it any more, or nobody can write to it
             stream.flush()
     os._exit(exit_code)
-
-
-def _quiet_libraries() -> None:
-    """Keep the libraries' remarks, which users cannot act on, out of the log.
-
-    They would also carry text of a model's repository past the console, which takes workflow commands
-    out of it.
-    """
-    for library in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -10,17 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Self, TextIO
 
 from smolquant import cancellation
 from smolquant.errors import MachineError
 from smolquant.memory import is_out_of_memory
+from smolquant.report.closing import render_closing
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
 from smolquant.report.files import (
     DETAILS_NAME,
     REPORT_NAME,
     own_like_workspace,
+    report_text,
     write_details,
     write_outputs,
     write_report,
@@ -50,6 +52,8 @@ class Ending:
     """What records the run, once that is known."""
     passed_on: int | None = None
     """The exit code of another process that did the run and has told its end."""
+    json_stream: TextIO | None = None
+    """Where the content of report.json goes as well; None where nobody asked for that."""
     error: BaseException | None = None
 
     @property
@@ -72,10 +76,20 @@ class Ending:
         if error is not None:
             # What a library has made of a cancellation is one, too.
             self.error = cancellation.received() or explained(error)
+            if any(one.record.metrics for one in self.report.variants.values()):
+                self._close(
+                    replace(self.report, error=self.error)
+                )  # the numbers, above what went wrong
             self.console.error(self.error)
         if self.passed_on is None:
             self._tell()
         return True
+
+    def _close(self, report: RunReport) -> None:
+        """The table of what was made, and what to do with it."""
+        with self._where_possible("There is no table of the variants", None):
+            if closing := render_closing(report):
+                self.console.info(f"\n{closing}\n")
 
     def _tell(self) -> None:
         tracker, console, environ = self.tracker, self.console, self.environ
@@ -95,12 +109,18 @@ class Ending:
                 console.info(f"Please attach {details} when you report this.")
         with self._where_possible("There is no report.json", output_dir / REPORT_NAME):
             if not report.dry_run:
-                write_report(report, output_dir)
+                report.files = (write_report(report, output_dir), *tracker.files)
         with self._where_possible("The step has no outputs", environ.get("GITHUB_OUTPUT")):
             write_outputs(report, environ)
         with self._where_possible("There is no job summary", environ.get("GITHUB_STEP_SUMMARY")):
             write_summary(render_summary(report), environ)
         tracker.finish(output_dir / REPORT_NAME)
+        if self.error is None:
+            self._close(report)
+        if self.json_stream is not None:
+            with self._where_possible("There is no report on stdout", "stdout"):
+                self.json_stream.write(report_text(report))
+                self.json_stream.flush()
         with self._where_possible("Files in the workspace stay root's", output_dir):
             own_like_workspace([output_dir], environ)
 

@@ -163,7 +163,7 @@ def _make(
                 plans.architecture, source.folder, console.notice
             )
     send = uploads.send if uploads else None
-    with making.open_work(plans, source, settings, console, send=send) as work:
+    with making.open_work(plans, source, settings, windows, console, send=send) as work:
         with console.group("Quantize"):
             report.source = work.known_source or report.source
             for variant, plan in plans.variants.items():

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from smolquant.errors import InputError
 from smolquant.text import quoted
 
 _NO_PLACE = {errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
+
+_OCTAL = re.compile(r"\\([0-7]{3})")
 
 _DEEPEST = 200
 """Folders in a path; Python makes them by recursion, one in the other."""
@@ -103,6 +106,25 @@ def write_whole(path: Path, content: bytes) -> None:
     except OSError as error:
         error.filename, error.filename2 = str(path), None
         raise
+
+
+def is_docker_run() -> bool:
+    """Whether this is what a container was started for, or the child of it that does the work."""
+    in_container = any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv"))
+    return in_container and 1 in (os.getpid(), os.getppid())
+
+
+def is_on_mount(path: Path, mountinfo: str) -> bool:
+    """Whether a path, which need not exist yet, lies on another file system than the root's.
+
+    Args:
+        mountinfo: text of ``/proc/self/mountinfo``; proc(5) gives its fields. It writes white space and
+            backslashes in octal.
+    """
+    place = Path(os.path.realpath(path))
+    points = (line.split(" ")[4] for line in mountinfo.splitlines() if line.count(" ") > 4)
+    mounts = {_OCTAL.sub(lambda found: chr(int(found[1], 8)), point) for point in points}
+    return any(str(folder) in mounts for folder in (place, *place.parents) if folder != Path("/"))
 
 
 def _no_folder(text: str, why: str) -> InputError:

@@ -31,7 +31,7 @@ from smolquant.reading import (
 from smolquant.record import Options
 from smolquant.schemes import DEFAULT_INT4_METHOD, Int4Method, Scheme, scheme_of
 from smolquant.text import one_of
-from smolquant.tracking.destination import Destination, make_destination
+from smolquant.tracking.destination import LOCAL, Destination, make_destination
 
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "bfloat16", "float16"]
@@ -121,7 +121,7 @@ class Settings:
 
     @cached_property
     def trackio(self) -> Destination | None:
-        """The place where the run is recorded; None keeps a local project in the output folder.
+        """The dashboard that records the run; None where there is none.
 
         Raises:
             InputError: it is not an address of a Trackio dashboard.
@@ -129,6 +129,11 @@ class Settings:
         return make_destination(
             self.trackio_url, write_token=self.trackio_write_token, bucket=self.dataset_repo
         )
+
+    @property
+    def keeps_local_project(self) -> bool:
+        """Whether Trackio records the run in the output folder."""
+        return (self.trackio_url or "").strip() == LOCAL
 
     @cached_property
     def gate(self) -> Gate:

@@ -55,6 +55,22 @@ def human_duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} min"
 
 
+def about(seconds: float) -> str:
+    """An estimate of a duration, no more precise than it is: ``a few seconds``, ``about 2 min 30 s``."""
+    if seconds < 7.5:
+        return "a few seconds"
+    if seconds < 57.5:
+        return f"about {5 * round(seconds / 5)} s"
+    if seconds < 285:
+        minutes, rest = divmod(30 * round(seconds / 30), 60)
+        return f"about {minutes} min" + (f" {rest} s" if rest else "")
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"about {minutes} min"
+    hours, minutes = divmod(10 * round(minutes / 10), 60)
+    return f"about {hours} h" + (f" {minutes} min" if minutes else "")
+
+
 def percent(share: float) -> str:
     """A share of one as a percentage with one decimal, ``51.2%``; ``100%`` only where it is all.
 

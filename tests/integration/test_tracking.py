@@ -120,6 +120,7 @@ class Job:
     destination: Destination | None
     environ: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(os.environ))
     output: io.StringIO = dataclasses.field(default_factory=io.StringIO)
+    local: bool = False
     tracker: Tracker = dataclasses.field(init=False)
     url: str | None = None
     run_url: str | None = None
@@ -135,6 +136,7 @@ class Job:
             repo="you/tiny-1.5",
             revision=None,
             quant_types={"int8": "int8_weight_only", "int4": "int4_weight_only"},
+            local=self.local,
         )
         self.seconds += time.monotonic() - started
 
@@ -469,7 +471,7 @@ def test_a_cancelled_job_has_no_time_for_a_silent_server(silent: str, tmp_path: 
     assert job.events[-1] == "quantization_failed"
 
 
-def test_without_an_address_a_local_project_is_kept_and_nobody_contacted(tmp_path: Path) -> None:
+def test_a_local_project_is_kept_where_it_is_asked_for_and_nobody_contacted(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         job = Job(
@@ -482,6 +484,7 @@ def test_without_an_address_a_local_project_is_kept_and_nobody_contacted(tmp_pat
                 "TRACKIO_SERVER_URL": f"{url}/?write_token=x",
                 "TRACKIO_WEBHOOK_URL": url,
             },
+            local=True,
         )
         job.begin()
         job.end()

@@ -113,13 +113,14 @@ def test_a_failed_run_is_recorded_as_failed(
     assert "truncated or corrupt" in str(found)
 
 
-def test_without_an_address_the_summary_says_how_to_open_the_local_project(
+def test_the_summary_says_how_to_open_a_local_project_that_was_asked_for(
     smolquant: RunSmolquant, checkpoint: Path
 ) -> None:
-    run = smolquant("quantize", checkpoint, "--save-only", actions=True)
+    run = smolquant("quantize", checkpoint, "--save-only", "--trackio-url", "local", actions=True)
     assert run.exit_code == 0, run.log
     assert "TRACKIO_DIR=quantized/trackio trackio show --project checkpoint" in run.summary
     assert (run.folder / "quantized/events.jsonl").stat().st_size > 0
+    assert "quantized/report.json, quantized/events.jsonl, quantized/trackio" in run.log
 
 
 @pytest.mark.fault(

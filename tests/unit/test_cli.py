@@ -1,5 +1,6 @@
 """The command line and an action's inputs come to the same settings, and nothing imports torch early."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -256,3 +257,38 @@ def test_a_models_code_that_ends_the_process_is_no_success(monkeypatch: pytest.M
     log = StringIO()
     assert cli.run(["check", "user/model"], Console({}, log)) == 1
     assert "SystemExit" in log.getvalue()
+
+
+def test_nothing_but_json_stands_where_a_script_reads_it(tmp_path: Path) -> None:
+    def ran(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "smolquant", "quantize", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    refused = ran("nothing here", "--json")
+    assert refused.returncode == 2
+    assert json.loads(refused.stdout)["error"]["exit_code"] == 2
+    assert "error: " in refused.stderr
+    misspelt = ran("user/model", "--json", "--quant-typ", "both")
+    assert (misspelt.returncode, misspelt.stdout) == (2, "")
+    quiet = ran("nothing here", "--quiet")
+    assert quiet.stdout.startswith("error: ")
+
+
+def test_a_program_is_spared_the_libraries_remarks_on_their_import() -> None:
+    script = (
+        "import logging, smolquant\n"
+        "smolquant.load\n"
+        "logging.getLogger('torchao').warning('Failed to load /x/_C_mxfp8.so: it is missing')\n"
+        "logging.getLogger('torch.utils._pytree').warning('<enum X> is an Enum subclass and is now "
+        "natively supported by torch.compile')\n"
+        "logging.getLogger('torchao').warning('a remark that matters')\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stderr
+    assert told.strip() == "a remark that matters"

@@ -4,11 +4,13 @@ import pty
 import re
 import termios
 import threading
+import time
 
 import pytest
 
 from smolquant.errors import CheckpointError, HubError
-from smolquant.report.console import Console
+from smolquant.report.console import WATCH, Console
+from smolquant.report.progress import BYTES, TOKENS, Progress, drawn
 from smolquant.secrecy import redact
 
 ACTIONS = {"GITHUB_ACTIONS": "true"}
@@ -279,17 +281,100 @@ def test_a_bug_is_called_one_and_its_traceback_is_in_a_group() -> None:
     assert not any(RUNNER_COMMAND.search(line) for line in lines[1:-2])
 
 
-def test_progress_in_a_log_is_a_line_every_ten_seconds_and_a_last_one() -> None:
+def test_nothing_that_lasts_is_silent_in_a_log() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console({}, stream, clock=clock)
+    with console.group("Publish"), console.doing("waiting for\x1b[31m the Hub"):
+        for _ in range(50):  # 25 s
+            clock.now += 0.5
+            console.look()
+    assert stream.getvalue().splitlines() == [
+        "== Publish",
+        "waiting for the Hub: 9 s so far",
+        "waiting for the Hub: 18 s so far",
+    ]
+
+
+def test_a_line_of_somebody_elses_breaks_the_silence() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console({}, stream, clock=clock)
+    with console.doing("planning"):
+        clock.now += 6
+        console.info("a line")
+        clock.now += 6
+        console.look()
+        assert stream.getvalue() == "a line\n"
+        clock.now += 6
+        console.look()
+    console.look()  # nothing goes on any more
+    assert stream.getvalue() == "a line\nplanning: 18 s so far\n"
+
+
+def test_a_thread_of_the_consoles_own_looks_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("smolquant.report.console.SECONDS_OF_SILENCE", 0.0)
+    monkeypatch.setattr("smolquant.report.console._SECONDS_BETWEEN_LOOKS", 0.01)
+
+    def watching() -> int:
+        return sum(thread.name == WATCH for thread in threading.enumerate())
+
+    deadline = time.monotonic() + 10
+    while watching() and time.monotonic() < deadline:  # for another test's console
+        time.sleep(0.01)
+    console, stream = plain()
+    with console.doing("outer"), console.doing("inner"):
+        assert watching() == 1
+        while "inner: " not in stream.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "inner: " in stream.getvalue()
+    while watching() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not watching()
+
+
+def test_progress_in_a_log_is_a_line_now_and_then_and_a_last_one() -> None:
     stream, clock = io.StringIO(), Clock()
     console = Console({}, stream, clock=clock)
     with console.progress("int8", 4_000_000_000) as progress:
         for _ in range(8):
-            clock.now += 4
+            clock.now += 10
             progress.advance(500_000_000)
+            if progress.share in (0.25, 0.75):
+                console.look()
     assert stream.getvalue().splitlines() == [
-        "int8: 1.50 GB of 4.00 GB (37.5%), 0.12 GB/s, 20.0 s left",
-        "int8: 3.00 GB of 4.00 GB (75.0%), 0.12 GB/s, 8.0 s left",
-        "int8: 4.00 GB in 32.0 s, 0.12 GB/s",
+        "int8: 1.00 GB of 4.00 GB (25.0%), 50.0 MB/s, about 1 min left",
+        "int8: 3.00 GB of 4.00 GB (75.0%), 50.0 MB/s, about 20 s left",
+        "int8: 4.00 GB in 1 min 20 s, 50.0 MB/s",
+    ]
+
+
+def test_measuring_is_counted_in_tokens() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console({}, stream, clock=clock)
+    with console.progress("measuring quality", 12_288, TOKENS) as progress:
+        clock.now += 100
+        progress.advance(4_096)
+        console.look()
+        progress.advance(8_192)
+        clock.now += 200
+    assert stream.getvalue().splitlines() == [
+        "measuring quality: 4,096 of 12,288 tokens (33.3%), 41 tokens/s, about 3 min 30 s left",
+        "measuring quality: 12,288 tokens in 5 min 00 s, 41 tokens/s",
+    ]
+
+
+def test_slow_work_names_no_speed_of_nothing() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console({}, stream, clock=clock)
+    with console.progress("a", 100) as progress:
+        clock.now += 20
+        console.look()
+        progress.advance(5)
+        clock.now += 20
+        console.look()
+    assert stream.getvalue().splitlines() == [
+        "a: 20 s so far",
+        "a: 5 B of 100 B (5.0%), about 13 min left",
+        "a: 5 B in 40.0 s",
     ]
 
 
@@ -297,14 +382,16 @@ def test_progress_beyond_the_total_and_of_nothing_does_not_fail() -> None:
     stream, clock = io.StringIO(), Clock()
     console = Console({}, stream, clock=clock)
     with console.progress("a", 0) as progress:
-        clock.now += 20
         progress.advance(0)
-        clock.now += 20
-        progress.advance(5)
+        clock.now += 10
+        console.look()
+        progress.advance(50)
+        clock.now += 10
+        console.look()
     assert stream.getvalue().splitlines() == [
-        "a: 0 B, 0.00 GB/s",
-        "a: 5 B, 0.00 GB/s",
-        "a: 5 B in 40.0 s, 0.00 GB/s",
+        "a: 10 s so far",
+        "a: 20 s so far, 50 B",
+        "a: 50 B in 20.0 s, 2 B/s",
     ]
 
 
@@ -332,23 +419,65 @@ def test_progress_counts_every_threads_bytes() -> None:
     assert stream.getvalue().startswith("int8: 80.0 kB in ")
 
 
-def test_a_terminal_gets_a_bar_with_speed_and_whole_lines_beside_it() -> None:
+def test_a_terminal_shows_what_goes_on_in_place_and_whole_lines_beside_it() -> None:
     reading, writing = pty.openpty()
-    termios.tcsetwinsize(writing, (24, 80))
-    with os.fdopen(writing, "w") as terminal:
+    termios.tcsetwinsize(writing, (24, 100))
+    with os.fdopen(writing, "w", encoding="utf-8") as terminal:
         console = Console({}, terminal)
         with console.progress("int8\x1b[31m", 2_000_000) as progress:
             progress.advance(1_000_000)
+            console.look()
             console.info("a line")
-            progress.advance(1_000_000)
         shown = ""
-        while "100%" not in shown:  # a terminal hands over what it has, not all there is
+        while "MB in " not in shown:  # a terminal hands over what it has, not all there is
             shown += os.read(reading, 65536).decode()
     os.close(reading)
-    assert "100%" in shown
-    assert "B/s" in shown
+    bar, erased, line = shown.partition("\r\x1b[Ka line\r\n")
+    assert erased, shown
+    assert bar.startswith("\r\x1b[K━━━━━━━━━━━━╌╌╌╌╌╌╌╌╌╌╌╌  int8: 1.00 MB of 2.00 MB (50.0%), ")
     assert "\x1b[31m" not in shown
-    assert re.search(r"\r *\ra line\r\n", shown)
+    assert "int8: 1.00 MB in " in line
+
+
+def test_a_narrow_terminal_gets_no_line_that_wraps() -> None:
+    clock = Clock()
+    progress = Progress("a name that is long", 2_000_000, BYTES, clock)
+    clock.now += 1
+    progress.advance(1_000_000)
+    assert len(drawn(progress, 40, "utf-8")) == 39
+    assert drawn(progress, 120, "ascii").startswith(
+        "############------------  a name that is long: "
+    )
+
+
+def test_a_terminal_that_cannot_redraw_gets_lines() -> None:
+    reading, writing = pty.openpty()
+    with os.fdopen(writing, "w") as terminal:
+        clock = Clock()
+        console = Console({"TERM": "dumb"}, terminal, clock=clock)
+        with console.doing("planning"):
+            clock.now += 10
+            console.look()
+        shown = os.read(reading, 65536).decode()
+    os.close(reading)
+    assert shown == "planning: 10 s so far\r\n"
+
+
+def test_a_quiet_console_writes_errors_only() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console({}, stream, quiet=True, clock=clock)
+    with console.group("Source"), console.progress("int8", 10) as progress:
+        progress.advance(10)
+        clock.now += 20
+        console.look()
+        console.info("a line")
+        console.notice("Up to date", "int8")
+        console.warning("Slow", "no GPU")
+    assert stream.getvalue() == ""
+    console.error(CheckpointError("It is truncated."))
+    console.error(KeyError("lm_head"))
+    assert stream.getvalue().startswith("error: It is truncated.\n")
+    assert "KeyError: 'lm_head'\nerror: This is a bug in smolquant." in stream.getvalue()
 
 
 def test_actions_never_gets_a_bar_even_on_a_terminal() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,10 @@ import torch
 from smolquant import ending as ending_module
 from smolquant.ending import Ending
 from smolquant.errors import GateError
+from smolquant.record import Metrics
 from smolquant.report.console import Console
-from smolquant.report.run_report import RunReport
+from smolquant.report.run_report import PlannedVariant, RunReport
+from unit.report_samples import variant_result
 
 
 def end(
@@ -265,3 +268,56 @@ def test_an_unexpected_error_leaves_a_file_to_attach_without_secrets(tmp_path: P
 def test_an_expected_error_leaves_none(tmp_path: Path) -> None:
     end(tmp_path, {}, GateError("Too much was lost."))
     assert not (tmp_path / "out/error-details.txt").exists()
+
+
+@pytest.mark.parametrize("error", [None, GateError("Too much was lost.")])
+def test_a_script_gets_the_report_alone(tmp_path: Path, error: BaseException | None) -> None:
+    log, answer = io.StringIO(), io.StringIO()
+    report = RunReport(model="user/model", output_dir=tmp_path / "out")
+    with Ending(report, Console({}, log), {}, json_stream=answer):
+        if error is not None:
+            raise error
+    assert answer.getvalue() == (tmp_path / "out/report.json").read_text()
+    assert (json.loads(answer.getvalue())["error"] is None) is (error is None)
+
+
+def test_a_script_gets_a_dry_runs_sizes(tmp_path: Path) -> None:
+    answer = io.StringIO()
+    plan = PlannedVariant("int8_weight_only", {}, 1_234)
+    report = RunReport("user/model", tmp_path / "out", dry_run=True, planned={"int8": plan})
+    with Ending(report, Console({}, io.StringIO()), {}, json_stream=answer):
+        pass
+    told = json.loads(answer.getvalue())["planned"]
+    assert told == {"int8": {"quant_type": "int8_weight_only", "predicted_bytes": 1_234}}
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.fault(
+    "machine",
+    "Nobody reads the report that --json writes",
+    "A warning; the exit code stands.",
+)
+def test_a_report_that_nobody_reads_is_a_warning(tmp_path: Path) -> None:
+    log = io.StringIO()
+    report = RunReport(model="user/model", output_dir=tmp_path / "out")
+    with Path("/dev/full").open("w") as full:
+        with Ending(report, Console({}, log), {}, json_stream=full) as ending:
+            pass
+        with suppress(OSError):
+            full.close()
+    assert ending.exit_code == 0
+    assert "There is no report on stdout" in log.getvalue()
+
+
+def test_a_failed_run_shows_its_numbers_above_the_error(tmp_path: Path) -> None:
+    log = io.StringIO()
+    metrics = Metrics(perplexity_increase_percent=7.0)
+    report = RunReport(
+        model="user/model",
+        output_dir=tmp_path / "out",
+        variants={"int8": variant_result("int8", metrics=metrics)},
+    )
+    with Ending(report, Console({}, log), {}):
+        raise GateError("Too much was lost.")
+    assert 0 < log.getvalue().index("+7%") < log.getvalue().index("error: Too much was lost.")
+    assert log.getvalue().count("original") == 1

@@ -50,7 +50,7 @@ def make(
 ) -> dict[str, VariantResult]:
     console = Console({}, log)
     plans = planning.plan_variants(source, asked, asked.quant_types, console)
-    with making.open_work(plans, source, asked, console, send=options.get("send")) as work:
+    with making.open_work(plans, source, asked, None, console, send=options.get("send")) as work:
         results = making.quantize_variants(
             work, console, watch=options.get("watch", lambda n_bytes: None)
         )
@@ -148,7 +148,7 @@ def test_a_file_that_is_gone_is_noticed_before_the_variant_is_in_its_place(
     plans = planning.plan_variants(source, asked, asked.quant_types, console)
     with (
         pytest.raises(MachineError, match=f"{name} was deleted or changed while"),
-        making.open_work(plans, source, asked, console, send=None) as work,
+        making.open_work(plans, source, asked, None, console, send=None) as work,
     ):
         results = making.quantize_variants(work, console, watch=lambda n_bytes: None)
         (work.folders["int8"].folder / name).unlink()
@@ -165,7 +165,7 @@ def test_measuring_adds_the_numbers_to_what_was_made(
     console = Console({}, log)
     plans = planning.plan_variants(source, asked, asked.quant_types, console)
     windows = asked.measurement.windows(plans.architecture, source.folder)
-    with making.open_work(plans, source, asked, console, send=None) as work:
+    with making.open_work(plans, source, asked, None, console, send=None) as work:
         made = making.quantize_variants(work, console, watch=lambda n_bytes: None)
         measured = making.measure_variants(work, made, windows, console)
         making.keep_variants(work, measured)

@@ -10,7 +10,7 @@ import pytest
 
 from smolquant import cli
 from smolquant.errors import InputError
-from smolquant.places import is_file, is_folder, output_folder
+from smolquant.places import is_file, is_folder, is_on_mount, output_folder
 from smolquant.report.console import Console
 
 LONG = "a" * 300
@@ -100,3 +100,26 @@ def test_standard_streams_that_were_closed_are_no_files_of_ours(tmp_path: Path) 
     closed = f'exec {sys.executable} -c "{program}" <&- >&- 2>&-'
     subprocess.run(["bash", "-c", closed], cwd=tmp_path, check=True)
     assert int((tmp_path / "out").read_text()) > 2
+
+
+MOUNTS = r"""22 1 0:21 / / rw,relatime - overlay overlay rw,lowerdir=/l
+23 22 0:22 / /proc rw - proc proc rw
+24 22 8:1 /home/me/out /work/my\040out rw,relatime - ext4 /dev/sda1 rw
+odd
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "is_mounted"),
+    [
+        ("/work/my out", True),
+        ("/work/my out/quantized", True),
+        ("/work/my out/../quantized", False),
+        ("/work", False),
+        ("/", False),
+        ("/work/my\\040out", False),
+        ("/procedures", False),
+    ],
+)
+def test_a_folder_is_on_a_mount_or_inside_the_container(place: str, is_mounted: bool) -> None:
+    assert is_on_mount(Path(place), MOUNTS) is is_mounted

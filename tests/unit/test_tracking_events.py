@@ -54,7 +54,9 @@ def told(tmp_path: Path) -> Told:
     return tell(tmp_path)
 
 
-def tell(folder: Path, *variants: str, title: str | None = None, secret: str = "") -> Told:
+def tell(
+    folder: Path, *variants: str, title: str | None = None, secret: str = "", local: bool = False
+) -> Told:
     output = io.StringIO()
     console = Console({}, output)
     if secret:
@@ -67,6 +69,7 @@ def tell(folder: Path, *variants: str, title: str | None = None, secret: str = "
         title=title,
         revision=None,
         quant_types={variant: f"{variant}_weight_only" for variant in variants or ("int8",)},
+        local=local,
     )
     return Told(recorder, folder, output)
 
@@ -380,10 +383,20 @@ def test_a_local_project_is_not_kept_behind_a_link(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "trackio").symlink_to(elsewhere)
-    told = tell(out)
+    told = tell(out, local=True)
     told.recorder.open({}, hub_token=None, private=False)
     start(told)
     told.recorder.finish(None)
     assert not list(elsewhere.iterdir())
     assert "trackio is a link" in told.output.getvalue()
+    assert told.recorder.local_command is None
+
+
+def test_no_project_is_made_that_nobody_asked_for(tmp_path: Path) -> None:
+    told = tell(tmp_path)
+    told.recorder.open({}, hub_token=None, private=False)
+    start(told)
+    told.recorder.finish(None)
+    assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
+    assert told.recorder.files == [tmp_path / "events.jsonl"]
     assert told.recorder.local_command is None

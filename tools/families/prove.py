@@ -113,7 +113,7 @@ def _quantized(source: Path, output: Path, quant_type: str) -> VariantRecord:
     opened = FolderSource(source)
     console = Console({}, io.StringIO())
     plans = plan_variants(opened, settings, [quant_type], console, trial_seconds=_TRIAL_SECONDS)
-    with making.open_work(plans, opened, settings, console, send=None) as work:
+    with making.open_work(plans, opened, settings, None, console, send=None) as work:
         results = making.quantize_variants(work, console, watch=lambda n_bytes: None)
         (made,) = making.keep_variants(work, results).values()
     return made.record

@@ -110,8 +110,8 @@ class Measurement:
             windows: the result of :meth:`windows`.
             source_folder: the folder of the whole checkpoint, tokenizer included.
             variants: variant -> its folder as it will be published, apart from the card.
-            progress: given the bytes of weights that will be read, yields the function that is called
-                with each number of bytes that has been read.
+            progress: given the tokens to work through, those of the text once for each model, yields the
+                function that is called with each number of tokens that is done.
             device: ``cpu`` or ``cuda``.
 
         Raises:
@@ -128,7 +128,7 @@ class Measurement:
                 architecture, checkpoint, variants, windows, device=device
             ) as evaluation:
                 evaluation.require_memory()
-                with progress(evaluation.work_bytes) as advance:
+                with progress(evaluation.work_tokens) as advance:
                     quality = evaluation.run(advance)
                 tokens = evaluation.tokens
         except CannotMeasure:

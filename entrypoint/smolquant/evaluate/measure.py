@@ -8,6 +8,7 @@ all of it and no table of (tokens, vocabulary) ever exists.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -45,6 +46,9 @@ to know how much more."""
 _ELSEWHERE = "Leave --evaluate always and limits out, and measure it elsewhere."
 """What to do where a model does not run layer by layer."""
 
+_HEAD_COST = 0.5
+"""What a weight of an output head costs, in weights of a layer, for telling how far measuring is."""
+
 _DIGITS = 6
 """Significant digits of what is recorded; the rest is rounding of bfloat16 arithmetic."""
 
@@ -75,7 +79,8 @@ class Evaluation:
             GateError: a variant's files do not hold the model.
         """
         self._windows = windows
-        self._advance: Callable[[int], None] = lambda n_bytes: None
+        self._advance: Callable[[int], None] = lambda n_tokens: None
+        self._done_tokens = 0.0
         self._device = device
         with ExitStack() as stack:
             with running_the_source():
@@ -83,9 +88,9 @@ class Evaluation:
                     architecture,
                     SourceWeights(checkpoint, architecture),
                     device=device,
-                    advance=self._tell,
+                    advance=lambda n_bytes: self._tell_layer(self._source, n_bytes),
                 )
-            self._variants = {}
+            self._variants: dict[str, StreamedModel] = {}
             for variant, folder in variants.items():
                 with _loading_back(variant, device):
                     files = sorted(folder.glob("*.safetensors"))
@@ -94,7 +99,7 @@ class Evaluation:
                         architecture,
                         VariantWeights(opened, architecture, files[0]),
                         device=device,
-                        advance=self._tell,
+                        advance=partial(self._tell_layer_of, variant),
                         prepare=preparation(BY_VARIANT[variant], device),
                     )
             self._stack = stack.pop_all()
@@ -111,9 +116,9 @@ class Evaluation:
         return self._windows.shape[0] * (self._windows.shape[1] - 1)
 
     @property
-    def work_bytes(self) -> int:
-        """Bytes of weights that the layers will read."""
-        return sum(model.size_bytes for model in self._models)
+    def work_tokens(self) -> int:
+        """What :meth:`run` advances over: the tokens of the text, once for each model."""
+        return self._windows.numel() * len(self._models)
 
     @property
     def needed_bytes(self) -> int:
@@ -152,7 +157,7 @@ class Evaluation:
         """Measure.
 
         Args:
-            advance: told of bytes of weights read, :attr:`work_bytes` in all.
+            advance: told of tokens that have been worked through, :attr:`work_tokens` in all.
 
         Raises:
             CannotMeasure: the source does not run layer by layer.
@@ -160,7 +165,7 @@ class Evaluation:
             GateError: a variant does, or its files do not hold the model.
             MachineError: it ran out of memory.
         """
-        self._advance = advance or self._advance
+        self._advance, self._done_tokens = advance or self._advance, 0.0
         return_freed_blocks()
         with _within_memory():
             with running_the_source():
@@ -171,8 +176,24 @@ class Evaluation:
                     variants[variant] = model.hidden_states(self._windows)[:, :-1].flatten(0, 1)
             return self._compare(source, variants)
 
-    def _tell(self, n_bytes: int) -> None:
-        self._advance(n_bytes)
+    def _tell(self, share: float) -> None:
+        """A share of the work with one model is done; whole tokens are told."""
+        before = round(self._done_tokens)
+        self._done_tokens += share * self._windows.numel()
+        self._advance(round(self._done_tokens) - before)
+
+    def _tell_layer_of(self, variant: str, n_bytes: int) -> None:
+        self._tell_layer(self._variants[variant], n_bytes)
+
+    def _tell_layer(self, model: StreamedModel, n_bytes: int) -> None:
+        self._tell((1 - self._head_share) * n_bytes / model.size_bytes)
+
+    @cached_property
+    def _head_share(self) -> float:
+        """The share of the output head in the work with one model, by the number of weights."""
+        source = self._source
+        head = _HEAD_COST * 2 * source.vocabulary_size * source.hidden_size  # as bytes of bfloat16
+        return head / (head + source.size_bytes)
 
     @property
     def _models(self) -> Sequence[StreamedModel]:
@@ -205,6 +226,8 @@ class Evaluation:
                             logits = head(hidden[variant][at])
                         variants[variant].add(at, first, logits)
                         divergences[variant].add(at, reference - logits, shares, decay)
+                    done = len(targets[at]) / len(targets) * (rows[1] - rows[0]) / vocabulary
+                    self._tell(self._head_share * done * len(self._models))
         _refuse_non_finite(source, variants)
         return {
             variant: _metrics(source, predictions, divergences[variant])

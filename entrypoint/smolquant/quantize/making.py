@@ -36,15 +36,17 @@ from smolquant.quantize.calibrate import (
     calibration_windows,
 )
 from smolquant.quantize.engine import quantize_checkpoint
+from smolquant.quantize.forecast import forecast
 from smolquant.quantize.planned import VariantPlan
 from smolquant.quantize.planning import Plans
 from smolquant.quantize.variant import finish_variant, work_key, write_record
 from smolquant.quantize.workfolder import WorkFolder, work_folder
 from smolquant.record import FILE_NAME, SourceRecord, VariantRecord
 from smolquant.report.console import Console
+from smolquant.report.progress import TOKENS
 from smolquant.report.run_report import VariantResult
 from smolquant.settings import Settings
-from smolquant.text import human_size
+from smolquant.text import human_duration, human_size
 
 
 @dataclass(frozen=True)
@@ -85,22 +87,25 @@ def open_work(
     plans: Plans,
     source: Source,
     settings: Settings,
+    windows: torch.Tensor | None,
     console: Console,
     *,
     send: Callable[[str, Path], None] | None,
 ) -> Iterator[Work]:
-    """Claim the folders, choose how the disk is used, and open the source.
+    """Tell what lies ahead, claim the folders, choose how the disk is used, and open the source.
 
     What is finished stays for the same command when this is left by a failure that another try may not
     meet; on success the work folders are gone, and what was made has to be in its place by then.
 
     Args:
+        windows: (windows, length) token ids of the text that will be measured on; None for no measuring.
         send: what could take each finished shard of a variant away; None where nothing is published.
 
     Raises:
         InputError: something else lies where a variant will be.
         MachineError: the disk or the memory does not suffice; with the numbers.
     """
+    console.info(forecast(plans, source, settings, 0 if windows is None else windows.numel()))
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as cleanup:
         folders = {
@@ -117,7 +122,8 @@ def open_work(
                 "saved stay.",
             )
         require_memory()
-        checkpoint = cleanup.enter_context(source.checkpoint(streamed=use.stream_source))
+        with _fetching(source, console, streamed=use.stream_source):
+            checkpoint = cleanup.enter_context(source.checkpoint(streamed=use.stream_source))
         yield Work(settings, source, plans, checkpoint, folders, send if use.send_shards else None)
 
 
@@ -195,22 +201,26 @@ def measure_variants(
         MachineError: it does not fit in memory.
     """
 
+    rest = ExitStack()
+
     @contextmanager
-    def progress(n_bytes: int) -> Iterator[Callable[[int], None]]:
-        with console.progress("measuring", n_bytes) as shown:
+    def progress(n_tokens: int) -> Iterator[Callable[[int], None]]:
+        with console.progress("measuring quality", n_tokens, TOKENS) as shown:
             yield shown.advance
+        rest.enter_context(console.doing("measuring speed"))
 
     give_back_garbage()  # the blocks that quantizing has kept for itself
     started = time.monotonic()
-    metrics = work.settings.measurement.run(
-        windows,
-        work.plans.architecture,
-        work.checkpoint,
-        work.source.folder,
-        variants={variant: work.folders[variant].folder for variant in results},
-        progress=progress,
-        device=computing_device(work.settings.device),
-    )
+    with rest:
+        metrics = work.settings.measurement.run(
+            windows,
+            work.plans.architecture,
+            work.checkpoint,
+            work.source.folder,
+            variants={variant: work.folders[variant].folder for variant in results},
+            progress=progress,
+            device=computing_device(work.settings.device),
+        )
     seconds = time.monotonic() - started
     return {
         variant: replace(
@@ -249,6 +259,21 @@ def keep_variants(
         _put_in_place(folder, place)
         kept[variant] = replace(one, folder=place)
     return kept
+
+
+@contextmanager
+def _fetching(source: Source, console: Console, *, streamed: bool) -> Iterator[None]:
+    """Say how much is fetched before the work can begin, if anything is."""
+    size = 0 if streamed else source.to_fetch().size
+    if not size:
+        yield
+        return
+    started = time.monotonic()
+    with console.doing(f"downloading {human_size(size)}"):
+        yield
+    seconds = max(time.monotonic() - started, 1e-9)
+    rate = human_size(int(size / seconds))
+    console.info(f"downloaded {human_size(size)} in {human_duration(seconds)}, {rate}/s")
 
 
 def _require_complete(folder: Path, record: VariantRecord) -> None:

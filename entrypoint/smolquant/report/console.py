@@ -3,22 +3,33 @@
 Whatever is written is freed of secrets, terminal escapes and workflow commands first. That holds
 outside Actions too: a ``docker run`` inside a workflow does not know that the runner reads it. A log that
 nobody can write to any more goes on where it can, and never ends a run.
+
+Nothing that takes long is silent: what goes on is shown in place on a terminal, and elsewhere told in a
+line whenever nothing else has been written for a while.
 """
 
+import os
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from textwrap import indent
 from typing import TextIO
 
 from smolquant.report.commands import MAX_ANNOTATION, defuse, workflow_command
 from smolquant.report.failure import Failure
-from smolquant.report.progress import BarProgress, LineProgress, Progress
+from smolquant.report.progress import BYTES, Activity, Progress, Unit, Waiting, drawn
 from smolquant.secrecy import redact, remember
 from smolquant.text import error_words, visible
+
+SECONDS_OF_SILENCE = 9.0
+"""After so long without a line, what goes on is told; with the time that it takes to notice, ten."""
+_SECONDS_BETWEEN_LOOKS = 0.5
+WATCH = "smolquant-console"
+"""The name of the thread that looks."""
+_ERASE = "\r\x1b[K"
 
 
 class Console:
@@ -29,18 +40,29 @@ class Console:
         environ: Mapping[str, str],
         stream: TextIO,
         *,
+        quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``environ`` tells whether GitHub Actions is listening; ``clock`` counts seconds."""
+        """``environ`` tells whether GitHub Actions is listening; ``clock`` counts seconds.
+
+        ``quiet``: write errors only.
+        """
         self.in_actions = environ.get("GITHUB_ACTIONS") == "true"
+        self.quiet = quiet
         self._stream = stream
-        self._open_streams = [("stdout", stream), ("stderr", sys.stderr)]
+        own = [] if stream is sys.stderr else [("stdout", stream)]
+        self._open_streams = [*own, ("stderr", sys.stderr)]
         """Where lines go: the first that can be written to."""
         self._clock = clock
         self._masked: set[str] = set()
         self._lock = threading.RLock()
         self._group_open = False
-        self._bar: BarProgress | None = None
+        self._activities: list[Activity] = []
+        """What goes on, the innermost last."""
+        self._last_line = clock()
+        self._may_draw = not self.in_actions and environ.get("TERM") != "dumb"
+        self._drawn = False
+        """Whether the terminal's last line is one that will be drawn again."""
         self._begun = ""
         """A line that :meth:`piece` has not yet got the end of."""
 
@@ -56,22 +78,25 @@ class Console:
     @contextmanager
     def group(self, title: str) -> Iterator[None]:
         """A foldable group in the log of GitHub Actions, a heading elsewhere and inside a group."""
-        if not self.in_actions or self._group_open:  # the runner does not nest groups
-            self.info(f"== {title}")
-            yield
-            return
-        self._write(workflow_command("group", " ".join(self._clean(title))))
-        self._group_open = True
-        try:
-            yield
-        finally:
-            self._group_open = False
-            self._write(workflow_command("endgroup"))
+        with self.doing(title):
+            if not self.in_actions or self._group_open:  # the runner does not nest groups
+                self.info(f"== {title}")
+                yield
+                return
+            if not self.quiet:
+                self._write(workflow_command("group", " ".join(self._clean(title))))
+            self._group_open = True
+            try:
+                yield
+            finally:
+                self._group_open = False
+                if not self.quiet:
+                    self._write(workflow_command("endgroup"))
 
     def info(self, text: str) -> None:
         """Plain lines."""
-        for line in self._clean(text):
-            self._write(defuse(line))
+        if not self.quiet:
+            self._write_lines(text)
 
     def piece(self, text: str) -> None:
         """A piece of a text that comes in pieces: at once on a terminal, elsewhere by whole lines."""
@@ -97,7 +122,7 @@ class Console:
         failure = Failure.of(error)
         if not failure.expected:
             with self.group("Traceback"):
-                self.info("".join(traceback.format_exception(error)))
+                self._write_lines("".join(traceback.format_exception(error)))
         plain = f"error: {failure.message}"
         if failure.hint:
             plain += f"\nwhat to do: {failure.hint}"
@@ -107,24 +132,83 @@ class Console:
         self._annotate("error", failure.title, text, plain=plain)
 
     @contextmanager
-    def progress(self, label: str, total_bytes: int) -> Iterator[Progress]:
-        """Show how work over ``total_bytes`` advances; totals come last, if it completes."""
-        name = " ".join(self._clean(label))
-        if self.in_actions or not self._stream.isatty():
-            lines = LineProgress(name, total_bytes, self.info, self._clock)
-            yield lines
-            lines.finish()
-            return
-        bar = self._bar = BarProgress(name, total_bytes, self._stream)
+    def doing(self, label: str) -> Iterator[None]:
+        """Say what goes on until this is left, if it lasts: a library is imported, the Hub is awaited."""
+        with self._going_on(Waiting(" ".join(self._clean(label)), self._clock)):
+            yield
+
+    @contextmanager
+    def progress(self, label: str, total: int, unit: Unit = BYTES) -> Iterator[Progress]:
+        """Show how work advances that is counted in ``unit``; totals come last, if it completes."""
+        progress = Progress(" ".join(self._clean(label)), total, unit, self._clock)
+        with self._going_on(progress):
+            yield progress
+        self.info(progress.totals())
+
+    @contextmanager
+    def _going_on(self, activity: Activity) -> Iterator[None]:
+        """Have somebody look after ``activity`` until this is left; the outermost brings its own thread."""
+        over = threading.Event()
+        watch = None
+        with self._lock:
+            self._activities.append(activity)
+            if len(self._activities) == 1 and not self.quiet:
+                watch = threading.Thread(target=self._watch, args=(over,), name=WATCH, daemon=True)
         try:
-            yield bar
+            if watch is not None:
+                with suppress(
+                    RuntimeError
+                ):  # a machine that has no thread left is told of elsewhere
+                    watch.start()
+            yield
         finally:
-            bar.close()
-            self._bar = None
+            over.set()
+            with self._lock:
+                self._activities.remove(activity)
+                self._erase()
+
+    def _watch(self, over: threading.Event) -> None:
+        while not over.wait(_SECONDS_BETWEEN_LOOKS):
+            self.look()
+
+    def look(self) -> None:
+        """Show what goes on: in place on a terminal, and in a line where there has been none for long."""
+        with self._lock:
+            if not self._activities or self.quiet:
+                return
+            activity = self._activities[-1]
+            if self._may_draw and self._draw(activity):
+                return
+            if self._clock() - self._last_line >= SECONDS_OF_SILENCE:
+                self.info(activity.line())
+
+    def _draw(self, activity: Activity) -> bool:
+        """Whether ``activity`` could be shown in place, on a terminal."""
+        try:
+            if not self._stream.isatty():
+                return False
+            width = os.get_terminal_size(self._stream.fileno()).columns or 80
+            line = drawn(activity, width, self._stream.encoding or "utf-8")
+            self._stream.write(_ERASE + line)
+            self._stream.flush()
+        except (OSError, ValueError):  # the terminal has gone; the next line finds out where to go
+            return False
+        self._drawn = True
+        return True
+
+    def _erase(self) -> None:
+        """Take away what was drawn in place."""
+        if self._drawn:
+            self._drawn = False
+            with suppress(OSError, ValueError):
+                self._stream.write(_ERASE)
+                self._stream.flush()
 
     def _annotate(self, kind: str, title: str, text: str, *, plain: str) -> None:
+        if self.quiet and kind != "error":
+            return
         if not self.in_actions:
-            self.info(plain)
+            self._write_lines(plain)
             return
         message = "\n".join(self._clean(text))
         if len(message) > MAX_ANNOTATION:
@@ -136,10 +220,14 @@ class Console:
         lines = redact(text).expandtabs(4).splitlines() or [""]
         return [redact(visible(line)) for line in lines]
 
+    def _write_lines(self, text: str) -> None:
+        for line in self._clean(text):
+            self._write(defuse(line))
+
     def _write(self, line: str, end: str = "\n") -> None:
         with self._lock:
-            if self._bar is not None:
-                self._bar.clear()
+            self._erase()
+            self._last_line = self._clock()
             while self._open_streams:
                 name, stream = self._open_streams[0]
                 try:

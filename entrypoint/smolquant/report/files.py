@@ -92,6 +92,11 @@ def write_summary(text: str, environ: Mapping[str, str]) -> None:
         file.write(_fitted(redact(text), MAX_SUMMARY_BYTES - file.tell()))
 
 
+def report_text(result: RunReport) -> str:
+    """The content of report.json, a line end included."""
+    return json.dumps(_portable(result.to_json()), indent=2, allow_nan=False) + "\n"
+
+
 def write_report(result: RunReport, output_dir: Path) -> Path:
     """Write report.json, whole or not at all.
 
@@ -100,8 +105,7 @@ def write_report(result: RunReport, output_dir: Path) -> Path:
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     path = output_dir / REPORT_NAME
-    report = json.dumps(_portable(result.to_json()), indent=2, allow_nan=False)
-    write_whole(path, f"{report}\n".encode())
+    write_whole(path, report_text(result).encode())
     return path
 
 

@@ -1,93 +1,127 @@
-"""Progress over bytes: a bar on a terminal, and a line now and then where output is a log."""
+"""What a run is doing at this moment, as one line: waiting for something, or so much of it done.
+
+Work is counted in its own unit. How fast it goes, and what is left, is told as far as it is known, and no
+more precisely than it is.
+"""
 
 import threading
 from collections.abc import Callable
-from typing import Protocol, TextIO
+from dataclasses import dataclass
+from typing import Protocol
 
-from smolquant.text import human_duration, human_size, percent
+from smolquant.text import about, human_duration, human_size, percent
 
-SECONDS_BETWEEN_LINES = 10.0
-
-
-class Progress(Protocol):
-    """What a worker reports to, from any thread."""
-
-    def advance(self, n_bytes: int) -> None:
-        """``n_bytes`` more are done."""
+_BAR_WIDTH = 24
 
 
-class LineProgress:
-    """A plain line at most every ten seconds, and a last one with the totals."""
+@dataclass(frozen=True)
+class Unit:
+    """What work is counted in."""
 
-    def __init__(
-        self, label: str, total_bytes: int, write: Callable[[str], None], clock: Callable[[], float]
-    ) -> None:
-        self._label = label
-        self._total = total_bytes
-        self._write = write
-        self._clock = clock
+    amount: Callable[[int], str]
+    """A number of them, as people read it."""
+    share: Callable[[int, int], str]
+    """So many of so many."""
+    rate: Callable[[float], str]
+    """So many a second; empty for less than one."""
+
+
+def _bytes_a_second(rate: float) -> str:
+    return f"{human_size(int(rate))}/s" if rate >= 1 else ""
+
+
+def _tokens_a_second(rate: float) -> str:
+    return f"{rate:,.0f} tokens/s" if rate >= 1 else ""
+
+
+BYTES = Unit(
+    human_size, lambda done, total: f"{human_size(done)} of {human_size(total)}", _bytes_a_second
+)
+TOKENS = Unit("{:,} tokens".format, "{:,} of {:,} tokens".format, _tokens_a_second)
+
+
+class Activity(Protocol):
+    """Something that goes on for a while."""
+
+    def line(self) -> str:
+        """How far it is, in one line."""
+
+    @property
+    def share(self) -> float | None:
+        """The share of it that is done; None where that is not known."""
+
+
+class Waiting:
+    """Work that does not tell how far it is."""
+
+    share = None
+
+    def __init__(self, label: str, clock: Callable[[], float]) -> None:
+        self._label, self._clock = label, clock
+        self._start = clock()
+
+    def line(self) -> str:
+        """See :meth:`Activity.line`."""
+        return f"{self._label}: {_whole(self._clock() - self._start)} so far"
+
+
+class Progress:
+    """Work that is counted; workers report to it, from any thread."""
+
+    def __init__(self, label: str, total: int, unit: Unit, clock: Callable[[], float]) -> None:
+        self._label, self._total, self._unit, self._clock = label, total, unit, clock
         self._lock = threading.Lock()
         self._done = 0
-        self._start = self._last_line = clock()
+        self._start = clock()
 
-    def advance(self, n_bytes: int) -> None:
-        """``n_bytes`` more are done."""
+    def advance(self, amount: int) -> None:
+        """So much more is done."""
         with self._lock:
-            self._done += n_bytes
-            now = self._clock()
-            if now - self._last_line < SECONDS_BETWEEN_LINES:
-                return
-            self._last_line = now
-            self._write(self._line(now - self._start))
+            self._done += amount
 
-    def finish(self) -> None:
-        """Write the last line."""
+    @property
+    def share(self) -> float | None:
+        """See :attr:`Activity.share`."""
+        return self._done / self._total if 0 < self._done <= self._total else None
+
+    def line(self) -> str:
+        """See :meth:`Activity.line`."""
+        done, seconds, share = self._done, self._clock() - self._start, self.share
+        if share is None:
+            told = [self._unit.amount(done)] if done else []
+            return ", ".join([f"{self._label}: {_whole(seconds)} so far", *told])
+        told = [f"{self._unit.share(done, self._total)} ({percent(share)})"]
+        if rate := self._unit.rate(done / max(seconds, 1e-9)):
+            told.append(rate)
+        told.append(f"{about(seconds * (1 - share) / share)} left")
+        return f"{self._label}: {', '.join(told)}"
+
+    def totals(self) -> str:
+        """What was done in all, once it is."""
         seconds = self._clock() - self._start
-        size, duration = human_size(self._done), human_duration(seconds)
-        self._write(f"{self._label}: {size} in {duration}, {_speed(self._done, seconds)}")
-
-    def _line(self, seconds: float) -> str:
-        size = human_size(self._done)
-        line = f"{self._label}: {size}, {_speed(self._done, seconds)}"
-        if 0 < self._done <= self._total:
-            left = seconds / self._done * (self._total - self._done)
-            share = percent(self._done / self._total)
-            line = (
-                f"{self._label}: {size} of {human_size(self._total)} ({share}), "
-                f"{_speed(self._done, seconds)}, {human_duration(left)} left"
-            )
-        return line
+        rate = self._unit.rate(self._done / max(seconds, 1e-9))
+        line = f"{self._label}: {self._unit.amount(self._done)} in {human_duration(seconds)}"
+        return f"{line}, {rate}" if rate else line
 
 
-class BarProgress:
-    """tqdm's bar with speed and remaining time."""
-
-    def __init__(self, label: str, total_bytes: int, stream: TextIO) -> None:
-        from tqdm import tqdm
-
-        self._lock = threading.Lock()
-        self._bar = tqdm(
-            total=total_bytes,
-            desc=label,
-            file=stream,
-            unit="B",
-            unit_scale=True,
-            dynamic_ncols=True,
-        )
-
-    def advance(self, n_bytes: int) -> None:
-        """``n_bytes`` more are done."""
-        with self._lock:
-            self._bar.update(n_bytes)
-
-    def clear(self) -> None:
-        """Make room for a line of text; the bar comes back with the next :meth:`advance`."""
-        self._bar.clear()
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
+def drawn(activity: Activity, width: int, encoding: str) -> str:
+    """An activity in one line of a terminal of ``width`` columns, with a bar where there is room."""
+    line = activity.line()
+    if (share := activity.share) is not None and len(line) + _BAR_WIDTH + 2 < width:
+        full, empty = _bar_characters(encoding)
+        n_full = int(share * _BAR_WIDTH)
+        line = f"{full * n_full}{empty * (_BAR_WIDTH - n_full)}  {line}"
+    return line[: max(width - 1, 0)]  # a full line would make the terminal begin another
 
 
-def _speed(n_bytes: int, seconds: float) -> str:
-    return f"{n_bytes / max(seconds, 1e-9) / 1e9:.2f} GB/s"
+def _whole(seconds: float) -> str:
+    """A duration that still goes on, in whole seconds."""
+    return f"{seconds:.0f} s" if seconds < 59.5 else human_duration(seconds)
+
+
+def _bar_characters(encoding: str) -> tuple[str, str]:
+    try:
+        "━╌".encode(encoding)
+    except UnicodeEncodeError:
+        return "#", "-"
+    return "━", "╌"

@@ -1,6 +1,6 @@
 """What a run came to: the facts that report.json, the summary and the step outputs are made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -73,6 +73,8 @@ class RunReport:
     """Variants that do not keep the owner's limits -> the numbers and the limits."""
     unmeasured: str = ""
     """Why nothing was measured, where it was to be."""
+    files: Sequence[Path] = ()
+    """What was written beside the variants."""
     trackio_url: str | None = None
     trackio_command: str | None = None
     """Opens the local Trackio project."""
@@ -99,7 +101,12 @@ class RunReport:
     def to_json(self) -> dict[str, Any]:
         """The content of report.json, made of JSON's own types."""
         failure = self.failure
+        planned = {
+            name: {"quant_type": plan.quant_type, "predicted_bytes": plan.predicted_bytes}
+            for name, plan in self.planned.items()
+        }
         return {
+            **({"planned": planned} if self.dry_run else {}),
             "source": None if self.source is None else asdict(self.source),
             "variants": {
                 name: _variant_report(variant) | {"refused": self.refused.get(name)}

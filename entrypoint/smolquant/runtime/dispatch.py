@@ -48,7 +48,8 @@ def _on_cpu(inputs: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> tor
     replaced: torch.Tensor | None = getattr(weight, "_replaced", None)
     if replaced is None:
         replaced = weight._replaced = kernel.replace(weight)
-    return functional.linear(inputs, replaced, bias)
+    computed: torch.Tensor = functional.linear(inputs, replaced, bias)
+    return computed
 
 
 def _embedding(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:

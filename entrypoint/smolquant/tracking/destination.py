@@ -12,9 +12,12 @@ _HUB_HOSTS = {"huggingface.co", "www.huggingface.co", "hf.co"}
 _APP_DOMAIN = ".hf.space"
 _TOKEN_PARAMETER = "write_token"  # noqa: S105 - its name, not a token
 
+LOCAL = "local"
+"""The address that stands for a project in the output folder, which no server serves."""
+
 _ACCEPTED = (
-    "Give a Space (`user/space`, or its address), or a server's address such as "
-    "`https://trackio.example.org`."
+    "Give a Space (`user/space`, or its address), a server's address such as "
+    f"`https://trackio.example.org`, or `{LOCAL}` for a project in the output folder."
 )
 
 
@@ -56,7 +59,7 @@ class Destination:
 def make_destination(
     address: str | None, *, write_token: str | None = None, bucket: str | None = None
 ) -> Destination | None:
-    """The dashboard at an address; None where none was given.
+    """The dashboard at an address; None where none was given, and for :data:`LOCAL`.
 
     Args:
         address: ``user/space``, a Space's page or app address, or a server's address. A write token
@@ -67,7 +70,7 @@ def make_destination(
     Raises:
         InputError: the address is not valid, or the bucket does not go with it.
     """
-    if not address:
+    if not address or address.strip() == LOCAL:
         if bucket:
             raise InputError(
                 "--dataset-repo says where a Trackio Space keeps its data, but no Space was named.",

@@ -8,7 +8,7 @@ import shlex
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
@@ -50,11 +50,12 @@ def start(
     experiment_name: str | None = None,
     hub_token: str | None = None,
     private: bool = False,
+    local: bool = False,
 ) -> Tracker:
     """Begin to record a job, and return at once.
 
     Args:
-        destination: the dashboard; None keeps a local project in the output folder and contacts no server.
+        destination: the dashboard; None where there is none, and events are kept in their file only.
         environ: the process's environment.
         repo: the Hub id or folder that the project is named after.
         revision: the revision of the source, if it is known.
@@ -62,6 +63,7 @@ def start(
         experiment_name: the name of the run; with several variants the variant's name is appended.
         hub_token: the token for a Space that has none of its own.
         private: whether a Space that does not exist yet becomes private.
+        local: whether a project is kept in the output folder, where no dashboard is named.
     """
     for secret in destination.secrets if destination else ():
         console.mask(secret)
@@ -79,6 +81,7 @@ def start(
         title=experiment_name,
         revision=revision,
         quant_types=quant_types,
+        local=local,
     )
     recorder.open(environ, hub_token=hub_token, private=private)
     return recorder
@@ -110,8 +113,10 @@ class Recorder(Tracker):
         title: str | None,
         revision: str | None,
         quant_types: Mapping[str, str],
+        local: bool = False,
     ) -> None:
         """See :func:`start`; ``title`` is the experiment's name."""
+        self._local = local and destination is None
         self._output_dir = output_dir
         self._console = console
         self._destination = destination
@@ -134,9 +139,10 @@ class Recorder(Tracker):
     @_harmless
     def open(self, environ: Mapping[str, str], *, hub_token: str | None, private: bool) -> None:
         """Start the child process and the job's record."""
-        if self._destination is None and (self._output_dir / LOCAL_PROJECT).is_symlink():
+        wanted = self._local or self._destination is not None
+        if self._local and (self._output_dir / LOCAL_PROJECT).is_symlink():
             self._warn(f"{self._output_dir / LOCAL_PROJECT} is a link.")
-        elif importlib.util.find_spec("trackio") is not None:
+        elif wanted and importlib.util.find_spec("trackio") is not None:
             try:
                 self._process = TrackioProcess(
                     self._destination,
@@ -145,10 +151,10 @@ class Recorder(Tracker):
                     hub_token=hub_token,
                     private=private,
                 )
-                self._keeps_project = self._destination is None
+                self._keeps_project = self._local
             except OSError as error:
                 self._warn(f"The process that talks to Trackio did not start: {error}.")
-        elif self._destination is not None:
+        elif wanted:
             self._warn(_NOT_INSTALLED)
         self._record(
             "job",
@@ -170,6 +176,12 @@ class Recorder(Tracker):
         if self._destination is None or variant not in self._runs or not self._linkable():
             return None
         return self._destination.run_url(self._project, self._runs[variant])
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """See :attr:`Tracker.files`."""
+        kept = [] if self._log_broken else [self._log.path]
+        return [*kept, self._output_dir / LOCAL_PROJECT] if self._keeps_project else kept
 
     @property
     def local_command(self) -> str | None:

@@ -1,6 +1,6 @@
 """The interface to which the pipeline reports a run's events, and which records nothing by itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from smolquant.record import Options, VariantRecord
@@ -13,6 +13,11 @@ class Tracker:
     def url(self) -> str | None:
         """The dashboard with this job's runs; None where none can be opened."""
         return None
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """What recording has left in the output folder."""
+        return ()
 
     @property
     def local_command(self) -> str | None:
