@@ -13,7 +13,7 @@ from torchao.quantization import Int4Tensor, Int8Tensor
 
 import smolquant.runtime.stacks  # noqa: F401 - lets experts be taken out of their stacks
 from smolquant.runtime import cpu_linear
-from smolquant.runtime.registry import column_by_column, kernel_of
+from smolquant.runtime.registry import column_by_column, kernel_of, plain
 
 
 def can_compute(inputs: torch.Tensor) -> bool:
@@ -37,7 +37,8 @@ def _linear(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
 def _on_cpu(inputs: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor | None:
     """None where torchao's own linear is the one to use."""
     if not can_compute(inputs):
-        return functional.linear(inputs, weight.dequantize().to(inputs.dtype), bias)
+        derivable: torch.Tensor = functional.linear(inputs, plain(weight).to(inputs.dtype), bias)
+        return derivable
     kernel = kernel_of(weight)
     if kernel.stored is not None:
         return cpu_linear.linear(inputs, kernel.stored(weight), bias)
@@ -56,9 +57,11 @@ def _embedding(func: Any, types: Any, args: Any, kwargs: Any) -> torch.Tensor:
     """Rows of an int8 table: those that are looked up, and no others, become plain."""
     ids, weight = args[0], args[1]
     if weight.scale.numel() != weight.qdata.shape[0]:
-        return functional.embedding(ids, weight.dequantize(), *args[2:], **(kwargs or {}))
+        looked_up: torch.Tensor = functional.embedding(ids, weight.dequantize(), *args[2:])
+        return looked_up
     scale = weight.scale.view(-1, 1)[ids].to(torch.float32)
-    return (weight.qdata[ids] * scale).to(weight.dtype)
+    rows: torch.Tensor = (weight.qdata[ids] * scale).to(weight.dtype)
+    return rows
 
 
 _UPSTREAM = {

@@ -9,12 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torchao.prototype.quantization.int4 import Int4OpaqueTensor
+from torchao.quantization import Int4Tensor, Int4TilePackedTo4dTensor
 from torchao.quantization.granularity import PerRow
 from torchao.quantization.quant_primitives import MappingType
 
+from smolquant.errors import InputError
 from smolquant.runtime import cpu_linear
 from smolquant.runtime.packing import has_mslk, pack_for_cuda, pack_for_this_cpu
 from smolquant.runtime.stacks import each_expert
+from smolquant.schemes.int4_packing import unpack_int4
 
 Linear = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 """Inputs (..., K) and a bias (N,) or None -> (..., N)."""
@@ -143,8 +147,23 @@ def column_by_column(weight: Any) -> None:
 
 
 def plain(weight: Any) -> torch.Tensor:
-    """The weight that a stored one stands for, made once; torchao would make it again at every call."""
-    made: torch.Tensor = weight.dequantize()
+    """The weight that a stored one stands for, made once; torchao would make it again at every call.
+
+    Raises:
+        InputError: it was packed for a kernel, which cannot be undone.
+    """
+    made: torch.Tensor
+    if isinstance(weight, Int4Tensor):  # torchao has no way back from it
+        levels = unpack_int4(weight.qdata).unflatten(-1, (-1, weight.block_size[-1])).float()
+        scale, zero_point = weight.scale.transpose(-2, -1), weight.zero_point.transpose(-2, -1)
+        made = (levels * scale.unsqueeze(-1) + zero_point.unsqueeze(-1)).flatten(-2)
+        return made.to(weight.dtype)
+    if isinstance(weight, Int4OpaqueTensor | Int4TilePackedTo4dTensor):
+        raise InputError(
+            "The model's int4 weights are packed for this machine's kernel, and cannot be unpacked.",
+            hint="Load the variant with AutoModelForCausalLM.from_pretrained, and dequantize that model.",
+        )
+    made = weight.dequantize()
     return made
 
 

@@ -1,0 +1,173 @@
+"""Linear layers from stored bytes: every loop that this CPU can run, against float64."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from smolquant.runtime import cpu_linear
+from smolquant.runtime.cpu_linear import FEW_TOKENS, Linears, Stored
+from smolquant.schemes import SCHEMES
+from smolquant.schemes.int4_packing import pack_int4, unpack_int4
+
+ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-22}
+"""The most that rounding an output to a dtype changes it by, as a share of it."""
+
+INT4_UNITS = 2.0**-13
+"""What whole numbers of 16 bits leave of inputs, as a share of an output that is as large as they are."""
+
+FEW_AND_MANY = (1, 3, 4, 6, FEW_TOKENS, FEW_TOKENS + 1)
+
+
+def int8(outputs: int, columns: int, *, dynamic: bool = False) -> Stored:
+    levels = torch.randint(-128, 128, (outputs, columns), dtype=torch.int8)
+    return Stored(levels, torch.rand(outputs, 1) / 100, dynamic=dynamic)
+
+
+def int4(outputs: int, columns: int, group: int, dtype: torch.dtype = torch.bfloat16) -> Stored:
+    levels = torch.randint(-8, 8, (outputs, columns), dtype=torch.int8)
+    scale = torch.rand(outputs, columns // group) / 100
+    zero_point = torch.randn(outputs, columns // group) / 30
+    return Stored(pack_int4(levels), scale.to(dtype), zero_point.to(dtype))
+
+
+def weight_of(stored: Stored) -> torch.Tensor:
+    """The weight (N, K) that ``stored`` stands for, in float64."""
+    if stored.zero_point is None:
+        return stored.levels.double() * stored.scale.double()
+    levels = unpack_int4(stored.levels).double().view(stored.outputs, -1, stored.group)
+    weight = levels * stored.scale.double().unsqueeze(-1) + stored.zero_point.double().unsqueeze(-1)
+    return weight.flatten(1)
+
+
+def assert_close(found: torch.Tensor, exact: torch.Tensor, extra: float = 0.0) -> None:
+    error = float((found.double() - exact).norm() / exact.norm())
+    assert error < ROUNDING[found.dtype] + extra, error
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("shape", [(1, 8), (33, 40), (70, 576), (64, 8)])
+def test_int8_multiplies_with_what_is_stored(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weight, bias = int8(*shape), torch.randn(shape[0], dtype=dtype)
+    for tokens in FEW_AND_MANY:
+        inputs = torch.randn(tokens, shape[1], dtype=dtype)
+        exact = inputs.double() @ weight_of(weight).t() + bias.double()
+        assert_close(Linears([(weight, bias)])(inputs)[0], exact, 1e-6)
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("group", [32, 64, 128, 256, 512])
+def test_int4_multiplies_with_what_is_stored(group: int, dtype: torch.dtype) -> None:
+    """Rows of whole vectors of scales, and rows that end within one."""
+    torch.manual_seed(0)
+    for columns in (group, 3 * group, 1024, 1536):
+        weight = int4(45, columns, group, dtype)
+        for tokens in FEW_AND_MANY:
+            inputs = torch.randn(tokens, columns, dtype=dtype)
+            exact = inputs.double() @ weight_of(weight).t()
+            assert_close(Linears([(weight, None)])(inputs)[0], exact, INT4_UNITS)
+
+
+def test_int4_keeps_inputs_of_very_different_sizes_apart() -> None:
+    """As models have them: one input a thousand times as large as the others of its group."""
+    torch.manual_seed(0)
+    weight, inputs = int4(64, 256, 32), torch.randn(2, 256, dtype=torch.bfloat16)
+    inputs[:, 40] = 3000
+    assert_close(
+        Linears([(weight, None)])(inputs)[0], inputs.double() @ weight_of(weight).t(), INT4_UNITS
+    )
+
+
+def test_inputs_of_zeros_give_the_bias() -> None:
+    bias = torch.randn(45)
+    for weight in (int8(45, 64), int8(45, 64, dynamic=True), int4(45, 64, 32)):
+        output = Linears([(weight, bias)])(torch.zeros(2, 64))[0]
+        assert torch.equal(output, bias.expand(2, -1))
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+def test_dynamic_int8_quantizes_tokens_as_torchao_does(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain = torch.randn(70, 200, dtype=dtype)
+    stored: Any = SCHEMES["int8_dynamic"].quantize(plain, None)
+    weight = Stored(stored.qdata, stored.scale, dynamic=True)
+    for tokens in FEW_AND_MANY:
+        inputs = torch.randn(tokens, 200, dtype=dtype)
+        wanted = functional.linear(inputs, stored)
+        assert_close(Linears([(weight, None)])(inputs)[0], wanted.double(), ROUNDING[dtype])
+
+
+def test_a_token_without_an_end_is_not_hidden() -> None:
+    """Infinite and undefined inputs stay what they are, in every kind of layer."""
+    for weight in (int8(32, 64), int4(32, 64, 32)):
+        inputs = torch.ones(2, 64)
+        inputs[1, 5] = float("nan")
+        output = Linears([(weight, None)])(inputs)[0]
+        assert output[0].isfinite().all()
+        assert output[1].isnan().all()
+
+
+def test_layers_with_the_same_inputs_are_computed_together() -> None:
+    torch.manual_seed(0)
+    for make in (lambda n: int8(n, 96), lambda n: int4(n, 96, 32)):
+        layers = [(make(n), torch.randn(n)) for n in (70, 5, 32)]
+        inputs = torch.randn(2, 3, 96)
+        together = Linears(layers)(inputs)
+        for layer, output in zip(layers, together, strict=True):
+            assert torch.equal(output, Linears([layer])(inputs)[0])
+
+
+def test_inputs_need_not_lie_in_a_row() -> None:
+    weight, inputs = int8(40, 64), torch.randn(64, 3).t()
+    assert not inputs.is_contiguous()
+    assert torch.equal(
+        Linears([(weight, None)])(inputs)[0], Linears([(weight, None)])(inputs.clone())[0]
+    )
+
+
+def test_one_thread_gives_the_bits_of_many() -> None:
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    for weight in (int8(333, 256), int4(333, 256, 64)):
+        inputs = torch.randn(5, 256)
+        outputs = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            outputs.append(Linears([(weight, None)])(inputs)[0])
+        torch.set_num_threads(threads)
+        assert torch.equal(*outputs)
+
+
+def test_torch_compile_calls_it_as_one_operation() -> None:
+    weight, inputs = int4(40, 64, 32), torch.randn(2, 64)
+    compiled: Any = torch.compile(
+        lambda inputs: cpu_linear.linear(inputs, weight, None) + 1,
+        backend="eager",
+        fullgraph=True,
+    )
+    found: torch.Tensor = compiled(inputs)
+    assert torch.equal(found, cpu_linear.linear(inputs, weight, None) + 1)
+
+
+LEVELS = ["default", "avx2", "avx512"]
+HERE = torch.backends.cpu.get_cpu_capability().lower()
+LESSER = LEVELS[: LEVELS.index(HERE)] if HERE in LEVELS else []
+
+
+@pytest.mark.parametrize("capability", LESSER)
+def test_every_lesser_level_of_vectors_computes_the_same(capability: str) -> None:
+    """This file's tests once more, as on a lesser CPU."""
+    environ = {**os.environ, "ATEN_CPU_CAPABILITY": capability}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", __file__],
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout

@@ -1,0 +1,245 @@
+"""A loaded model's linear modules: what they keep, share, save, move and give back."""
+
+import copy
+import gc
+import logging
+import pickle
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchao.quantization import Int4Tensor, Int8Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TorchAoConfig
+
+import smolquant
+from smolquant.runtime.kernels import dequantize, kernels, use_kernels
+from smolquant.runtime.modules import QuantizedLinear
+from smolquant.runtime.registry import plain
+from smolquant.schemes import SCHEMES
+
+CONFIG = LlamaConfig(
+    vocab_size=96,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    dtype=torch.bfloat16,
+)
+CPU_TYPES = ["int8_weight_only", "int8_dynamic", "int4_weight_only"]
+IDS = torch.arange(24).view(2, 12)
+
+
+def plain_model() -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(CONFIG).to(torch.bfloat16).eval()
+
+
+def stored_model(quant_type: str) -> Any:
+    """As a variant is loaded: every linear layer but the head has its stored weight."""
+    model, scheme = plain_model(), SCHEMES[quant_type]
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            group = 32 if "group_size" in scheme.options(32) else None
+            stored = scheme.quantize(module.weight.detach(), group)
+            module.weight = nn.Parameter(stored, requires_grad=False)
+    return model
+
+
+def logits(model: Any, ids: torch.Tensor = IDS, **options: Any) -> torch.Tensor:
+    with torch.inference_mode():
+        computed: torch.Tensor = model(input_ids=ids, **options).logits.float()
+    return computed
+
+
+def dequantized_logits(quant_type: str) -> torch.Tensor:
+    """Of a model with the plain weights that the stored ones stand for."""
+    return logits(dequantize(stored_model(quant_type)))
+
+
+def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+@pytest.mark.parametrize("quant_type", CPU_TYPES)
+def test_a_model_computes_with_its_stored_weights(quant_type: str) -> None:
+    """Prompts, single tokens after a cache, left padding: all through our modules."""
+    model = stored_model(quant_type)
+    use_kernels(model)
+    assert {type(model.model.layers[0].mlp.up_proj), type(model.lm_head)} == {
+        QuantizedLinear,
+        nn.Linear,
+    }
+    wanted, bound = dequantized_logits(quant_type), 0.05 if "dynamic" in quant_type else 0.02
+    assert difference(logits(model), wanted) < bound
+    with torch.inference_mode():
+        begun = model(input_ids=IDS[:, :-1], use_cache=True)
+        last = model(input_ids=IDS[:, -1:], cache=begun.cache)
+    assert difference(last.logits.float()[:, -1], wanted[:, -1]) < 2 * bound
+    padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), IDS], dim=1)
+    mask = torch.ones_like(padded)
+    mask[:, :3] = 0
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    shifted = logits(model, padded, attention_mask=mask, position_ids=positions)
+    assert difference(shifted[:, 3:], wanted) < 2 * bound
+
+
+def test_projections_of_the_same_inputs_share_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four calls a layer instead of seven, and the same outputs to the bit."""
+    model = stored_model("int4_weight_only")
+    use_kernels(model)
+    alone = copy.deepcopy(model)  # what belongs together belongs to a process, and is not copied
+    calls: list[int] = []
+    original = smolquant.runtime.cpu_linear.Linears.__call__
+
+    def counted(self: Any, inputs: torch.Tensor) -> Any:
+        results = original(self, inputs)
+        calls.append(len(results))
+        return results
+
+    monkeypatch.setattr(smolquant.runtime.cpu_linear.Linears, "__call__", counted)
+    ids = IDS[:1, :1]
+    together = logits(model, ids)
+    assert calls == [3, 1, 2, 1] * 2
+    calls.clear()
+    assert torch.equal(logits(alone, ids), together)
+    assert calls == [1] * 14
+
+
+def test_modules_that_get_other_inputs_are_parted() -> None:
+    """As in attention to another sequence: what was computed for nothing is computed once."""
+    model = stored_model("int8_weight_only")
+    use_kernels(model)
+    attention, inputs = model.model.layers[0].self_attn, torch.randn(1, 64, dtype=torch.bfloat16)
+    others = torch.randn(1, 64, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        for _ in range(2):
+            attention.q_proj(inputs)
+            wanted = dequantize(copy.deepcopy(attention.k_proj))(others)
+            assert difference(attention.k_proj(others).float(), wanted.float()) < 0.02
+        assert attention.q_proj._together is None
+
+
+def test_a_new_weight_is_the_one_that_counts() -> None:
+    model = stored_model("int8_weight_only")
+    use_kernels(model)
+    attention, inputs = model.model.layers[0].self_attn, torch.randn(1, 64, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        attention.q_proj(inputs)
+        attention.k_proj(inputs)
+        attention.v_proj(inputs)
+        zeros = SCHEMES["int8_weight_only"].quantize(torch.zeros(32, 64).bfloat16(), None)
+        attention.k_proj.weight = nn.Parameter(zeros, requires_grad=False)
+        attention.q_proj(inputs)
+        assert not attention.k_proj(inputs).count_nonzero()
+
+
+def test_weights_that_are_taken_away_are_freed() -> None:
+    """A model that is streamed holds one layer at a time."""
+    model = stored_model("int4_weight_only")
+    use_kernels(model)
+    logits(model, IDS[:1, :1])
+    attention = model.model.layers[0].self_attn
+    levels = weakref.ref(attention.q_proj.weight.qdata)
+    for module in (attention.q_proj, attention.k_proj, attention.v_proj):
+        module._parameters["weight"] = nn.Parameter(torch.empty(0, device="meta"))
+    gc.collect()
+    assert levels() is None
+
+
+@pytest.mark.parametrize("quant_type", CPU_TYPES)
+def test_a_model_that_has_run_is_saved_as_it_was_published(quant_type: str, tmp_path: Path) -> None:
+    """Copied, pickled or saved by stock transformers, before and after running, it is the same."""
+    model = stored_model(quant_type)
+    config = SCHEMES[quant_type].torchao_config(32)
+    model.config.quantization_config = TorchAoConfig(config, modules_to_not_convert=["lm_head"])
+    published = {name: copy.deepcopy(value) for name, value in model.state_dict().items()}
+    use_kernels(model)
+    wanted = logits(model)
+    assert torch.equal(logits(copy.deepcopy(model)), wanted)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model))), wanted)
+    for name, value in model.state_dict().items():
+        assert_same(value, published[name])
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, Int8Tensor | Int4Tensor):
+        for part in one.tensor_data_names:
+            assert torch.equal(getattr(one, part), getattr(other, part))
+    else:
+        assert torch.equal(one, other)
+
+
+def test_what_is_to_be_trained_has_gradients() -> None:
+    """Inputs that need them go through the plain weight, for adapters beside frozen layers."""
+    for quant_type in CPU_TYPES:
+        model = stored_model(quant_type)
+        use_kernels(model)
+        layer = model.model.layers[0].mlp.up_proj
+        inputs = torch.randn(2, 64, dtype=torch.bfloat16, requires_grad=True)
+        layer(inputs).sum().backward()
+        wanted = plain(layer.weight).float().sum(0)
+        assert inputs.grad is not None
+        assert difference(inputs.grad[0].float(), wanted) < 0.02
+
+
+def test_dequantize_gives_back_a_plain_model(tmp_path: Path) -> None:
+    model = stored_model("int4_weight_only")
+    use_kernels(model)
+    wanted = logits(model)
+    plain = dequantize(model)
+    assert plain is model
+    assert {type(module) for module in plain.modules() if isinstance(module, nn.Linear)} == {
+        nn.Linear
+    }
+    plain.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert difference(logits(again), wanted) < 0.02
+
+
+def test_kernels_tells_what_multiplies() -> None:
+    model = stored_model("int4_weight_only")
+    use_kernels(model)
+    told = kernels(model)
+    assert len(told) == 14
+    assert set(told.values()) == {"smolquant's int4"}
+
+
+def test_a_weight_without_the_best_kernel_falls_back_and_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where nothing was compiled, torch's packed kernels compute, in one line said once."""
+    wanted = {quant_type: dequantized_logits(quant_type) for quant_type in CPU_TYPES}
+    monkeypatch.setattr("smolquant.runtime.cpu_linear._library", lambda: None)
+    for quant_type in CPU_TYPES:
+        model = stored_model(quant_type)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="smolquant"):
+            use_kernels(model)
+        if quant_type != "int4_weight_only":  # that one is another weight now
+            assert "without its compiled code (14)" in caplog.text
+            assert all("without its compiled code" in why for why in kernels(model).values())
+        bound = 0.05 if "dynamic" in quant_type else 0.02
+        assert difference(logits(model), wanted[quant_type]) < bound
+        assert difference(logits(model, IDS[:, :1]), wanted[quant_type][:, :1]) < bound
+
+
+def test_torch_compile_runs_a_model() -> None:
+    model = stored_model("int8_weight_only")
+    use_kernels(model)
+    compiled = torch.compile(model, backend="eager")
+    assert difference(logits(compiled), logits(model)) < 0.01
+
+
+def test_int8_tables_are_looked_up_by_row() -> None:
+    table = nn.Embedding(50, 32, dtype=torch.bfloat16)
+    stored = SCHEMES["int8_weight_only"].quantize(table.weight.detach(), None)
+    table.weight = nn.Parameter(stored, requires_grad=False)
+    use_kernels(table)
+    ids = torch.tensor([[3, 49], [3, 0]])
+    assert torch.equal(table(ids), stored.dequantize()[ids])
