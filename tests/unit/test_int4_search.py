@@ -248,7 +248,8 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 def compiled(library: Path, *options: str) -> Path:
     """int4_search.c as it is built for release, but in one copy, for the CPU that ``options`` name."""
-    (module,) = tomllib.loads(PYPROJECT.read_text())["tool"]["setuptools"]["ext-modules"]
+    modules = tomllib.loads(PYPROJECT.read_text())["tool"]["setuptools"]["ext-modules"]
+    (module,) = (one for one in modules if one["name"].endswith("_int4_search"))
     compiler = shlex.split(sysconfig.get_config_var("CC"))
     source = Path(int4_search.__file__).with_suffix(".c")
     given = ["-DEVERY_CPU=", *options, *module["extra-compile-args"]]

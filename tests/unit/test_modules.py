@@ -207,7 +207,7 @@ def test_kernels_tells_what_multiplies() -> None:
     use_kernels(model)
     told = kernels(model)
     assert len(told) == 14
-    assert set(told.values()) == {"smolquant's int4"}
+    assert set(told.values()) == {"smolquant, 4 bits"}
 
 
 def test_a_weight_without_the_best_kernel_falls_back_and_is_told_of(

@@ -244,6 +244,7 @@ def test_the_report_holds_what_the_design_promises(tmp_path: Path) -> None:
         "peak_memory_bytes": 1_000_000,
         "url": f"{REPO_URL}/tree/main/int8",
         "up_to_date": False,
+        "refused": None,
     }
 
 

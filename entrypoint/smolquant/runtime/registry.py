@@ -83,7 +83,7 @@ def _int8_stored(weight: Any) -> cpu_linear.Stored:
 
 def _torch_int8_lacks(weight: Any) -> str:
     if weight.act_quant_kwargs is not None:
-        return "torch's int8 kernel leaves inputs as they are"
+        return "torch's kernel leaves inputs as they are"
     return _int8_differs(weight)
 
 
@@ -154,7 +154,8 @@ def plain(weight: Any) -> torch.Tensor:
     """
     made: torch.Tensor
     if isinstance(weight, Int4Tensor):  # torchao has no way back from it
-        levels = unpack_int4(weight.qdata).unflatten(-1, (-1, weight.block_size[-1])).float()
+        levels = unpack_int4(weight.qdata).float()
+        levels = levels.view(*levels.shape[:-1], -1, weight.block_size[-1])
         scale, zero_point = weight.scale.transpose(-2, -1), weight.zero_point.transpose(-2, -1)
         made = (levels * scale.unsqueeze(-1) + zero_point.unsqueeze(-1)).flatten(-2)
         return made.to(weight.dtype)
@@ -176,18 +177,18 @@ TORCHAO = Kernel("torchao's own", _nothing)
 
 KERNELS: Mapping[tuple[str, str], tuple[Kernel, ...]] = {
     ("Int8Tensor", "cpu"): (
-        Kernel("smolquant's int8", _int8_lacks, stored=_int8_stored),
-        Kernel("torch's int8", _torch_int8_lacks, linear=_torch_int8_linear),
+        Kernel("smolquant, 8 bits", _int8_lacks, stored=_int8_stored),
+        Kernel("torch, 8 bits", _torch_int8_lacks, linear=_torch_int8_linear),
     ),
     ("Int4Tensor", "cpu"): (
-        Kernel("smolquant's int4", _int4_lacks, stored=_int4_stored),
+        Kernel("smolquant, 4 bits", _int4_lacks, stored=_int4_stored),
         Kernel(
-            "torch's int4, packed for this CPU", _nothing, replace=each_expert(pack_for_this_cpu)
+            "torch, 4 bits, packed for this CPU", _nothing, replace=each_expert(pack_for_this_cpu)
         ),
     ),
     ("Int4Tensor", "cuda"): (
-        Kernel("mslk's int4", _mslk_lacks),
-        Kernel("torch's int4, in tiles", _nothing, replace=each_expert(pack_for_cuda)),
+        Kernel("mslk, 4 bits", _mslk_lacks),
+        Kernel("torch, 4 bits, in tiles", _nothing, replace=each_expert(pack_for_cuda)),
     ),
     ("Float8Tensor", "cpu"): (Kernel("plain weights", _nothing, replace=plain),),
 }
