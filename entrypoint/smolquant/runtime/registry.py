@@ -161,7 +161,7 @@ def plain(weight: Any) -> torch.Tensor:
         return made.to(weight.dtype)
     if isinstance(weight, Int4OpaqueTensor | Int4TilePackedTo4dTensor):
         raise InputError(
-            "The model's int4 weights are packed for this machine's kernel, and cannot be unpacked.",
+            "The model's weights are packed for this machine's kernel, and cannot be unpacked.",
             hint="Load the variant with AutoModelForCausalLM.from_pretrained, and dequantize that model.",
         )
     made = weight.dequantize()
