@@ -29,6 +29,7 @@ from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights, VariantWeights
 from smolquant.record import Metrics
 from smolquant.runtime.kernels import preparation
+from smolquant.runtime.modules import widen_plain
 from smolquant.schemes import BY_VARIANT, Scheme
 from smolquant.text import error_words
 
@@ -89,6 +90,7 @@ class Evaluation:
                     SourceWeights(checkpoint, architecture),
                     device=device,
                     advance=lambda n_bytes: self._tell_layer(self._source, n_bytes),
+                    prepare=widen_plain,
                 )
             self._variants: dict[str, StreamedModel] = {}
             for variant, folder in variants.items():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchao.utils import TorchAOBaseTensor
 
-from smolquant.runtime.modules import call_directly, make_plain
+from smolquant.runtime.modules import call_directly, make_plain, widen_plain
 from smolquant.runtime.registry import kernel_of, lacking, plain
 from smolquant.schemes import Scheme
 
@@ -21,6 +21,7 @@ def use_kernels(model: nn.Module) -> None:
     """
     _replace_stored(model, _with_kernel)
     call_directly(model)
+    widen_plain(model)
     lacks = Counter(why for _, weight in _stored_weights(model) if (why := lacking(weight)))
     if lacks:
         told = "; ".join(f"{why} ({count})" for why, count in lacks.most_common())
