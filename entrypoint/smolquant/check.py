@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolquant.checkpoint.download import fetch, list_files
+from smolquant.checkpoint.download import fetch_some
 from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CheckpointError, InputError
-from smolquant.hub import Hub, hub_errors
+from smolquant.hub import Hub
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
 from smolquant.schemes import BY_VARIANT
 
@@ -46,7 +46,16 @@ def check(
     """
     folder = Path(repo_or_folder)
     if not folder.is_dir():
-        folder = _download(hub, repo_or_folder, revision, with_code=trust_remote_code)
+        folder = fetch_some(
+            hub,
+            repo_or_folder,
+            revision,
+            # The variants and, if it may run, the code at the root, where a model's own is.
+            lambda path: (
+                path.partition("/")[0] in BY_VARIANT or (trust_remote_code and path.endswith(".py"))
+            ),
+            doing="downloading the variants",
+        )
     variants = [name for name in BY_VARIANT if (folder / name / FILE_NAME).is_file()]
     if not variants:
         raise InputError(
@@ -64,23 +73,6 @@ def check(
             yield Checked(variant, str(problem), made_with)
         else:
             yield Checked(variant, "", made_with)
-
-
-def _download(hub: Hub, repo_id: str, revision: str | None, *, with_code: bool) -> Path:
-    """Fetch the variants and, if asked for, the code at the root, where a model's own is."""
-    from huggingface_hub.constants import is_offline_mode
-
-    doing = "downloading the variants"
-    with hub_errors(repo_id, doing):
-        if is_offline_mode():  # what was fetched before, which each variant's record describes
-            return Path(hub.api.snapshot_download(repo_id, revision=revision))
-        listing = list_files(hub, repo_id, revision)
-    wanted = {
-        path: file
-        for path, file in listing.files.items()
-        if path.partition("/")[0] in BY_VARIANT or (with_code and path.endswith(".py"))
-    }
-    return fetch(hub, repo_id, listing.commit, wanted, doing=doing)
 
 
 def _check_files(folder: Path, record: VariantRecord) -> None:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from smolquant import __version__, cancellation, gpu, tracking
+from smolquant.bench import bench
 from smolquant.ending import Ending, explained
 from smolquant.errors import (
     Cancelled,
@@ -258,6 +259,9 @@ def check(
             "made with.",
         )
     return 0
+
+
+cli.add_command(bench)
 
 
 @cli.command("sync-trackio")

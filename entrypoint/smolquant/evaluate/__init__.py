@@ -179,7 +179,7 @@ class Measurement:
         for variant, speed in speeds.variants.items():
             if speed.fault and not source.fault:  # otherwise it says nothing of the variant
                 raise _not_running(variant, speed.fault, device)
-        on_machine = _machine_in_use(device, speeds.threads, speeds.load_average)
+        on_machine = machine(device, speeds.threads, speeds.load_average)
         return {
             variant: {
                 "tokens_per_second": speed.decode_tokens_per_second,
@@ -227,16 +227,13 @@ def compute_capability(device: str) -> float | None:
     return major + minor / 10
 
 
-def _machine_in_use(device: str, threads: int | None, load_average: float | None) -> str:
-    """The machine, and how much of it there was to be had."""
-    if device == "cuda" or threads is None:
-        return machine(device)
-    load = f", load average {load_average:.1f}" if load_average is not None else ""
-    return f"{machine(device)}, {threads} thread{'' if threads == 1 else 's'}{load}"
+def machine(device: str, threads: int | None = None, load_average: float | None = None) -> str:
+    """The machine that speeds are measured on, in a few words; of a CPU with how much of it was in use.
 
-
-def machine(device: str) -> str:
-    """The machine that speeds are measured on, in a few words."""
+    Args:
+        threads: how many computed.
+        load_average: how many processes had been running or waiting for a CPU before.
+    """
     if device == "cuda":
         import torch
 
@@ -249,4 +246,6 @@ def machine(device: str) -> str:
                 break
     except OSError:
         pass
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    used = f", {threads} thread{'' if threads == 1 else 's'}" if threads is not None else ""
+    load = f", load average {load_average:.1f}" if load_average is not None else ""
+    return f"{model}, {len(os.sched_getaffinity(0))} cores{used}{load}"

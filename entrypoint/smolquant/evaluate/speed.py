@@ -164,9 +164,7 @@ class _Found:
         )
 
 
-def _events(
-    asked: Asked, heard: Callable[[str], None]
-) -> Generator[Mapping[str, Any], None, None]:
+def _events(asked: Asked, heard: Callable[[str], None]) -> Generator[Mapping[str, Any], None, None]:
     """What the measuring process tells, until it ends or says nothing for too long."""
     with _process(asked) as pipe:
         signs, silent_since, rest = _Signs(heard), time.monotonic(), b""

@@ -195,9 +195,7 @@ def _tried(entry: Entry, asked: Asked) -> Trial:
     return Trial(peak=peak, cost=peak - before, room=room)
 
 
-def _timed(
-    entries: Sequence[Entry], asked: Asked, limit: float, events: _Events
-) -> dict[str, Any]:
+def _timed(entries: Sequence[Entry], asked: Asked, limit: float, events: _Events) -> dict[str, Any]:
     """Models that are loaded together, timed in turns: the length of the prompt, and of each its times."""
     from smolquant.runtime.kernels import kernels
 
