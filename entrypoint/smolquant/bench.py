@@ -1,4 +1,4 @@
-"""``smolquant bench``: how fast each variant of a user's own model is on this machine, beside its source."""
+"""``smolquant bench``: how fast each variant of a model is on this machine, beside its source."""
 
 import json
 from collections.abc import Sequence

@@ -126,7 +126,7 @@ class Metrics:
     prefill_tokens_per_second: float | None = None
     source_prefill_tokens_per_second: float | None = None
     speed_ratio: float | None = None
-    """How many times as fast as its source the variant decodes: the median of rounds that both took part in."""
+    """How many times as fast as its source it decodes: the median of rounds that both took part in."""
     speed_ratio_spread: tuple[float, float] | None = None
     """The quartiles of that, the lower one first."""
     prefill_ratio: float | None = None

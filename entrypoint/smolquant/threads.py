@@ -1,8 +1,8 @@
 """How many threads compute: no more than the container or the job may have CPUs at a time.
 
-torch starts a thread for each core that this process may be scheduled on. It asks for the affinity, but not for
-the CPU quota of a control group: where a container may use 2 CPUs of a host's 64, its 64 threads use up the time
-of each tenth of a second at once, and then all of them stand still.
+torch starts a thread for each core that this process may be scheduled on. It asks for the affinity, but
+not for the CPU quota of a control group: where a container may use 2 CPUs of a host's 64, its 64 threads
+use up the time of each tenth of a second at once, and then all of them stand still.
 """
 
 import math
@@ -53,8 +53,8 @@ def quota_of(group: Path) -> float | None:
 def use_allowed_threads(environ: Mapping[str, str] = os.environ) -> int:
     """Have torch use no more threads than this process may have CPUs, for a process of this product's.
 
-    A number that the user has chosen, in ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS``, stays; so does a lower one of
-    torch's own, which counts no core twice. Call it after a fork: it may start threads.
+    A number that the user has chosen, in ``OMP_NUM_THREADS`` or ``MKL_NUM_THREADS``, stays; so does a
+    lower one of torch's own, which counts no core twice. Call it after a fork: it may start threads.
 
     Returns:
         The number of threads in use.

@@ -6,8 +6,8 @@ from typing import Any
 def bytes_read(model: Any) -> int:
     """Bytes of weights that a token makes a loaded model read, in the form that they have in memory.
 
-    Told by running one: the weights of every layer that takes part, each once. Of a table that only gives a row
-    it is that row, which is not worth counting; of a stack of experts it is the chosen ones.
+    Told by running one: the weights of every layer that takes part, each once. Of a table that only gives
+    a row it is that row, which is not worth counting; of a stack of experts it is the chosen ones.
     """
     import torch
     from torch import nn

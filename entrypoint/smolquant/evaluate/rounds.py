@@ -1,7 +1,7 @@
 """Models timed in turns in one process, so that whatever else the machine does meets all of them alike.
 
-A round is one turn of each model: some tokens one at a time after a short prompt, and one longer prompt. What is
-told of two models is the median of the ratios within rounds, and their quartiles.
+A round is one turn of each model: some tokens one at a time after a short prompt, and one longer prompt.
+What is told of two models is the median of the ratios within rounds, and their quartiles.
 """
 
 import statistics
@@ -20,8 +20,8 @@ SHORT_PROMPT = 8
 """Tokens that those which are decoded follow."""
 MOST_DECODED = 32
 PROMPTS = (32, 64, 128, 256)
-"""Lengths of the longer prompt; the longest that the time allows is timed. The shortest is long enough for the
-way that kernels take with many tokens."""
+"""Lengths of the longer prompt; the longest that the time allows is timed. The shortest is long enough
+for the way that kernels take with many tokens."""
 
 
 @dataclass(frozen=True)

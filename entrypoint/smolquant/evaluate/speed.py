@@ -1,8 +1,8 @@
 """Tokens per second and peak memory of a model and its variants on this machine, beside each other.
 
-In a process of its own, because a model that does not fit takes nothing down with it there. Loaded as users load
-them: stock transformers for the source, and this machine's kernels for a variant. So it is also the proof that a
-variant is loaded and runs.
+In a process of its own, because a model that does not fit takes nothing down with it there. Loaded as
+users load them: stock transformers for the source, and this machine's kernels for a variant. So it is
+also the proof that a variant is loaded and runs.
 """
 
 import json
@@ -38,7 +38,7 @@ _FOOTPRINT_BYTES = 900_000_000
 
 @dataclass(frozen=True)
 class Speed:
-    """What was found out about a model that ran one sequence at a time; None where it cannot be had here."""
+    """What was found out about a model that ran one sequence at a time; None where that cannot be had."""
 
     fault: str = ""
     """Why it cannot be loaded, or not predict; empty where it can, and where that is not known."""
@@ -81,8 +81,8 @@ def measure_speeds(
 ) -> Speeds:
     """Load models, let them predict, and time them in turns.
 
-    What cannot be told is left out: of a model that does not fit, takes too long, has no kernels here, or does not
-    generate step by step. Speed is told where it can be had, and nothing hangs on it.
+    What cannot be told is left out: of a model that does not fit, takes too long, has no kernels here, or
+    does not generate step by step. Speed is told where it can be had, and nothing hangs on it.
 
     Args:
         source: its folder; None, or one without weights, where it is not to be had.

@@ -1,10 +1,12 @@
 """The process that measures speed: what :func:`smolquant.evaluate.speed.measure_speeds` starts.
 
-It imports what loading a model takes, once, and forks for everything else, before torch has started threads.
-Each model is tried in a fork of its own, whose peak is that model's and nobody else's; then those that ran are
-timed together in another one. Whichever takes too much time or memory takes nothing down with it.
+It imports what loading a model takes, once, and forks for everything else, before torch has started
+threads. Each model is tried in a fork of its own, whose peak is that model's and nobody else's; then
+those that ran are timed together in another one. Whichever takes too much time or memory takes nothing
+down with it.
 
-It reads what is asked for from stdin, and writes a line of JSON to stdout for whatever it begins and finds out.
+It reads what is asked for from stdin, and writes a line of JSON to stdout for whatever it begins and
+finds out.
 """
 
 import json
@@ -15,7 +17,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from smolquant.evaluate.reading import bytes_read
@@ -121,17 +122,17 @@ class _Events:
 
 def _measure(asked: Asked, events: _Events) -> None:
     import torch
-
-    import smolquant.runtime.kernels
-    import smolquant.runtime.load  # noqa: F401 - whatever is imported here, no fork has to import
-    from smolquant.model.task import auto_class  # noqa: F401
-
     from transformers import AutoModelForCausalLM  # noqa: F401
+
+    # Whatever is imported here, no fork has to import.
+    import smolquant.model.task
+    import smolquant.runtime.kernels
+    import smolquant.runtime.load  # noqa: F401
 
     trials: dict[str, Trial] = {}
     for number, entry in enumerate(asked.models, 1):
         events.doing(f"loading and trying {entry.name}, {number} of {len(asked.models)}")
-        trial = forked(lambda entry=entry: _tried(entry, asked), asked.timeout)  # type: ignore[misc]
+        trial = forked(partial(_tried, entry, asked), asked.timeout)
         if trial is None:
             continue
         trials[entry.name] = trial
@@ -140,10 +141,8 @@ def _measure(asked: Asked, events: _Events) -> None:
     sessions = plan_sessions(ready)
     for names in sessions:
         some = [entry for entry in asked.models if entry.name in names]
-        session = forked(
-            lambda some=some: _timed(some, asked, asked.limit / len(sessions), events),  # type: ignore[misc]
-            asked.timeout,
-        )
+        limit = asked.limit / len(sessions)
+        session = forked(partial(_timed, some, asked, limit, events), asked.timeout)
         if session is not None:
             events.send({"session": session})
     events.send({"capability": torch.backends.cpu.get_cpu_capability()})
