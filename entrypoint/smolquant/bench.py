@@ -192,7 +192,7 @@ def _tell(console: Console, speeds: "Speeds", device: str, *, as_json: bool) -> 
 def _table(speeds: "Speeds") -> list[str]:
     """Lines in columns; a cell is empty where there is no number."""
     prompt = f" of {speeds.prompt}" if speeds.prompt else ""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             "model",
             "weights read a token",

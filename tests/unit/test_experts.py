@@ -32,8 +32,8 @@ from smolquant.quantize.planned import VariantPlan
 from smolquant.quantize.trial import Trial, try_variants
 from smolquant.quantize.variant import finish_variant, write_record
 from smolquant.record import VariantRecord
-from smolquant.runtime.packing import pack_for_this_cpu
 from smolquant.runtime.load import load_model
+from smolquant.runtime.packing import pack_for_this_cpu
 from smolquant.runtime.stacks import each_expert
 from smolquant.schemes import BY_VARIANT, SCHEMES
 from stored_values import stored_values
