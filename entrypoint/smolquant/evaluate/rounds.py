@@ -26,7 +26,7 @@ for the way that kernels take with many tokens."""
 
 
 _CACHES = ("cache", "past_key_values")
-"""What a model may call what it remembers of the tokens so far: of transformers' own, from 5.24 on or before."""
+"""What models call what they remember of the tokens so far: transformers' own from 5.24 on, and others."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Turn:
     """What each model does in a round."""
 
     decoded: int
-    """Tokens one at a time."""
+    """Tokens one at a time; 0 for none."""
     prompt: int
     """Tokens at once; 0 where there is no time for it."""
 
@@ -172,32 +172,35 @@ def in_turns(
         if number >= LEAST_ROUNDS and clock.is_enough():
             break
         told(f"{', '.join(runners)}: round {number + 1} of at most {most}")
-        taken: dict[str, tuple[float, float]] = {}
+        taken: dict[str, tuple[float | None, float | None]] = {}
         for name in order:
             if clock.left <= 0:
                 return times
-            decode = runners[name].decode(turn.decoded) / turn.decoded
-            prefill = runners[name].prefill(turn.prompt) / turn.prompt if turn.prompt else 0.0
-            taken[name] = (decode, prefill)
+            runner = runners[name]
+            taken[name] = (
+                runner.decode(turn.decoded) / turn.decoded if turn.decoded else None,
+                runner.prefill(turn.prompt) / turn.prompt if turn.prompt else None,
+            )
         for name, (decode, prefill) in taken.items():
-            times[name].decode.append(decode)
-            if turn.prompt:
-                times[name].prefill.append(prefill)
+            times[name].decode.extend([] if decode is None else [decode])
+            times[name].prefill.extend([] if prefill is None else [prefill])
         order.reverse()  # so that nobody always comes after the same
     return times
 
 
-def speed_of(times: Sequence[float]) -> float | None:
+def speed_of(times: Sequence[float], least: int = LEAST_ROUNDS) -> float | None:
     """Tokens per second, the median, to four digits; None where there were too few rounds."""
-    if len(times) < LEAST_ROUNDS:
+    if len(times) < least:
         return None
     return float(f"{1 / statistics.median(times):.4g}")
 
 
-def ratio_of(source: Sequence[float], variant: Sequence[float]) -> Ratio | None:
+def ratio_of(
+    source: Sequence[float], variant: Sequence[float], least: int = LEAST_ROUNDS
+) -> Ratio | None:
     """How many times as fast as its source a variant was; None where there were too few rounds."""
     ratios = [one / other for one, other in zip(source, variant, strict=True)]
-    if len(ratios) < LEAST_ROUNDS:
+    if len(ratios) < least:
         return None
     low, median, high = statistics.quantiles(ratios, n=4, method="inclusive")
     return Ratio(*(float(f"{value:.4g}") for value in (median, low, high)))
