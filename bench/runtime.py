@@ -1,9 +1,9 @@
 """What the kernels of loaded variants are worth on this machine: whole models, single layers, the limit.
 
 ``python bench/runtime.py [STEP ...]`` (or ``make bench-runtime``) takes the steps of :data:`STEPS`, or
-those that are named, and writes each one's part of docs/runtime.json; `make docs` makes docs/runtime.md and the
-README's table of it. ``prepare`` makes the models and nothing else. PROMPT is the prompt's length, SECONDS
-the time that either of a model's two timings may take.
+those that are named, and writes each one's part of docs/runtime.json; `make docs` makes docs/runtime.md
+and the README's table of it. ``prepare`` makes the models and nothing else. PROMPT is the prompt's length,
+SECONDS the time that either of a model's two timings may take.
 """
 
 import json
@@ -62,7 +62,7 @@ VARIANTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("--quant-type", "int8_weight_only", "--embeddings", "int8"),
     ),
 }
-"""Name -> the variant that it is loaded as, and what makes it; int4 by rounding, since only speed counts."""
+"""Name -> the variant that it is loaded as, and what makes it; int4 by rounding, as only speed counts."""
 
 PROMPT = int(os.environ.get("PROMPT", "512"))
 SECONDS = float(os.environ.get("SECONDS", "45"))
@@ -143,10 +143,10 @@ def whole_models(name: str) -> dict[str, Any]:
         used[one] = sorted(set(kernels(model).values())) if one != SOURCE else []
         runners[one] = Runner(model)
         runners[one].decode(2)  # the first step has more to do than the next
-    decoding = in_turns(runners, Turn(DECODED, 0), Clock(SECONDS, SECONDS), heard)
+    decoding = in_turns(runners, Turn(DECODED, 0), enough_time(), heard, least=LEAST)
     for runner in runners.values():
         runner.prefill(64)
-    prompts = in_turns(runners, Turn(0, PROMPT), Clock(SECONDS, SECONDS), heard)
+    prompts = in_turns(runners, Turn(0, PROMPT), enough_time(), heard, least=LEAST)
     read = {one: bytes_read(runner.model) for one, runner in runners.items()}
     rows = [
         {
@@ -162,6 +162,11 @@ def whole_models(name: str) -> dict[str, Any]:
     ]
     profiles = {one: profile(runners[one]) for one in ("int8", "int4")}
     return {**conditions(), "prompt": PROMPT, "rows": rows, "profiles": profiles}
+
+
+def enough_time() -> Clock:
+    """The time that a timing may take; a machine that is too slow for that gets the least rounds."""
+    return Clock(SECONDS, float("inf"))
 
 
 def timed(times: Mapping[str, Times], name: str, what: str) -> dict[str, Any]:
@@ -241,10 +246,9 @@ def layers() -> dict[str, Any]:
         }
         for count in ROWS:
             inputs = torch.randn(count, columns).to(torch.bfloat16)
-            row = {"outputs": outputs, "columns": columns, "rows": count}
-            row["ms"] = layer_times(ways, inputs)
-            rows.append(row)
-            print(f"{outputs} x {columns}, {count} rows: {row['ms']}", flush=True)
+            times = layer_times(ways, inputs)
+            rows.append({"outputs": outputs, "columns": columns, "rows": count, "ms": times})
+            print(f"{outputs} x {columns}, {count} rows: {times}", flush=True)
     return {**conditions(), "few_tokens": cpu_linear.FEW_TOKENS, "rows": rows, **bandwidth()}
 
 
@@ -308,10 +312,27 @@ def heard(text: str) -> None:
     print(text, flush=True)
 
 
+def beside_llama(name: str) -> dict[str, Any]:
+    """Decoding beside llama.cpp, where llama-cpp-python is installed."""
+    from importlib.util import find_spec
+
+    import llama
+
+    if find_spec("llama_cpp") is None:
+        print("llama-cpp-python is not installed: `pip install --group bench` compiles it.")
+        return {}
+    threads = use_allowed_threads()
+    rows = llama.compare(model_folder(name), threads, DECODED, SECONDS)
+    stack = f"llama-cpp-python {version('llama-cpp-python')}"
+    return {**conditions(), "llama.cpp": stack, "rows": rows}
+
+
 STEPS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "small": partial(whole_models, SMALL),
     "large": partial(whole_models, LARGE),
     "layers": layers,
+    "llama_small": partial(beside_llama, SMALL),
+    "llama_large": partial(beside_llama, LARGE),
 }
 """What there is to measure, by the name under which its part stands in the results."""
 
@@ -326,12 +347,13 @@ def main() -> None:
             use_allowed_threads()
             found = STEPS[step]()
             results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
-            text = json.dumps({**results, step: found}, indent=1, sort_keys=True) + "\n"
-            RESULTS.write_text(text, encoding="utf-8")
+            if found:
+                results[step] = found
+            RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         case steps:
             environ = {**os.environ, "PYTHONPATH": str(ROOT / "entrypoint")}
-            for step in (["prepare"], *(["--here", step] for step in steps or STEPS)):
-                subprocess.run([sys.executable, __file__, *step], check=True, env=environ)
+            for words in (["prepare"], *(["--here", step] for step in steps or STEPS)):
+                subprocess.run([sys.executable, __file__, *words], check=True, env=environ)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ def sections(path: Path = RESULTS) -> str:
     parts = [text for step in MODELS if step in found for text in _of_model(step, found)]
     if "layers" in found:
         parts += _of_layers(found["layers"])
-    if "llama" in found:
-        parts += _of_llama(found["llama"])
+    if any(f"llama_{step}" in found for step in MODELS):
+        parts += _of_llama(found)
     return "\n\n".join(parts) + "\n"
 
 
@@ -136,15 +136,18 @@ def _against_memory(part: Mapping[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _of_llama(part: Mapping[str, Any]) -> Iterator[str]:
+def _of_llama(found: Mapping[str, Any]) -> Iterator[str]:
     yield "## Against llama.cpp"
-    yield f"{_measured_on(part)} The same weights, in processes that take turns."
-    rows = [["", "smolquant, tokens/s", "llama.cpp, tokens/s", "ratio"]]
-    rows += [
-        [row["name"], f"{row['ours']:.1f}", f"{row['theirs']:.1f}", _ratio(row["ratio"])]
-        for row in part["rows"]
-    ]
-    yield _table(rows).rstrip()
+    yield "Decoding the same weights, in two processes that take turns, with as many threads."
+    for step, model in MODELS.items():
+        if part := found.get(f"llama_{step}"):
+            rows = [[model, "smolquant, tokens/s", "llama.cpp, tokens/s", "of llama.cpp"]]
+            rows += [
+                [one["name"], f"{one['ours']:.1f}", f"{one['theirs']:.1f}", _ratio(one["ratio"])]
+                for one in part["rows"]
+            ]
+            yield f"{_measured_on(part)[:-1]}, {part['llama.cpp']}."
+            yield _table(rows).rstrip()
 
 
 def _measured_on(part: Mapping[str, Any]) -> str:

@@ -155,13 +155,15 @@ def in_turns(
     clock: Clock,
     told: Callable[[str], None] = lambda text: None,
     *,
+    least: int = LEAST_ROUNDS,
     most: int = MOST_ROUNDS,
 ) -> dict[str, Times]:
-    """Time models that are warm: rounds until the time is enough, and at least :data:`LEAST_ROUNDS`.
+    """Time models that are warm, in rounds until the time is enough.
 
     Args:
         told: is told of each round.
-        most: the most rounds.
+        least: rounds that there are however long they take, up to the clock's limit.
+        most: rounds after which there are no more.
 
     Returns:
         By the models' names. Each has as many times as there were whole rounds.
@@ -169,7 +171,7 @@ def in_turns(
     times = {name: Times() for name in runners}
     order = list(runners)
     for number in range(most):
-        if number >= LEAST_ROUNDS and clock.is_enough():
+        if number >= least and clock.is_enough():
             break
         told(f"{', '.join(runners)}: round {number + 1} of at most {most}")
         taken: dict[str, tuple[float | None, float | None]] = {}
