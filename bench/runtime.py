@@ -86,10 +86,10 @@ def model_folder(name: str) -> Path:
         source.symlink_to(ROOT / ".demo/checkpoint", target_is_directory=True)
     elif not (source / "config.json").is_file():
         build_large(source)
-    for variant, (_, options) in VARIANTS.items():
-        output = place / variant.replace(" ", "-")
-        if not output.is_dir():
-            print(f"{name}: quantizing to {variant}", flush=True)
+    for name_of_it, (variant, options) in VARIANTS.items():
+        output = place / name_of_it.replace(" ", "-")
+        if not (output / variant / "quantization.json").is_file():
+            print(f"{name}: quantizing to {name_of_it}", flush=True)
             command = [sys.executable, "-m", "smolquant", "quantize", str(source), "--save-only"]
             command += ["--evaluate", "never", "--output-dir", str(output), *options]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
