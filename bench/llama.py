@@ -1,9 +1,11 @@
 """llama.cpp beside smolquant, on the same weights: two processes that take turns, with as many threads.
 
-It takes llama-cpp-python, of the dependency group ``bench``, which compiles llama.cpp.
+It takes cyllama, of the dependency group ``bench``, which brings llama.cpp along as a wheel, with its loops
+for AVX2; llama-cpp-python would have to be compiled.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -79,7 +81,8 @@ def _ask(worker: "subprocess.Popen[str]", tokens: int) -> float:
 def _worker(*arguments: str) -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, __file__, *arguments]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+    nowhere = subprocess.DEVNULL  # llama.cpp tells all it knows of a model
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, text=True) as process:
         try:
             yield process
         finally:
@@ -145,18 +148,25 @@ def _ours(place: str, variant: str, threads: str) -> Callable[[int], float]:
 
 
 def _theirs(file: str, threads: str) -> Callable[[int], float]:
-    from llama_cpp import Llama
+    from cyllama.llama import llama_cpp
 
-    model = Llama(
-        file, n_ctx=256, n_threads=int(threads), n_threads_batch=int(threads), verbose=False
+    llama_cpp.ggml_backend_load_all()
+    params = llama_cpp.LlamaContextParams()
+    params.n_ctx = 256
+    params.n_threads = params.n_threads_batch = int(threads)
+    context = llama_cpp.LlamaContext(
+        llama_cpp.LlamaModel(file, llama_cpp.LlamaModelParams()), params
     )
 
+    def run(tokens: list[int], position: int) -> None:
+        context.decode(llama_cpp.llama_batch_get_one(tokens, position))
+
     def decode(tokens: int) -> float:
-        model.reset()
-        model.eval(list(range(10, 10 + SHORT_PROMPT)))
+        context.kv_cache_clear()
+        run(list(range(10, 10 + SHORT_PROMPT)), 0)
         started = time.perf_counter()
-        for token in range(tokens):
-            model.eval([100 + token])
+        for number in range(tokens):
+            run([100 + number], SHORT_PROMPT + number)
         return time.perf_counter() - started
 
     return decode
@@ -166,9 +176,11 @@ def _serve(arguments: Sequence[str]) -> None:
     """Load a model; then, for each number that comes, decode so many tokens and tell the seconds."""
     kind, *words = arguments
     load: Callable[..., Callable[[int], float]] = _ours if kind == "ours" else _theirs
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # and so does whatever else prints
     decode = load(*words)
     for line in sys.stdin:
-        print(json.dumps(decode(int(line))), flush=True)
+        print(json.dumps(decode(int(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":

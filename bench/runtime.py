@@ -313,17 +313,17 @@ def heard(text: str) -> None:
 
 
 def beside_llama(name: str) -> dict[str, Any]:
-    """Decoding beside llama.cpp, where llama-cpp-python is installed."""
+    """Decoding beside llama.cpp, where it is installed."""
     from importlib.util import find_spec
 
     import llama
 
-    if find_spec("llama_cpp") is None:
-        print("llama-cpp-python is not installed: `pip install --group bench` compiles it.")
+    if find_spec("cyllama") is None:
+        print("llama.cpp is not installed: `pip install --group bench` brings it.")
         return {}
     threads = use_allowed_threads()
     rows = llama.compare(model_folder(name), threads, DECODED, SECONDS)
-    stack = f"llama-cpp-python {version('llama-cpp-python')}"
+    stack = f"llama.cpp of cyllama {version('cyllama')}"
     return {**conditions(), "llama.cpp": stack, "rows": rows}
 
 
