@@ -5,6 +5,7 @@
 # make check         lint, types, workflows and forms
 # make bench         speed and memory against stock transformers, at 3 B parameters (SIZE= for others)
 # make bench-experts the same for a mixture of experts, beside a dense model of its size
+# make bench-runtime speed of loaded variants against bf16, down to single layers (PROMPT= for a slow machine)
 # make bench-scale   planning of very deep and very divided checkpoints
 # make bench-quality what each scheme and method costs in quality
 # make families       every model type of transformers that generates text, quantized and compared (JOBS= at a time)
@@ -34,7 +35,7 @@ CASE ?=
 WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
-.PHONY: demo test test-container fuzz bench bench-experts bench-scale bench-quality families check docs clean
+.PHONY: demo test test-container fuzz bench bench-experts bench-runtime bench-scale bench-quality families check docs clean
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
@@ -56,6 +57,10 @@ bench: $(INSTALLED)
 
 bench-experts: $(INSTALLED)
 	PYTHONPATH=bench $(PYTHON) bench/experts.py
+
+bench-runtime: $(INSTALLED) $(CHECKPOINT)
+	PYTHONPATH=entrypoint $(PYTHON) bench/runtime.py
+	$(MAKE) docs
 
 bench-scale: $(INSTALLED)
 	$(PYTHON) bench/scale.py

@@ -1,4 +1,4 @@
-"""`make docs`: the blocks of README.md, docs/faults.md and action.yml that follow code and tests."""
+"""`make docs`: the blocks of README.md, docs/ and action.yml that follow code and tests."""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 import yaml
 
+import runtime_page
 from fault_page import all_faults, sections
 from smolquant.cli import quantize
 from smolquant.report import overview
@@ -114,10 +115,14 @@ PAGES: Mapping[str, Page] = {
             "options": options,
             "outputs": step_outputs,
             "performance": lambda: measured("performance.md"),
+            "runtime": runtime_page.summary,
         },
     ),
     "docs/faults.md": Page(
         "<!-- {} (make docs) -->\n", "<!-- {} -->", {"faults": lambda: sections(all_faults())}
+    ),
+    "docs/runtime.md": Page(
+        "<!-- {} (make docs) -->\n", "<!-- {} -->", {"runtime": runtime_page.sections}
     ),
 }
 """By file, from the repository's root; README.md follows action.yml."""

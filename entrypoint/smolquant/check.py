@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from smolquant.checkpoint.download import fetch, list_files
+from smolquant.checkpoint.download import fetch_some
 from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CheckpointError, InputError
-from smolquant.hub import Hub, hub_errors, naming_folders_like
+from smolquant.hub import Hub, naming_folders_like
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
 from smolquant.runtime.contents import require_place, variants_in
 from smolquant.schemes import BY_VARIANT
@@ -48,7 +48,14 @@ def check(
     require_place(repo_or_folder)
     folder = Path(repo_or_folder)
     if not folder.is_dir():
-        folder = _download(hub, repo_or_folder, revision, with_code=trust_remote_code)
+        with naming_folders_like(repo_or_folder):
+            folder = fetch_some(
+                hub,
+                repo_or_folder,
+                revision,
+                lambda path: _is_of_a_variant(path, with_code=trust_remote_code),
+                doing="downloading the variants",
+            )
     variants = variants_in(folder)
     if not variants:
         raise InputError(
@@ -68,21 +75,9 @@ def check(
             yield Checked(variant, "", made_with)
 
 
-def _download(hub: Hub, repo_id: str, revision: str | None, *, with_code: bool) -> Path:
-    """Fetch the variants and, if asked for, the code at the root, where a model's own is."""
-    from huggingface_hub.constants import is_offline_mode
-
-    doing = "downloading the variants"
-    with naming_folders_like(repo_id), hub_errors(repo_id, doing):
-        if is_offline_mode():  # what was fetched before, which each variant's record describes
-            return Path(hub.api.snapshot_download(repo_id, revision=revision))
-        listing = list_files(hub, repo_id, revision)
-    wanted = {
-        path: file
-        for path, file in listing.files.items()
-        if path.partition("/")[0] in BY_VARIANT or (with_code and path.endswith(".py"))
-    }
-    return fetch(hub, repo_id, listing.commit, wanted, doing=doing)
+def _is_of_a_variant(path: str, *, with_code: bool) -> bool:
+    """Whether a file is one of a variant's or, if it may run, code at the root, where a model's own is."""
+    return path.partition("/")[0] in BY_VARIANT or (with_code and path.endswith(".py"))
 
 
 def _check_files(folder: Path, record: VariantRecord) -> None:

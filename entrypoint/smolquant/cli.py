@@ -17,6 +17,7 @@ import click
 
 from smolquant import __version__, cancellation, gpu, tracking
 from smolquant.beginning import tell_beginning
+from smolquant.bench import bench
 from smolquant.chat.command import chat
 from smolquant.ending import Ending, explained
 from smolquant.errors import (
@@ -281,6 +282,7 @@ def check(
 
 
 cli.add_command(chat)
+cli.add_command(bench)
 
 
 @cli.command("sync-trackio")

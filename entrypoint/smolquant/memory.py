@@ -6,25 +6,24 @@ import gc
 from collections.abc import Mapping
 from pathlib import Path
 
+from smolquant import cgroups
+
 _UNMAPPED = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
 _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's malloc.h."""
 
 
-def available_bytes(root: Path = _CGROUP_ROOT) -> int:
+def available_bytes(root: Path = cgroups.ROOT, own_groups: Path = cgroups.OWN) -> int:
     """Bytes that can be taken without swapping or being killed.
 
     Sources: ``MemAvailable`` of proc(5), and the limits of the process's control groups, version 2
     or 1 (kernel documentation, admin-guide/cgroup-v2 and cgroup-v1/memory). Page cache that a group
     could give back counts as available, as it does in ``MemAvailable``.
     """
-    return min(
-        [_kilobytes(_MEMINFO, "MemAvailable:") * 1024, *(_left(folder) for folder in _groups(root))]
-    )
+    groups = cgroups.folders("memory", root, own_groups)
+    return min([_kilobytes(_MEMINFO, "MemAvailable:") * 1024, *map(_left, groups)])
 
 
 def peak_bytes() -> int:
@@ -87,19 +86,6 @@ def _kilobytes(file: Path, field: str) -> int:
     """A field of a proc(5) file that counts in units of 1024 bytes."""
     lines = file.read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
-def _groups(root: Path) -> list[Path]:
-    """The folders of the groups that limit this process; a container sees its own at the root."""
-    folders = []
-    for line in _OWN_CGROUPS.read_text(encoding="utf-8").splitlines():
-        _, controllers, name = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        top = root / "memory" if controllers else root
-        own = top / name.lstrip("/")
-        folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(top)]
-    return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
 def _left(folder: Path) -> int:

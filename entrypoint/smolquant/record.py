@@ -126,6 +126,13 @@ class Metrics:
     """Decoding, one sequence at a time."""
     prefill_tokens_per_second: float | None = None
     source_prefill_tokens_per_second: float | None = None
+    speed_ratio: float | None = None
+    """How many times as fast as its source it decodes: the median of rounds that both took part in."""
+    speed_ratio_spread: tuple[float, float] | None = None
+    """The quartiles of that, the lower one first."""
+    prefill_ratio: float | None = None
+    prefill_ratio_spread: tuple[float, float] | None = None
+    """The same of a prompt."""
     peak_memory_bytes: int | None = None
     source_peak_memory_bytes: int | None = None
     """The most memory that a process takes which loads the model and generates."""
@@ -141,6 +148,11 @@ class Metrics:
     """The name of the machine that speeds were measured on."""
     compute_capability: float | None = None
     """The capability, such as 8.9, of the GPU that measured this; None on a CPU, and in older records."""
+
+
+def shows_no_difference(spread: tuple[float, float] | None) -> bool:
+    """Whether two speeds were measured, and the quartiles of their ratio lie on both sides of 1."""
+    return spread is not None and spread[0] <= 1.0 <= spread[1]
 
 
 @dataclass(frozen=True)
@@ -259,6 +271,8 @@ _FIELD_TYPES: dict[str, tuple[type, ...]] = {
     "text": (str, type(None)),
     "text_sha256": (str, type(None)),
     "machine": (str, type(None)),
+    "speed_ratio_spread": (list, type(None)),
+    "prefill_ratio_spread": (list, type(None)),
     "size": (int,),
 }
 _LARGEST = 2**63
@@ -292,7 +306,20 @@ def _build(cls: type[T], raw: Any) -> T:
             raise ValueError(f"{key!r} is out of range")
         if isinstance(value, int | float) and not abs(value) <= _LARGEST:  # nor a NaN
             raise ValueError(f"{key!r} is out of range")
+        if isinstance(value, list):
+            raw[key] = _pair(key, value)
     return cls(**raw)
+
+
+def _pair(key: str, values: list[Any]) -> tuple[float, float]:
+    """Two numbers, which JSON has as a list."""
+    low, high = values
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{key!r} has a value of the wrong type")
+        if not abs(value) <= _LARGEST:  # nor a NaN
+            raise ValueError(f"{key!r} is out of range")
+    return float(low), float(high)
 
 
 def _each(cls: type[T], raw: Mapping[str, Any]) -> dict[str, T]:

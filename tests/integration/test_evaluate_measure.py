@@ -22,7 +22,8 @@ from smolquant.evaluate import machine as machine_name
 from smolquant.evaluate.documents import EvalText, bundled_text
 from smolquant.evaluate.gate import Gate, check_plausible, judge, parse_limits
 from smolquant.evaluate.measure import Evaluation
-from smolquant.evaluate.speed import Speed, measure_speed
+from smolquant.evaluate.rounds import Ratio
+from smolquant.evaluate.speed import Speed, Speeds
 from smolquant.evaluate.text import token_windows
 from smolquant.model.architecture import Architecture
 from smolquant.record import Metrics
@@ -275,25 +276,14 @@ def test_a_model_is_measured_in_the_memory_of_its_largest_layer(
         assert peak < promised, name
 
 
-def test_speed_and_peak_memory_are_measured_in_a_process_of_their_own(
-    made: tuple[Path, dict[str, Path]],
-) -> None:
-    source, variants = made
-    for folder, variant in ((source, None), (variants["int4"], "int4")):
-        speed = measure_speed(folder, weight_bytes=10**6, variant=variant)
-        assert speed is not None
-        assert speed.decode_tokens_per_second > 1
-        assert speed.prefill_tokens_per_second > speed.decode_tokens_per_second
-        assert 10**8 < speed.peak_memory_bytes < 2 * 10**9
-
-
 def test_each_speed_stands_under_its_name(
     made: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of source and variant, of a prompt and of what follows it."""
     source, variants = made
-    speeds = {source: Speed(1.0, 2.0, 3), variants["int8"]: Speed(4.0, 5.0, 6)}
-    monkeypatch.setattr(speed, "measure_speed", lambda folder, **_: speeds[folder])
+    of_int8 = Speed("", 4.0, 5.0, 6, Ratio(2.5, 2.4, 2.6), Ratio(4.0, 3.9, 4.1))
+    found = Speeds(Speed("", 1.0, 2.0, 3), {"int8": of_int8}, threads=2, load_average=0.25)
+    monkeypatch.setattr(speed, "measure_speeds", lambda *_, **__: found)
     architecture = Architecture(source, trust_remote_code=False)
     measurement = Measurement(EvalText("a text", ["words"]), 128)
     with Checkpoint(sorted(source.glob("*.safetensors"))) as checkpoint:
@@ -308,6 +298,9 @@ def test_each_speed_stands_under_its_name(
     assert (metrics.source_prefill_tokens_per_second, metrics.prefill_tokens_per_second) == (1, 4)
     assert (metrics.source_tokens_per_second, metrics.tokens_per_second) == (2, 5)
     assert (metrics.source_peak_memory_bytes, metrics.peak_memory_bytes) == (3, 6)
+    assert (metrics.speed_ratio, metrics.speed_ratio_spread) == (2.5, (2.4, 2.6))
+    assert (metrics.prefill_ratio, metrics.prefill_ratio_spread) == (4.0, (3.9, 4.1))
+    assert metrics.machine and metrics.machine.endswith(", 2 threads, load average 0.2")
     assert (metrics.text, metrics.tokens, metrics.tokens_asked) == ("a text", 4 * 63, 128)
     assert measurement.is_that_of(metrics)
     assert not Measurement(EvalText("a text", ["other words"]), 128).is_that_of(metrics)

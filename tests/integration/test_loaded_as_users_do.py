@@ -14,9 +14,9 @@ from evaluate_parts import quantize_folder
 from smolquant import evaluate
 from smolquant.checkpoint.reader import Checkpoint
 from smolquant.errors import CannotMeasure, GateError
-from smolquant.evaluate import Measurement
+from smolquant.evaluate import Measurement, speed
 from smolquant.evaluate.documents import EvalText
-from smolquant.evaluate.speed import DoesNotRun, measure_speed
+from smolquant.evaluate.speed import Speed, Speeds, measure_speeds
 from smolquant.model.architecture import Architecture
 from smolquant.record import Metrics
 
@@ -73,10 +73,8 @@ def test_a_source_that_does_not_run_either_says_nothing_of_the_variant(
 ) -> None:
     source, variants = made
 
-    def failing(folder: Path, **_: object) -> None:
-        raise DoesNotRun("OSError: something of this machine's")
-
-    monkeypatch.setattr("smolquant.evaluate.speed.measure_speed", failing)
+    both = Speed(fault="OSError: something of this machine's")
+    monkeypatch.setattr(speed, "measure_speeds", lambda *_, **__: Speeds(both, {"int8": both}))
     (metrics,) = measured(source, {"int8": variants["int8"]}).values()
     assert metrics.tokens_per_second is None
     assert metrics.mean_kl is not None
@@ -84,30 +82,65 @@ def test_a_source_that_does_not_run_either_says_nothing_of_the_variant(
 
 def test_on_a_gpu_it_is_not_measured() -> None:
     """Kernels differ from GPU to GPU, so that a failure on one is no fault of what was made."""
-    fault = DoesNotRun("RuntimeError: no kernel image")
+    fault = "RuntimeError: no kernel image"
     assert isinstance(evaluate._not_running("int8", fault, "cuda"), CannotMeasure)
     assert isinstance(evaluate._not_running("int8", fault, "cpu"), GateError)
 
 
-def test_without_kernels_a_variant_is_loaded_with_plain_weights_and_has_no_speed(
+def test_each_model_is_told_of_on_its_own(
     made: tuple[Path, dict[str, Path]], tmp_path: Path
 ) -> None:
-    _, variants = made
-    folder = variants["float8_dynamic"]
-    assert measure_speed(folder, weight_bytes=10**6, variant="float8_dynamic") is None
-    with pytest.raises(DoesNotRun, match="hal9000"):
-        measure_speed(spoiled(folder, tmp_path / "f"), weight_bytes=10**6, variant="float8_dynamic")
+    """One that runs, one that no library can load, one without kernels here, and one that is nowhere."""
+    source, variants = made
+    (tmp_path / "nothing").mkdir()
+    heard: list[str] = []
+    found = measure_speeds(
+        source,
+        {
+            "int4": variants["int4"],
+            "int8": spoiled(variants["int8"], tmp_path / "int8"),
+            "float8_dynamic": variants["float8_dynamic"],
+            "int8_dynamic": tmp_path / "nothing",
+        },
+        heard=heard.append,
+    )
+    int4 = found.variants["int4"]
+    for ran in (found.source, int4):
+        assert not ran.fault
+        assert ran.decode_tokens_per_second and ran.decode_tokens_per_second > 1
+        assert ran.prefill_tokens_per_second
+        assert ran.prefill_tokens_per_second > ran.decode_tokens_per_second
+        assert ran.peak_memory_bytes and 10**8 < ran.peak_memory_bytes < 2 * 10**9
+    assert found.source.decode_ratio is None and int4.decode_ratio and int4.prefill_ratio
+    assert int4.decode_ratio.low <= int4.decode_ratio.median <= int4.decode_ratio.high
+    assert int4.bytes_read and found.source.bytes_read
+    assert int4.bytes_read < found.source.bytes_read
+    assert sum(int4.kernels.values()) == 14 and not found.source.kernels
+    assert "hal9000" in found.variants["int8"].fault
+    assert found.variants["float8_dynamic"] == Speed(), "no kernels, and so no speed"
+    assert found.variants["int8_dynamic"] == Speed(), "no weights"
+    assert found.threads and found.capability and found.load_average is not None
+    assert heard
+
+
+def test_what_has_no_kernels_here_has_to_load_all_the_same(
+    made: tuple[Path, dict[str, Path]], tmp_path: Path
+) -> None:
+    broken = spoiled(made[1]["float8_dynamic"], tmp_path / "f")
+    found = measure_speeds(None, {"float8_dynamic": broken})
+    assert "hal9000" in found.variants["float8_dynamic"].fault
+    assert found.source == Speed()
 
 
 def test_speed_is_none_where_it_cannot_be_had(
-    made: tuple[Path, dict[str, Path]], tmp_path: Path
+    made: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, _ = made
-    assert measure_speed(source, weight_bytes=10**15) is None, "does not fit"
-    assert measure_speed(source, weight_bytes=10**6, timeout=0.1) is None, "takes too long"
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(DoesNotRun, match="config.json"):
-        measure_speed(tmp_path / "nothing", weight_bytes=10**6)
+    source, variants = made
+    assert measure_speeds(source, {}, timeout=0.01).source == Speed(), "takes too long"
+    monkeypatch.setattr(speed, "available_bytes", lambda: 10**6)
+    found = measure_speeds(source, {"int8": variants["int8"]})
+    assert (found.source, found.variants) == (Speed(), {"int8": Speed()}), "does not fit"
+    assert found.threads is None
 
 
 def test_a_model_that_changes_its_weights_while_it_runs_is_not_measured_layer_by_layer(
@@ -124,7 +157,7 @@ def test_a_model_that_changes_its_weights_while_it_runs_is_not_measured_layer_by
     source = models.save(tmp_path / "source", config)
     tried: list[str] = []
 
-    def speeds(self: Measurement, source: Path, variants: dict[str, Path], device: str) -> None:
+    def speeds(self: Measurement, source: Path, variants: dict[str, Path], *_: object) -> None:
         tried.extend(variants)
 
     monkeypatch.setattr(Measurement, "_speeds", speeds)

@@ -17,7 +17,6 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "meminfo").write_text(MEMINFO)
     (tmp_path / "cgroup").write_text("0::/\n")
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_OWN_CGROUPS", tmp_path / "cgroup")
     (tmp_path / "root").mkdir()
     return tmp_path / "root"
 
@@ -30,24 +29,24 @@ def limit_v2(folder: Path, limit: str, used: int = 400, cache: int = 100) -> Non
 
 
 def test_a_machine_without_limits(machine: Path) -> None:
-    assert memory.available_bytes(machine) == 8_000_000 * 1024
+    assert memory.available_bytes(machine, machine.parent / "cgroup") == 8_000_000 * 1024
 
 
 def test_a_container_sees_its_own_group_at_the_root(machine: Path) -> None:
     limit_v2(machine, "1000")
-    assert memory.available_bytes(machine) == 1000 - 400 + 100
+    assert memory.available_bytes(machine, machine.parent / "cgroup") == 1000 - 400 + 100
 
 
 def test_an_unlimited_group_limits_nothing(machine: Path) -> None:
     limit_v2(machine, "max")
-    assert memory.available_bytes(machine) == 8_000_000 * 1024
+    assert memory.available_bytes(machine, machine.parent / "cgroup") == 8_000_000 * 1024
 
 
 def test_the_tightest_of_nested_groups_counts(machine: Path) -> None:
     (machine.parent / "cgroup").write_text("0::/outer/inner\n")
     limit_v2(machine / "outer", "700")
     limit_v2(machine / "outer/inner", "9000")
-    assert memory.available_bytes(machine) == 700 - 400 + 100
+    assert memory.available_bytes(machine, machine.parent / "cgroup") == 700 - 400 + 100
 
 
 def test_version_one(machine: Path) -> None:
@@ -57,7 +56,7 @@ def test_version_one(machine: Path) -> None:
     (folder / "memory.limit_in_bytes").write_text("5000\n")
     (folder / "memory.usage_in_bytes").write_text("2000\n")
     (folder / "memory.stat").write_text("total_inactive_file 300\ntotal_active_file 200\n")
-    assert memory.available_bytes(machine) == 5000 - 2000 + 500
+    assert memory.available_bytes(machine, machine.parent / "cgroup") == 5000 - 2000 + 500
 
 
 def test_this_machine_has_some() -> None:

@@ -7,12 +7,20 @@ from typing import Any
 import pytest
 
 from smolquant.evaluate.measure import _MOST_NATS, _metrics
-from smolquant.record import InvalidRecord, Metrics, VariantRecord
+from smolquant.record import InvalidRecord, Metrics, VariantRecord, shows_no_difference
 from unit.report_samples import variant_result
 
 RECORD = replace(
     variant_result("int4").record,
-    metrics=Metrics(perplexity=12.5, mean_kl=0.1, tokens=4088, text="a text", machine="a CPU"),
+    metrics=Metrics(
+        perplexity=12.5,
+        mean_kl=0.1,
+        tokens=4088,
+        text="a text",
+        machine="a CPU",
+        speed_ratio=1.5,
+        speed_ratio_spread=(1.4, 1.625),
+    ),
 )
 
 
@@ -58,6 +66,26 @@ def test_what_older_records_do_not_tell_of_a_model_follows_from_its_files() -> N
     assert not VariantRecord.from_json(json.dumps(raw)).has_chat_template
 
 
+def test_an_older_record_tells_of_no_ratio() -> None:
+    raw = json.loads(RECORD.to_json())
+    for name in ("speed_ratio", "speed_ratio_spread", "prefill_ratio", "prefill_ratio_spread"):
+        del raw["metrics"][name]
+    read = VariantRecord.from_json(json.dumps(raw)).metrics
+    assert read is not None and read.perplexity == 12.5
+    assert (read.speed_ratio, read.speed_ratio_spread) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("spread", "same"),
+    [((0.97, 1.02), True), ((1.0, 1.3), True), ((1.01, 1.3), False), ((0.5, 0.9), False)],
+)
+def test_a_ratio_whose_quartiles_lie_around_one_is_no_difference(
+    spread: tuple[float, float], same: bool
+) -> None:
+    assert shows_no_difference(spread) is same
+    assert not shows_no_difference(None)
+
+
 @pytest.mark.fault(
     "record",
     "A quantization.json has a field of the wrong type or out of range, or lacks one",
@@ -76,6 +104,13 @@ def test_what_older_records_do_not_tell_of_a_model_follows_from_its_files() -> N
         {"source": {"identity": "x", "size_bytes": 2**70}},
         {"metrics": {"perplexity": "low"}},
         {"metrics": {"perplexity": 1e30}},
+        {"metrics": {"speed_ratio": [1.0, 2.0]}},
+        {"metrics": {"speed_ratio_spread": 1.5}},
+        {"metrics": {"speed_ratio_spread": [1.0]}},
+        {"metrics": {"speed_ratio_spread": [1.0, 2.0, 3.0]}},
+        {"metrics": {"speed_ratio_spread": [1.0, "2"]}},
+        {"metrics": {"prefill_ratio_spread": [1.0, True]}},
+        {"metrics": {"prefill_ratio_spread": [1.0, 1e30]}},
         {"metrics": 5},
         {"files": {"model.safetensors": {"sha256": None, "size": 1}}},
         {"versions": {"torch": 2}},

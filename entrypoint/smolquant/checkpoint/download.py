@@ -6,7 +6,7 @@ byte would go unseen.
 
 import glob
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -66,6 +66,27 @@ def list_files(hub: Hub, repo_id: str, revision: str | None) -> Listing:
             raise OddAnswer(f"the size or the digest of {path} is missing")
         files[path] = RemoteFile(entry.size, lfs.sha256 if lfs else None, entry.blob_id)
     return Listing(str(info.sha), files, info.card_data)
+
+
+def fetch_some(
+    hub: Hub, repo_id: str, revision: str | None, wanted: Callable[[str], bool], *, doing: str
+) -> Path:
+    """Fetch some of a repository's files; without a network, take what was fetched before.
+
+    Args:
+        wanted: whether a path in the repository is.
+
+    Raises:
+        HubError: the repository cannot be read, or a file is not the one that the Hub lists.
+    """
+    from huggingface_hub.constants import is_offline_mode
+
+    with hub_errors(repo_id, doing):
+        if is_offline_mode():
+            return Path(hub.api.snapshot_download(repo_id, revision=revision))
+        listing = list_files(hub, repo_id, revision)
+    files = {path: file for path, file in listing.files.items() if wanted(path)}
+    return fetch(hub, repo_id, listing.commit, files, doing=doing)
 
 
 def is_commit(text: object) -> bool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from smolquant.checkpoint.reader import Checkpoint
+    from smolquant.evaluate.rounds import Ratio
     from smolquant.model.architecture import Architecture
 
 
@@ -103,6 +104,7 @@ class Measurement:
         variants: Mapping[str, Path],
         progress: Callable[[int], AbstractContextManager[Callable[[int], None]]],
         device: str = "cpu",
+        heard: Callable[[str], None] = lambda text: None,
     ) -> dict[str, Metrics]:
         """Measure every variant against its source.
 
@@ -113,6 +115,7 @@ class Measurement:
             progress: given the tokens to work through, those of the text once for each model, yields the
                 function that is called with each number of tokens that is done.
             device: ``cpu`` or ``cuda``.
+            heard: is told every few seconds how the measuring of speed goes.
 
         Raises:
             CannotMeasure: the model does not run layer by layer, or a variant not on this device.
@@ -122,7 +125,9 @@ class Measurement:
             MachineError: it does not fit in memory; the message has the numbers if they are known before.
         """
         from smolquant.evaluate.measure import Evaluation
+        from smolquant.threads import use_allowed_threads
 
+        use_allowed_threads()
         try:
             with Evaluation(
                 architecture, checkpoint, variants, windows, device=device
@@ -132,78 +137,74 @@ class Measurement:
                     quality = evaluation.run(advance)
                 tokens = evaluation.tokens
         except CannotMeasure:
-            self._speeds(source_folder, variants, device)  # what cannot be measured has to run, too
+            # What cannot be measured has to run, too.
+            self._speeds(source_folder, variants, device, heard)
             raise
         measured_on: dict[str, Any] = {
             "text": self.text.name,
             "text_sha256": self.text.digest,
             "tokens": tokens,
             "tokens_asked": self.tokens,
-            "machine": machine(device),
             "compute_capability": compute_capability(device),
         }
-        speeds = self._speeds(source_folder, variants, device)
+        speeds = self._speeds(source_folder, variants, device, heard)
         return {
-            variant: replace(metrics, **speed, **measured_on)
-            for (variant, metrics), speed in zip(quality.items(), speeds, strict=True)
+            variant: replace(metrics, **speeds[variant], **measured_on)
+            for variant, metrics in quality.items()
         }
 
     def _speeds(
-        self, source_folder: Path, variants: Mapping[str, Path], device: str
-    ) -> list[dict[str, Any]]:
+        self,
+        source_folder: Path,
+        variants: Mapping[str, Path],
+        device: str,
+        heard: Callable[[str], None],
+    ) -> dict[str, dict[str, Any]]:
         """The fields of :class:`Metrics` about speed, per variant; None where it cannot be had here.
 
         Raises:
             CannotMeasure: a variant does not run on this GPU.
             GateError: a variant does not run, though its source does.
         """
-        from smolquant.evaluate.speed import DoesNotRun, Speed, measure_speed
+        from smolquant.evaluate.speed import measure_speeds
 
-        def measured(folder: Path, variant: str | None = None) -> Speed | None:
-            weight_bytes = sum(
-                path.stat().st_size
-                for path in folder.iterdir()
-                if path.suffix in {".safetensors", ".bin"}
-            )
-            if not weight_bytes:
-                return None  # a source that is streamed
-            return measure_speed(
-                folder,
-                weight_bytes=weight_bytes,
-                variant=variant,
-                device=device,
-                code=source_folder if self.trust_remote_code else None,
-            )
-
-        source, source_runs = None, True
-        try:
-            source = measured(source_folder)
-        except DoesNotRun:
-            source_runs = False
-
-        def of_variant(variant: str, folder: Path) -> Speed | None:
-            try:
-                return measured(folder, variant)
-            except DoesNotRun as fault:
-                if not source_runs:
-                    return None  # so it says nothing of the variant
-                raise _not_running(variant, fault, device) from fault
-
-        return [
-            {
-                "tokens_per_second": speed and speed.decode_tokens_per_second,
-                "source_tokens_per_second": source and source.decode_tokens_per_second,
-                "prefill_tokens_per_second": speed and speed.prefill_tokens_per_second,
-                "source_prefill_tokens_per_second": source and source.prefill_tokens_per_second,
-                "peak_memory_bytes": speed and speed.peak_memory_bytes,
-                "source_peak_memory_bytes": source and source.peak_memory_bytes,
+        speeds = measure_speeds(
+            source_folder,  # without weights where it is streamed
+            variants,
+            device=device,
+            code=source_folder if self.trust_remote_code else None,
+            heard=lambda text: heard(f"measuring speed: {text}"),
+        )
+        source = speeds.source
+        for variant, speed in speeds.variants.items():
+            if speed.fault and not source.fault:  # otherwise it says nothing of the variant
+                raise _not_running(variant, speed.fault, device)
+        on_machine = machine(device, speeds.threads, speeds.load_average)
+        return {
+            variant: {
+                "tokens_per_second": speed.decode_tokens_per_second,
+                "source_tokens_per_second": source.decode_tokens_per_second,
+                "prefill_tokens_per_second": speed.prefill_tokens_per_second,
+                "source_prefill_tokens_per_second": source.prefill_tokens_per_second,
+                **_ratio("speed_ratio", speed.decode_ratio),
+                **_ratio("prefill_ratio", speed.prefill_ratio),
+                "peak_memory_bytes": speed.peak_memory_bytes,
+                "source_peak_memory_bytes": source.peak_memory_bytes,
+                "machine": on_machine,
             }
-            for variant, folder in variants.items()
-            for speed in [of_variant(variant, folder)]
-        ]
+            for variant, speed in speeds.variants.items()
+        }
 
 
-def _not_running(variant: str, fault: Exception, device: str) -> SmolquantError:
+def _ratio(name: str, ratio: "Ratio | None") -> dict[str, Any]:
+    """The two fields of :class:`Metrics` about a ratio."""
+    return {
+        name: ratio and ratio.median,
+        f"{name}_spread": ratio and (ratio.low, ratio.high),
+    }
+
+
+def _not_running(variant: str, fault: str, device: str) -> SmolquantError:
     """What it means that a variant cannot be loaded or run as users do it."""
     if device != "cpu":
         return CannotMeasure(
@@ -226,8 +227,13 @@ def compute_capability(device: str) -> float | None:
     return major + minor / 10
 
 
-def machine(device: str) -> str:
-    """The machine that speeds are measured on, in a few words."""
+def machine(device: str, threads: int | None = None, load_average: float | None = None) -> str:
+    """The machine that speeds are measured on, in a few words; of a CPU with how much of it was in use.
+
+    Args:
+        threads: how many computed.
+        load_average: how many processes had been running or waiting for a CPU before.
+    """
     if device == "cuda":
         import torch
 
@@ -240,4 +246,6 @@ def machine(device: str) -> str:
                 break
     except OSError:
         pass
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    used = f", {threads} thread{'' if threads == 1 else 's'}" if threads is not None else ""
+    load = f", load average {load_average:.1f}" if load_average is not None else ""
+    return f"{model}, {len(os.sched_getaffinity(0))} cores{used}{load}"

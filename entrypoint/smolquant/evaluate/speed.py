@@ -1,34 +1,36 @@
-"""Tokens per second and peak memory of a model on this machine, each in a process of its own.
+"""Tokens per second and peak memory of a model and its variants on this machine, beside each other.
 
-Of its own, because only then is the peak that of the model, and because a model that does not fit takes
-nothing down with it. Loaded as users load it: stock transformers for the source, and this machine's kernel
-for a variant. So it is also the proof that a variant is loaded and runs.
+In a process of its own, because a model that does not fit takes nothing down with it there. Loaded as
+users load them: stock transformers for the source, and this machine's kernels for a variant. So it is
+also the proof that a variant is loaded and runs.
 """
 
-import argparse
 import json
 import os
-import statistics
+import select
+import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from smolquant.environment import child_environment
-from smolquant.memory import available_bytes, is_out_of_memory, peak_bytes
-from smolquant.model.context import longest_context
-from smolquant.schemes import BY_VARIANT
-from smolquant.text import error_words
+from smolquant.evaluate.own_code import beside_its_code
+from smolquant.evaluate.rounds import Ratio, ratio_of, speed_of
+from smolquant.evaluate.timing import SOURCE, Asked, Entry
+from smolquant.memory import available_bytes
 
-PROMPT_TOKENS = 256
-NEW_TOKENS = 32
-REPEATS = 3
+SECONDS_A_MODEL = 4.0
+"""Time that suffices for timing a small model; a large one takes what the least number of rounds takes."""
+LIMIT_SECONDS = 50.0
+"""Time that timing may take in all; loading comes on top of it."""
 TIMEOUT_SECONDS = 600.0
+"""Time that a process may take for what it does, loading included."""
+SECONDS_BETWEEN_SIGNS = 5.0
 
 _FOOTPRINT_BYTES = 900_000_000
 """What a process takes with torch and transformers in it."""
@@ -36,99 +38,203 @@ _FOOTPRINT_BYTES = 900_000_000
 
 @dataclass(frozen=True)
 class Speed:
-    """The speed of a model that ran one sequence at a time."""
+    """What was found out about a model that ran one sequence at a time; None where that cannot be had."""
 
-    prefill_tokens_per_second: float
-    decode_tokens_per_second: float
-    peak_memory_bytes: int
+    fault: str = ""
+    """Why it cannot be loaded, or not predict; empty where it can, and where that is not known."""
+    prefill_tokens_per_second: float | None = None
+    decode_tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
     """On a CPU of the whole process, on CUDA of the device's memory."""
+    decode_ratio: Ratio | None = None
+    prefill_ratio: Ratio | None = None
+    """How many times as fast as the source it was, where both were timed in the same rounds."""
+    bytes_read: int | None = None
+    """Bytes of weights that a token makes it read."""
+    kernels: Mapping[str, int] = field(default_factory=dict)
+    """How many of its weights are computed with which kernel."""
 
 
-class DoesNotRun(Exception):
-    """Loading a model, or predicting with it, raised an error; says which."""
+@dataclass(frozen=True)
+class Speeds:
+    """What was found out about a source and its variants."""
+
+    source: Speed
+    variants: Mapping[str, Speed]
+    prompt: int | None = None
+    """Tokens of the prompt that was timed."""
+    threads: int | None = None
+    load_average: float | None = None
+    """Of the last minute, before anything was timed."""
+    capability: str | None = None
+    """torch's name for what this CPU can do."""
 
 
-def measure_speed(
-    folder: Path,
+def measure_speeds(
+    source: Path | None,
+    variants: Mapping[str, Path],
     *,
-    weight_bytes: int,
-    variant: str | None = None,
     device: str = "cpu",
     code: Path | None = None,
+    heard: Callable[[str], None] = lambda text: None,
     timeout: float = TIMEOUT_SECONDS,
-) -> Speed | None:
-    """Load the model in ``folder``, let it predict, and let it generate.
+) -> Speeds:
+    """Load models, let them predict, and time them in turns.
+
+    What cannot be told is left out: of a model that does not fit, takes too long, has no kernels here, or
+    does not generate step by step. Speed is told where it can be had, and nothing hangs on it.
 
     Args:
-        weight_bytes: the size of its files; where this machine has less memory left, it is not tried.
-        variant: what it is a variant of; None for a source.
+        source: its folder; None, or one without weights, where it is not to be had.
+        variants: variant -> folder.
         code: a folder with code of the model's own, which may run; None where none may.
-        timeout: seconds, loading included.
-
-    Returns:
-        None where it does not fit, takes too long, has no kernels here, or does not generate step by step:
-        speed is told where it can be had, and nothing hangs on it.
-
-    Raises:
-        DoesNotRun: it cannot be loaded, or not predict.
+        heard: is told every few seconds what is going on.
+        timeout: seconds that loading and timing may take each.
     """
-    if device == "cpu" and weight_bytes * 1.2 + _FOOTPRINT_BYTES > available_bytes():
-        return None
-    options = ["--variant", variant] if variant else []
-    options += ["--trust-remote-code"] if code else []
-    with _beside_its_code(folder, code) as place:
-        command = [sys.executable, "-m", "smolquant.evaluate.speed", os.fspath(place), device]
-        try:
-            child = subprocess.run(  # noqa: S603 - this interpreter and this module
-                [*command, *options],
-                capture_output=True,
-                check=True,
-                timeout=timeout,
-                env=_environment(),
+    folders = {SOURCE: source, **variants} if source is not None else dict(variants)
+    fitting = {name: folder for name, folder in folders.items() if folder and _fits(folder, device)}
+    found = _Found()
+    if fitting:
+        with ExitStack() as places:
+            entries = [
+                Entry(name, os.fspath(places.enter_context(beside_its_code(folder, code))))
+                for name, folder in fitting.items()
+            ]
+            asked = Asked(
+                entries, device, code is not None, SECONDS_A_MODEL, LIMIT_SECONDS, timeout
             )
-            outcome = json.loads(child.stdout.splitlines()[-1])
-            speed = Speed(**outcome["speed"]) if outcome["speed"] else None
-        except (subprocess.SubprocessError, OSError, ValueError, TypeError, LookupError):
-            return None
-    if outcome["fault"]:
-        raise DoesNotRun(outcome["fault"])
-    return speed
+            events = places.enter_context(closing(_events(asked, heard)))
+            for event in events:
+                found.take(event)
+    return found.speeds(variants)
+
+
+def _fits(folder: Path, device: str) -> bool:
+    """Whether there are weights, and this machine has the memory for them."""
+    weight_bytes = sum(
+        path.stat().st_size for path in folder.iterdir() if path.suffix in {".safetensors", ".bin"}
+    )
+    if device == "cpu" and weight_bytes * 1.2 + _FOOTPRINT_BYTES > available_bytes():
+        return False
+    return weight_bytes > 0
+
+
+class _Found:
+    """What the process has told so far."""
+
+    def __init__(self) -> None:
+        self._speeds: dict[str, Speed] = {}
+        self._about: dict[str, Any] = {}
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Add what an event tells."""
+        if trial := event.get("trial"):
+            self._speeds[trial["name"]] = Speed(trial["fault"], peak_memory_bytes=trial["peak"])
+        elif session := event.get("session"):
+            self._take_session(session)
+        elif capability := event.get("capability"):
+            self._about["capability"] = capability
+
+    def _take_session(self, session: Mapping[str, Any]) -> None:
+        for name in ("prompt", "threads", "load_average"):
+            self._about.setdefault(name, session[name])
+        models = session["models"]
+        source = models.get(SOURCE, {"decode": [], "prefill": []})
+        for name, model in models.items():
+            if self._speeds[name].bytes_read is not None:
+                continue  # the source, in another session already
+            is_beside = name != SOURCE and SOURCE in models
+            self._speeds[name] = replace(
+                self._speeds[name],
+                prefill_tokens_per_second=speed_of(model["prefill"]),
+                decode_tokens_per_second=speed_of(model["decode"]),
+                decode_ratio=ratio_of(source["decode"], model["decode"]) if is_beside else None,
+                prefill_ratio=ratio_of(source["prefill"], model["prefill"]) if is_beside else None,
+                bytes_read=model["bytes_read"],
+                kernels=model["kernels"],
+            )
+
+    def speeds(self, variants: Mapping[str, Path]) -> Speeds:
+        """All of it."""
+        nothing = Speed()
+        return Speeds(
+            self._speeds.get(SOURCE, nothing),
+            {name: self._speeds.get(name, nothing) for name in variants},
+            **self._about,
+        )
+
+
+def _events(asked: Asked, heard: Callable[[str], None]) -> Generator[Mapping[str, Any], None, None]:
+    """What the measuring process tells, until it ends or says nothing for too long."""
+    with _process(asked) as pipe:
+        signs, silent_since, rest = _Signs(heard), time.monotonic(), b""
+        while time.monotonic() - silent_since < 2 * asked.timeout + 60:
+            if not select.select([pipe], [], [], SECONDS_BETWEEN_SIGNS / 2)[0]:
+                signs.tell()
+                continue
+            block = os.read(pipe, 1 << 16)
+            if not block:
+                return
+            silent_since = time.monotonic()
+            *lines, rest = (rest + block).split(b"\n")
+            for event in map(json.loads, lines):
+                if doing := event.get("doing"):
+                    signs.tell(doing)
+                else:
+                    yield event
+
+
+class _Signs:
+    """Tells now and then what is going on, whether or not there is news of it."""
+
+    def __init__(self, heard: Callable[[str], None]) -> None:
+        self._heard = heard
+        self._next = 0.0
+        self._since = time.monotonic()
+        self._doing = "starting"
+
+    def tell(self, doing: str | None = None) -> None:
+        """Tell it if that was some time ago.
+
+        Args:
+            doing: what has begun; None while nothing has.
+        """
+        now = time.monotonic()
+        if doing is not None:
+            self._doing, self._since = doing, now
+        if now >= self._next:
+            self._next = now + SECONDS_BETWEEN_SIGNS
+            seconds = now - self._since
+            self._heard(self._doing + (f" ({seconds:.0f} s)" if seconds >= 1 else ""))
 
 
 @contextmanager
-def _beside_its_code(folder: Path, code: Path | None) -> Iterator[Path]:
-    """``folder`` in a form in which its model's own code is found, before it is published.
-
-    A variant's config names code at the root of a repository, which need not be there yet.
-    """
-    config = folder / "config.json"
-    own = (
-        json.loads(config.read_text("utf-8")).get("auto_map") if code and config.is_file() else None
-    )
-    if code is None or not own or code == folder:
-        yield folder
+def _process(asked: Asked) -> Iterator[int]:
+    """The measuring process, ended with all that it has forked: the pipe with its lines."""
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "smolquant.evaluate.timing"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(),
+            start_new_session=True,  # a group of its own, to be ended as a whole
+        )
+    except OSError:  # no memory for another process
+        read, write = os.pipe()
+        os.close(write)
+        with os.fdopen(read) as nothing:
+            yield nothing.fileno()
         return
-    with tempfile.TemporaryDirectory(prefix="smolquant-speed-") as name:
-        place = Path(name)
-        for path in [*code.glob("*.py"), *folder.iterdir()]:
-            if not (place / path.name).exists():
-                (place / path.name).symlink_to(path.resolve())
-        for path in place.glob("*config.json"):
-            entries = json.loads(path.read_text("utf-8"))
-            if isinstance(entries.get("auto_map"), dict):
-                entries["auto_map"] = _local(entries["auto_map"])
-                path.unlink()
-                path.write_text(json.dumps(entries), encoding="utf-8")
-        yield place
-
-
-def _local(code: Any) -> Any:
-    """References to code without the repository that they name."""
-    if isinstance(code, dict):
-        return {auto: _local(item) for auto, item in code.items()}
-    if isinstance(code, list):
-        return [_local(item) for item in code]
-    return code.rpartition("--")[2] if isinstance(code, str) else code
+    assert child.stdin is not None and child.stdout is not None
+    with child:
+        try:
+            with suppress(BrokenPipeError), child.stdin as line:
+                line.write(json.dumps(asdict(asked)).encode())
+            yield child.stdout.fileno()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 def _environment() -> dict[str, str]:
@@ -140,101 +246,3 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join([package_root, *filter(None, [search_path])]),
         "HF_HUB_OFFLINE": "1",
     }
-
-
-def _outcome(
-    folder: Path, device: str, variant: str | None, trust_remote_code: bool
-) -> tuple[Speed | None, str]:
-    """How fast the model is, and why it does not run; the speed is None where kernels are missing.
-
-    Raises:
-        Exception: this machine lacks memory, or the model does not generate step by step.
-    """
-    import torch
-
-    from smolquant.runtime.kernels import has_kernels
-
-    torch.manual_seed(0)
-    try:
-        model = _load(folder, device, variant, trust_remote_code)
-        prompt_tokens = min(PROMPT_TOKENS, longest_context(model.config) - NEW_TOKENS)
-        rows = model.get_input_embeddings().weight.shape[0]
-        prompt = torch.randint(rows, (1, prompt_tokens), device=device)
-        with torch.inference_mode():
-            logits = model(input_ids=prompt, use_cache=False).logits[:, -1]
-    except Exception as error:
-        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno is not None):
-            raise
-        return None, error_words(error)
-    if not bool(torch.isfinite(logits).all()):
-        return None, "what it predicts is not finite"
-    if variant is not None and not has_kernels(BY_VARIANT[variant], device):
-        return None, ""
-    return _speed(model, prompt, device), ""
-
-
-def _load(folder: Path, device: str, variant: str | None, trust_remote_code: bool) -> Any:
-    from transformers import AutoConfig
-
-    from smolquant.model.task import auto_class
-    from smolquant.runtime.load import load_model
-
-    if variant is not None:
-        model: Any = load_model(
-            folder, BY_VARIANT[variant], device, trust_remote_code=trust_remote_code
-        )
-    else:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model = auto_class(config).from_pretrained(
-            folder, device_map=device, trust_remote_code=trust_remote_code
-        )
-    return model.eval()
-
-
-def _speed(model: Any, prompt: Any, device: str) -> Speed:
-    import torch
-
-    synchronize = torch.cuda.synchronize if device == "cuda" else _nothing
-    with torch.inference_mode():
-        runs = [_generate(model, prompt, synchronize) for _ in range(1 + REPEATS)]
-    prefill, decode = zip(*runs[1:], strict=True)  # the first one warms up
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
-    return Speed(
-        prefill_tokens_per_second=float(f"{prompt.shape[1] / statistics.median(prefill):.4g}"),
-        decode_tokens_per_second=float(f"{NEW_TOKENS / statistics.median(decode):.4g}"),
-        peak_memory_bytes=peak,
-    )
-
-
-def _generate(model: Any, prompt: Any, synchronize: Callable[[], None]) -> tuple[float, float]:
-    """Seconds for the prompt, and for :data:`NEW_TOKENS` tokens after it, greedily."""
-    started = time.perf_counter()
-    output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-    synchronize()
-    prefilled = time.perf_counter()
-    for _ in range(NEW_TOKENS):
-        token = output.logits[:, -1:].argmax(dim=-1)
-        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-    synchronize()
-    return prefilled - started, time.perf_counter() - prefilled
-
-
-def _nothing() -> None:
-    """A CPU is done when a call returns."""
-
-
-def main() -> None:
-    """Measure one model and print a line of JSON; what :func:`measure_speed` starts."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("device")
-    parser.add_argument("--variant")
-    parser.add_argument("--trust-remote-code", action="store_true")
-    asked = parser.parse_args()
-    speed, fault = _outcome(asked.folder, asked.device, asked.variant, asked.trust_remote_code)
-    outcome = {"speed": speed and asdict(speed), "fault": fault}
-    sys.stdout.write(json.dumps(outcome) + "\n")
-
-
-if __name__ == "__main__":
-    main()

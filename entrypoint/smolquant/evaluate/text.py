@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 WINDOW = 512
 """Tokens that see each other: long enough for context to matter, short enough to keep memory low."""
 
-_DEFAULT_TOKENS = (
-    (1_000_000_000, 4_096),
-    (8_000_000_000, 2_048),
-)
+_DEFAULT_TOKENS = ((8_000_000_000, 2_048),)
 """Each model size up to which a number of tokens is the default, in parameters, and that number."""
 _DEFAULT_TOKENS_OF_LARGEST = 1_024
 

@@ -220,6 +220,7 @@ def measure_variants(
             variants={variant: work.folders[variant].folder for variant in results},
             progress=progress,
             device=computing_device(work.settings.device),
+            heard=console.info,
         )
     seconds = time.monotonic() - started
     return {

@@ -54,6 +54,10 @@ def load(
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a variant and its tokenizer, with this machine's kernel for it.
 
+    It computes with as many threads as torch does, whose number belongs to the process that loads it.
+    torch asks for the cores that the process may be scheduled on, not for a container's CPU quota: where
+    one is set, set ``OMP_NUM_THREADS``, or call ``torch.set_num_threads``.
+
     Args:
         repo_or_folder: a Hub id, or a folder with the same layout (``FOLDER/int4/``).
         variant: the subfolder's name, such as ``int4`` or ``int8``.
