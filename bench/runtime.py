@@ -184,26 +184,21 @@ def profile(runner: Runner) -> dict[str, Any]:
     """Milliseconds a token by operator, the most expensive ones first, and what is not in any."""
     import torch
 
-    from smolquant.runtime import cpu_linear
+    from smolquant.runtime.cpu_linear import Linears
 
-    originals = {name: getattr(cpu_linear, name) for name in ("int8_linear", "int4_linear")}
+    original = Linears.__call__
 
-    def named(name: str) -> Callable[..., Any]:
-        def linear(*arguments: Any, **options: Any) -> Any:
-            with torch.profiler.record_function(f"smolquant's {name}"):
-                return originals[name](*arguments, **options)
+    def named(self: Linears, inputs: Any) -> Any:
+        with torch.profiler.record_function("smolquant's linear layers"):
+            return original(self, inputs)
 
-        return linear
-
-    for name in originals:
-        setattr(cpu_linear, name, named(name))
+    bare = runner.decode(PROFILED_TOKENS)
+    Linears.__call__ = named  # type: ignore[method-assign]
     try:
-        bare = runner.decode(PROFILED_TOKENS)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
             runner.decode(PROFILED_TOKENS)
     finally:
-        for name, original in originals.items():
-            setattr(cpu_linear, name, original)
+        Linears.__call__ = original  # type: ignore[method-assign]
     averages = sorted(found.key_averages(), key=lambda one: -one.self_cpu_time_total)
     top = [
         {"operator": one.key, "ms": one.self_cpu_time_total / 1000 / PROFILED_TOKENS}
@@ -222,6 +217,7 @@ def layers() -> dict[str, Any]:
     import torch
 
     from smolquant.runtime import cpu_linear
+    from smolquant.runtime.cpu_linear import Linears, Stored
 
     use_allowed_threads()
     rows = []
@@ -233,16 +229,19 @@ def layers() -> dict[str, Any]:
         ]
         scale = torch.rand(outputs).to(torch.bfloat16)
         halves = [one[:, : columns // 2].contiguous() for one in levels]
-        group_scale = torch.rand(outputs, columns // 32).to(torch.bfloat16)
         plain = [one.to(torch.bfloat16) for one in levels[: max(2, len(levels) // 2)]]
+        int4_scale = torch.rand(outputs, columns // 32).to(torch.bfloat16)
+        stored = {
+            "int8": [Stored(one, scale) for one in levels],
+            "int8_dynamic": [Stored(one, scale, dynamic=True) for one in levels],
+            "int4": [Stored(one, int4_scale, int4_scale) for one in halves],
+        }
         ways: dict[str, tuple[list[Any], Callable[[Any, Any], Any]]] = {
             "bf16": (plain, torch.nn.functional.linear),
-            "int8": (levels, lambda x, w: cpu_linear._int8_linear(x, w, scale, None, False)),  # noqa: B023
-            "int8_dynamic": (levels, lambda x, w: cpu_linear._int8_linear(x, w, scale, None, True)),  # noqa: B023
-            "int4": (
-                halves,
-                lambda x, w: cpu_linear._int4_linear(x, w, group_scale, group_scale, None),  # noqa: B023
-            ),
+            **{
+                name: ([Linears([(weight, None)]) for weight in weights], lambda x, w: w(x))
+                for name, weights in stored.items()
+            },
         }
         for count in ROWS:
             inputs = torch.randn(count, columns).to(torch.bfloat16)

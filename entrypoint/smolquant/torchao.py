@@ -1,10 +1,10 @@
-"""Importing this lets stock ``from_pretrained`` models with int4 weights run on a CPU::
+"""Importing this gives stock ``from_pretrained`` models smolquant's kernels on a CPU, int4 and int8::
 
     import smolquant.torchao
     model = AutoModelForCausalLM.from_pretrained(repo, subfolder="int4", device_map="cpu")
 
-Each weight is repacked for this CPU at its first use. :func:`smolquant.load` does that while loading and
-frees the plain copy, so it needs half the memory.
+They compute with the weights as they are stored. A model that :func:`smolquant.load` has loaded has the
+same kernels, and calls them without torchao's dispatch in between, which costs as much as a small layer.
 """
 
 import smolquant.runtime.dispatch  # noqa: F401 - importing it is what registers the kernels

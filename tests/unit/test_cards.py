@@ -16,6 +16,7 @@ from smolquant.publish.cards import root_card, variant_card
 from smolquant.publish.front_matter import Readme, declared_license
 from smolquant.publish.section import BEGIN, END
 from smolquant.record import FileRecord, Metrics, SourceRecord, TensorRecord, VariantRecord
+from smolquant.report.measures import speed_words
 from smolquant.report.overview import FILE_NAME as OVERVIEW
 from smolquant.report.plot import FILE_NAME as PLOT
 from smolquant.schemes import BY_VARIANT
@@ -422,6 +423,24 @@ def test_what_few_ask_for_is_folded_away() -> None:
         "- **int8** generates 40.0 tokens a second (the original: 20.0) and reads a prompt at "
         "500.0 tokens a second (the original: 300.0)."
     ) in more
+
+
+@pytest.mark.parametrize(
+    ("spread", "said"),
+    [
+        (
+            (1.4, 1.6),
+            "(the original: 20.0), 1.50 times its speed (half of the rounds: 1.40 to 1.60)",
+        ),
+        ((0.9, 1.6), "(the original: 20.0), no difference measured"),
+        (None, "(the original: 20.0) and"),
+    ],
+)
+def test_a_speed_is_told_with_what_the_rounds_show(
+    spread: tuple[float, float] | None, said: str
+) -> None:
+    metrics = replace(METRICS, speed_ratio=1.5, speed_ratio_spread=spread)
+    assert said in speed_words(metrics)
 
 
 def test_blocks_of_a_folded_part_are_set_apart_so_that_they_are_read_as_markdown() -> None:

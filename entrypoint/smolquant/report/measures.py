@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
-from smolquant.record import Metrics
+from smolquant.record import Metrics, shows_no_difference
 from smolquant.schemes import Scheme
 from smolquant.text import human_size, percent, significant
 
@@ -166,13 +166,29 @@ def speed_words(metrics: Metrics | None) -> str:
 
     It is said here and nowhere else.
     """
+    if metrics is None:
+        return ""
     said = []
-    for measure, verb in ((DECODING, "generates"), (PREFILL, "reads a prompt at")):
+    for measure, verb, ratio, spread in (
+        (DECODING, "generates", metrics.speed_ratio, metrics.speed_ratio_spread),
+        (PREFILL, "reads a prompt at", metrics.prefill_ratio, metrics.prefill_ratio_spread),
+    ):
         variant, source = measure.variant(metrics), measure.source(metrics)
-        if variant:
-            beside = f" (the original: {source})" if source else ""
-            said.append(f"{verb} {variant} tokens a second{beside}")
+        if not variant:
+            continue
+        beside = f" (the original: {source})" if source else ""
+        said.append(f"{verb} {variant} tokens a second{beside}{_faster(ratio, spread)}")
     return " and ".join(said)
+
+
+def _faster(ratio: float | None, spread: tuple[float, float] | None) -> str:
+    """What may be said of a ratio of speeds, given its quartiles; nothing where it was not measured."""
+    if ratio is None or spread is None:
+        return ""
+    if shows_no_difference(spread):
+        return ", no difference measured"
+    low, high = spread
+    return f", {ratio:.2f} times its speed (half of the rounds: {low:.2f} to {high:.2f})"
 
 
 def measured_as(scheme: Scheme | None, metrics: Metrics | None) -> str:

@@ -103,7 +103,7 @@ _ONE_BY_ONE = (
     "torchao has no kernels for a whole stack of them. Only experts that a token chooses are computed, and "
     "speeds are measured that way."
 )
-_PACKED = "smolquant packs the weights for this machine's kernels."
+_KERNELS = "smolquant computes with this machine's kernels."
 _NO_SUBFOLDERS = (
     "vLLM knows no subfolders, so download this one and serve the folder; vLLM must know the model's "
     "architecture. SGLang cannot load it: up to 0.5.23, it reads no files of torchao's."
@@ -120,7 +120,7 @@ def loading(scheme: Scheme, record: VariantRecord, location: str) -> tuple[Way, 
     kind = _kind(record)
     with_smolquant = Way(
         "smolquant",
-        _PACKED,
+        _KERNELS,
         _install("smolquant" + kind.packages),
         _program(kind, _smolquant(kind, record, location)),
     )

@@ -87,7 +87,7 @@ class Scheme(ABC):
     """Whether its kernels take activations only in the dtype that the weights had before; no other dtype
     can then be chosen when a variant is loaded."""
     layer_memory: ClassVar[float] = 1.5
-    """Memory that running a layer takes, in bytes of the layer: itself, and one of its weights packed."""
+    """Memory that running a layer takes, in bytes of the layer: itself, and a weight in another form."""
     row_axes: ClassVar[Mapping[str, int]]
     """Stored part -> the axis along which the weight's rows lie in it."""
     weighs_columns: bool = False
