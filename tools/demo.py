@@ -26,20 +26,6 @@ REPO = "demo/SmolLM2-135M-Instruct"
 EVAL_TOKENS = 512
 """Fewer than a release is measured on, so that a demo takes minutes on two cores."""
 
-ANSWER = """
-import logging, sys
-logging.disable(logging.WARNING)
-import smolquant, transformers
-transformers.utils.logging.disable_progress_bar()
-model, tokenizer = smolquant.load(sys.argv[1], variant="int4")
-chat = [{"role": "user", "content": sys.argv[2]}]
-prompt = tokenizer.apply_chat_template(
-    chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
-)
-reply = model.generate(**prompt, max_new_tokens=40, do_sample=False)
-print(tokenizer.decode(reply[0][prompt["input_ids"].shape[1]:], skip_special_tokens=True))
-"""
-
 
 def main() -> None:
     """Run the five steps, and say what to do next."""
@@ -69,15 +55,8 @@ def main() -> None:
         page = _look(hub)
         console.info(f"open {page}")
         _step(console, 5, f"int4 comes back from the Hub and answers: {PROMPT}")
-        with console.doing("loading int4 from the Hub"):
-            answer = subprocess.run(
-                [sys.executable, "-c", ANSWER, REPO, PROMPT],
-                env=environ,
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-            ).stdout
-        console.info(answer.rstrip())
+        command = ["chat", REPO, PROMPT, "--variant", "int4", "--max-tokens", "40", "--greedy"]
+        subprocess.run([sys.executable, "-m", "smolquant", *command], env=environ, check=True)
         _tell_next(checkpoint, page, time.monotonic() - started, console)
         if os.environ.get("DEMO_KEEP"):
             _keep(hub, console)
