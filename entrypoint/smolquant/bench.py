@@ -137,7 +137,9 @@ def _variants_in(folder: Path, name: str, asked: Sequence[str]) -> list[str]:
             hint="Make them with `smolquant quantize`.",
         )
     if missing := [variant for variant in asked if variant not in there]:
-        raise InputError(f"{name} has no {missing[0]}/ in it.", hint=f"It has {', '.join(there)}.")
+        raise InputError(
+            f"{name} has no {missing[0]}/ in it.", hint=f"Choose among {', '.join(there)}."
+        )
     return [variant for variant in there if not asked or variant in asked]
 
 

@@ -104,11 +104,16 @@ def test_a_ratio_is_of_the_same_rounds_so_that_a_disturbance_of_both_is_none() -
     assert rounds.speed_of(disturbed) == 0.5
 
 
-def test_a_model_that_sees_few_tokens_is_given_no_more() -> None:
+def test_a_model_that_sees_few_tokens_is_given_no_more(machine: Machine) -> None:
+    runner = Slow(machine, "source", 0.001, 0.0001)
+    runner.longest = 36
+    assert choose_turn([runner], Clock(8, 50)) == Turn(36 - rounds.SHORT_PROMPT, 32)
+
+
+def test_a_model_decodes_and_takes_a_prompt_in_some_time() -> None:
     runner = Runner(models.build(models.llama(1)))
-    runner.longest = 40
-    turn = choose_turn([runner], Clock(1, 5))
-    assert turn.decoded <= 32 and turn.prompt == 32
+    assert runner.decode(3) > 0 and runner.prefill(32) > 0
+    assert runner.predict(32).shape == (1, 320)
 
 
 def test_the_weights_read_are_the_layers_and_the_head_and_no_table_of_rows() -> None:
