@@ -1,7 +1,7 @@
 """Compiles the C code with its tests, tests/c/, and runs them: for this CPU, with sanitizers, for ARM.
 
-``python tools/c_tests.py WAY...``; it needs a compiler, and of Python the standard library alone. The options
-that decide what the code computes are those of its release, from pyproject.toml.
+``python tools/c_tests.py WAY...``; it needs a compiler, and of Python the standard library alone. The
+options that decide what the code computes are those of its release, from pyproject.toml.
 """
 
 import shutil

@@ -13,6 +13,7 @@ from torchao.quantization.granularity import PerRow
 from torchao.quantization.quant_primitives import MappingType
 
 from smolquant.runtime import cpu_linear
+from smolquant.runtime.kleidiai import kleidiai_lacks, pack_for_kleidiai
 from smolquant.runtime.packing import has_mslk, pack_for_cuda, pack_for_this_cpu
 from smolquant.runtime.stacks import each_expert
 
@@ -162,6 +163,7 @@ KERNELS: Mapping[tuple[str, str], tuple[Kernel, ...]] = {
     ),
     ("Int4Tensor", "cpu"): (
         Kernel("smolquant's int4", _int4_lacks, stored=_int4_stored),
+        Kernel("KleidiAI's int4, not measured", kleidiai_lacks, replace=pack_for_kleidiai),
         Kernel(
             "torch's int4, packed for this CPU", _nothing, replace=each_expert(pack_for_this_cpu)
         ),
