@@ -1,6 +1,8 @@
 """KleidiAI's int4 path, with the plain loops that torch has for it where there is no KleidiAI."""
 
 import copy
+import platform
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +30,7 @@ def weight_of(rows: int, columns: int, dtype: torch.dtype = torch.bfloat16) -> t
 def test_a_layer_is_off_by_no_more_than_int8_activations_are(
     rows: int, columns: int, group: int, dtype: torch.dtype
 ) -> None:
-    stored = INT4.quantize(weight_of(rows, columns), group)
+    stored: Any = INT4.quantize(weight_of(rows, columns), group)
     exact = stored_values(stored)
     generator = torch.Generator().manual_seed(1)
     inputs = (torch.randn(2, 3, columns, generator=generator) + 0.5).to(dtype)
@@ -78,7 +80,7 @@ def test_a_model_runs_with_it_where_the_compiled_code_is_missing() -> None:
     for copied in (model, copy.deepcopy(model)):
         assert (copied(inputs).float() - wanted).norm() < 0.02 * wanted.norm()
     dequantize(model)
-    assert (model[0].weight.float() - exact).abs().max() <= exact.abs().max() * 2**-8
+    assert (layer.weight.float() - exact).abs().max() <= exact.abs().max() * 2**-8
 
 
 @pytest.mark.usefixtures("arm_without_compiled_code")
@@ -94,6 +96,6 @@ def test_smolquants_own_kernel_comes_first_and_x86_has_no_kleidiai() -> None:
     stored = INT4.quantize(weight_of(16, 64), 32)
     names = [kernel.name for kernel in registry.KERNELS["Int4Tensor", "cpu"]]
     assert names.index("smolquant's int4") < names.index("KleidiAI's int4, not measured")
-    if not torch.backends.kleidiai.is_available():
+    if platform.machine() == "x86_64":
         assert kleidiai_lacks(stored) == "torch has no KleidiAI on this CPU"
     assert kernels(nn.Linear(1, 1)) == {}

@@ -1,7 +1,7 @@
-"""int4 weights for KleidiAI's kernel, which torch has on ARM: where smolquant's compiled code is not to be had.
+"""int4 weights for KleidiAI's kernel, which torch has on ARM: where smolquant's compiled code is missing.
 
-The kernel quantizes each token to int8 and multiplies it with levels * scale. What it lacks, the zero points,
-is the same for all columns of a group, so it goes on the token's sums of each group:
+The kernel quantizes each token to int8 and multiplies it with levels * scale. What it lacks, the zero
+points, is the same for all columns of a group, so it goes on the token's sums of each group:
 
     x @ (levels * scale + zero_point).T = kernel(x) + (sums of x by group) @ zero_point.T
 
@@ -11,6 +11,7 @@ On other CPUs torch computes the same with plain loops, which is how this is tes
 on ARM has not been measured by this project.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,7 +28,8 @@ _COLUMNS_AT_A_TIME = 512
 
 def kleidiai_lacks(weight: Any) -> str:
     """Why KleidiAI's kernel cannot be had for a stored int4 weight; empty where it can."""
-    if not torch.backends.kleidiai.is_available():
+    has_kleidiai: Callable[[], bool] = torch.backends.kleidiai.is_available
+    if not has_kleidiai():
         return "torch has no KleidiAI on this CPU"
     return not_packable(weight)
 
@@ -106,11 +108,11 @@ class KleidiAIInt4Tensor(TorchAOBaseTensor):  # type: ignore[misc]
         self.block_size = block_size
 
     def dequantize(self) -> torch.Tensor:
-        """(N, K) in the weight's dtype: what the layer makes of each column alone, which int8 holds exactly."""
+        """(N, K) in the weight's dtype: what the layer makes of one column alone, which is exact."""
         columns = self.shape[1]
         blocks = [
             _product(functional.one_hot(some, columns).float(), self).to(self.dtype)
-            for some in torch.arange(columns).split(_COLUMNS_AT_A_TIME)
+            for some in torch.split(torch.arange(columns), _COLUMNS_AT_A_TIME)
         ]
         return torch.cat(blocks).t().contiguous()
 
