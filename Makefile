@@ -1,5 +1,6 @@
 # make demo          a real model, quantized and published to a local Hub, answers a prompt (DEMO_KEEP=1 keeps the Hub)
 # make test          every test that needs no Docker engine, and what it covers
+# make test-arm      the C code and its tests, compiled for ARM and emulated
 # make test-container  the image, run as GitHub's runner does
 # make fuzz          the readers of foreign files with damaged ones, for SECONDS (20); SEED, TARGET and CASE repeat one
 # make check         lint, types, workflows and forms
@@ -35,7 +36,7 @@ CASE ?=
 WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
-.PHONY: demo test test-container fuzz bench bench-experts bench-runtime bench-scale bench-quality families check docs clean
+.PHONY: demo test test-arm test-container fuzz bench bench-experts bench-runtime bench-scale bench-quality families check docs clean
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
@@ -44,6 +45,9 @@ test: $(INSTALLED) $(CHECKPOINT)
 	$(PYTHON) -m pytest --cov --cov-report= tests/unit
 	SMOLQUANT_TEST_CHECKPOINT=$(CHECKPOINT) $(PYTHON) -m pytest -m "not container" -n auto --dist loadfile --no-loadscope-reorder \
 		--cov --cov-append --cov-report=term:skip-covered tests/integration tests/container
+
+test-arm:
+	python3 tools/c_tests.py arm
 
 test-container: $(INSTALLED)
 	$(PYTHON) -m pytest -m container

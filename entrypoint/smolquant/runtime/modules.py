@@ -98,8 +98,10 @@ class WideLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as nn.Linear names it
         """(..., K) -> (..., N)."""
+        if torch.compiler.is_compiling() or not can_compute(input):
+            return super().forward(input)
         tokens = input.numel() // self.in_features
-        if tokens <= cpu_linear.FEW_TOKENS or not can_compute(input):
+        if tokens <= cpu_linear.FEW_TOKENS:
             return super().forward(input)
         output = cpu_linear.in_blocks(
             input.reshape(tokens, self.in_features),

@@ -16,6 +16,7 @@ from torchao.quantization.quant_primitives import MappingType
 
 from smolquant.errors import InputError
 from smolquant.runtime import cpu_linear
+from smolquant.runtime.kleidiai import kleidiai_lacks, pack_for_kleidiai
 from smolquant.runtime.packing import has_mslk, pack_for_cuda, pack_for_this_cpu
 from smolquant.runtime.stacks import each_expert
 from smolquant.schemes.int4_packing import unpack_int4
@@ -182,6 +183,7 @@ KERNELS: Mapping[tuple[str, str], tuple[Kernel, ...]] = {
     ),
     ("Int4Tensor", "cpu"): (
         Kernel("smolquant, 4 bits", _int4_lacks, stored=_int4_stored),
+        Kernel("KleidiAI, 4 bits, not measured", kleidiai_lacks, replace=pack_for_kleidiai),
         Kernel(
             "torch, 4 bits, packed for this CPU", _nothing, replace=each_expert(pack_for_this_cpu)
         ),

@@ -1,0 +1,347 @@
+/* cpu_linear.c against plain loops in double precision, with every level of vectors that this CPU has.
+ *
+ * The library's file is included, so that it is compiled as this test is: for another CPU, with sanitizers, with
+ * other vectors. What is checked is only what Python calls: smolquant_linear and smolquant_widen. */
+
+#include "cpu_linear.c"
+
+#include "check.h"
+#include <pthread.h>
+
+static const double roundoff[] = {0x1p-8, 0x1p-11, 0x1p-24}; /* of bfloat16, float16, float32 */
+static const char *const dtype_names[] = {"bfloat16", "float16", "float32"};
+static const char *const kind_names[] = {"int8", "int8_dynamic", "int4"};
+static const size_t bytes_of[] = {2, 2, 4};
+
+/* --- Numbers -------------------------------------------------------------------------------------------- */
+
+/* A float16 or bfloat16 by the definition of its format: a sign, an exponent, a fraction. */
+static double decoded(uint16_t bits, int fraction_bits) {
+    const int exponent_bits = 15 - fraction_bits, bias = (1 << (exponent_bits - 1)) - 1;
+    const int exponent = bits >> fraction_bits & ((1 << exponent_bits) - 1);
+    const int fraction = bits & ((1 << fraction_bits) - 1);
+    const double sign = bits & 0x8000 ? -1 : 1;
+    if (exponent == (1 << exponent_bits) - 1)
+        return fraction ? NAN : sign * INFINITY;
+    if (exponent == 0)
+        return sign * ldexp(fraction, 1 - bias - fraction_bits);
+    return sign * ldexp(fraction + (1 << fraction_bits), exponent - bias - fraction_bits);
+}
+
+static double get(const void *values, int dtype, int64_t i) {
+    if (dtype == FLOAT32)
+        return ((const float *)values)[i];
+    return decoded(((const uint16_t *)values)[i], dtype == BFLOAT16 ? 7 : 10);
+}
+
+/* Numbers of a dtype, about normal times `size`. */
+static void *numbers(int dtype, int64_t count, float size) {
+    void *const values = room((size_t)count * bytes_of[dtype]);
+    for (int64_t i = 0; i < count; i++)
+        write_at(values, dtype, i, random_normal() * size);
+    return values;
+}
+
+static int same(double one, double other) { return one == other || (isnan(one) && isnan(other)); }
+
+/* Every number of both short formats is read as it is defined and written back as it was, and what lies between
+ * two of them goes to the nearer one. */
+static void check_conversions(void) {
+    for (int dtype = BFLOAT16; dtype <= FLOAT16; dtype++) {
+        const int fraction_bits = dtype == BFLOAT16 ? 7 : 10;
+        for (uint32_t bits = 0; bits < 1 << 16; bits++) {
+            const uint16_t stored = (uint16_t)bits;
+            const double value = decoded(stored, fraction_bits), next = decoded((uint16_t)(bits + 1), fraction_bits);
+            const float read = read_at(&stored, dtype, 0);
+            CHECK(same(read, value), "%s %04x is read as %g", dtype_names[dtype], bits, read);
+            uint16_t written = 0;
+            write_at(&written, dtype, 0, read);
+            CHECK(isnan(value) ? isnan(decoded(written, fraction_bits)) : written == stored,
+                  "%s %04x is written as %04x", dtype_names[dtype], bits, written);
+            if (!isfinite(value) || !isfinite(next) || (bits & 0x7fff) == 0x7fff)
+                continue;
+            const double shares[] = {0.49, 0.5, 0.51};
+            for (int i = 0; i < 3; i++) {
+                const float between = (float)(value + (next - value) * shares[i]);
+                if (between == value) /* float32 has nothing there */
+                    continue;
+                write_at(&written, dtype, 0, between);
+                const uint32_t nearest = i == 0 ? bits : i == 2 ? bits + 1 : bits + (bits & 1);
+                CHECK(written == nearest, "%s: %a is written as %04x", dtype_names[dtype], between, written);
+            }
+        }
+    }
+}
+
+/* --- Threads, as OpenMP starts them --------------------------------------------------------------------- */
+
+typedef struct {
+    void (*body)(void *);
+    void *data;
+} task;
+
+static void *started(void *argument) {
+    const task *const todo = argument;
+    todo->body(todo->data);
+    return NULL;
+}
+
+static void in_threads(void (*body)(void *), void *data, unsigned threads, unsigned flags) {
+    (void)flags;
+    pthread_t others[16];
+    task todo = {body, data};
+    for (unsigned i = 1; i < threads; i++)
+        if (pthread_create(others + i, NULL, started, &todo))
+            exit(2);
+    body(data);
+    for (unsigned i = 1; i < threads; i++)
+        pthread_join(others[i], NULL);
+}
+
+/* --- Layers --------------------------------------------------------------------------------------------- */
+
+typedef struct { /* of some layers with the same inputs */
+    int level, kind, dtype, scale_dtype, bias_dtype; /* bias_dtype -1: no bias */
+    int64_t tokens, columns, group;
+    int count, threads;
+    int64_t outputs[3];
+} shape;
+
+static layer make_layer(const shape *of, int64_t outputs) {
+    const int64_t weights = outputs * of->columns, bytes = of->kind == INT4 ? weights / 2 : weights;
+    const int64_t scales = of->kind == INT4 ? weights / of->group : outputs;
+    int8_t *const levels = room((size_t)bytes);
+    for (int64_t i = 0; i < bytes; i++)
+        levels[i] = (int8_t)(random_bits() >> 24);
+    layer made = {.levels = levels, .outputs = outputs, .scale_dtype = of->scale_dtype};
+    made.scale = numbers(of->scale_dtype, scales, 0.01f);
+    if (of->kind == INT4)
+        made.zero_point = numbers(of->scale_dtype, scales, 0.1f);
+    if (of->bias_dtype >= 0) {
+        made.bias_dtype = of->bias_dtype;
+        made.bias = numbers(of->bias_dtype, outputs, 0.5f);
+    }
+    return made;
+}
+
+static void drop_layer(layer *of) {
+    free((void *)of->levels);
+    free((void *)of->scale);
+    free((void *)of->zero_point);
+    free((void *)of->bias);
+}
+
+typedef struct {
+    double value, level, scale, zero_point; /* value = level * scale + zero_point */
+} weight;
+
+static weight weight_at(const shape *of, const layer *in, int64_t output, int64_t column) {
+    weight found = {0, 0, 0, 0};
+    const int64_t place = output * of->columns + column;
+    if (of->kind == INT4) {
+        const int nibble = (uint8_t)in->levels[place / 2] >> (column % 2 ? 4 : 0) & 15;
+        found.level = nibble < 8 ? nibble : nibble - 16;
+        found.scale = get(in->scale, in->scale_dtype, place / of->group);
+        found.zero_point = get(in->zero_point, in->scale_dtype, place / of->group);
+    } else {
+        found.level = in->levels[place];
+        found.scale = get(in->scale, in->scale_dtype, output);
+    }
+    found.value = found.level * found.scale + found.zero_point;
+    return found;
+}
+
+typedef struct { /* a token as a layer sees it, and by how much each of its numbers may be off */
+    double *values, *off;
+} token_inputs;
+
+static void quantized(const shape *of, token_inputs *x) {
+    double largest = 0;
+    for (int64_t k = 0; k < of->columns; k++)
+        largest = fmax(largest, fabs(x->values[k]));
+    float rounded_scale;
+    write_at(&rounded_scale, of->dtype, 0, (float)largest / 127.5f);
+    const double scale = fmax(get(&rounded_scale, of->dtype, 0), 0x1p-23);
+    for (int64_t k = 0; k < of->columns; k++) {
+        const double exact = x->values[k] / scale, level = fmin(fmax(nearbyint(exact), -128), 127);
+        const double fraction = fabs(exact) - floor(fabs(exact));
+        x->values[k] = level * scale;
+        x->off[k] = fabs(fraction - 0.5) < 1e-4 ? scale : 0; /* it may be rounded the other way */
+    }
+}
+
+/* Whole numbers of 16 bits, 32 of them in a unit of their own. */
+static void halved(const shape *of, token_inputs *x) {
+    for (int64_t start = 0; start < of->columns; start += 32) {
+        double largest = 0;
+        for (int64_t k = start; k < start + 32; k++)
+            largest = fmax(largest, fabs(x->values[k]));
+        for (int64_t k = start; k < start + 32; k++)
+            x->off[k] = largest / 32767 * 0.51;
+    }
+}
+
+static void check_output(const shape *of, const layer *in, const token_inputs *x, int64_t output, double got) {
+    double sum = 0, sizes = 0, off = 0;
+    for (int64_t k = 0; k < of->columns; k++) {
+        const weight w = weight_at(of, in, output, k);
+        sum += w.value * x->values[k];
+        off += fabs(w.level * w.scale) * x->off[k];
+        sizes += (of->kind == INT4 ? 15 * fabs(w.scale) + fabs(w.zero_point) : fabs(w.value)) * fabs(x->values[k]);
+    }
+    if (in->bias)
+        sum += get(in->bias, in->bias_dtype, output);
+    /* The sums are float32's, several beside each other, so their errors hardly add up. */
+    const double bound = off * 1.01 + sizes * 16 * 0x1p-24 + fabs(sum) * (roundoff[of->dtype] + 0x1p-22) + 1e-7;
+    CHECK(fabs(got - sum) <= bound, "%s, level %d, %s: %g instead of %g, which is off by more than %g (%d x %d)",
+          kind_names[of->kind], of->level, dtype_names[of->dtype], got, sum, bound, (int)of->columns, (int)of->group);
+}
+
+static void check_linear(const shape *of) {
+    void *const inputs = numbers(of->dtype, of->tokens * of->columns, 1), *results[3];
+    layer layers[3];
+    for (int i = 0; i < of->count; i++) {
+        layers[i] = make_layer(of, of->outputs[i]);
+        results[i] = room((size_t)(of->tokens * of->outputs[i]) * bytes_of[of->dtype]);
+    }
+    const int failed = smolquant_linear(of->level, in_threads, (unsigned)of->threads, of->kind, layers, of->count, inputs,
+                                        of->dtype, of->tokens, of->columns, of->group, results);
+    CHECK(!failed, "%s had no memory", kind_names[of->kind]);
+    token_inputs x = {room((size_t)of->columns * sizeof(double)), room((size_t)of->columns * sizeof(double))};
+    for (int64_t t = 0; t < of->tokens; t++) {
+        for (int64_t k = 0; k < of->columns; k++) {
+            x.values[k] = get(inputs, of->dtype, t * of->columns + k);
+            x.off[k] = 0;
+        }
+        if (of->kind == INT8_DYNAMIC)
+            quantized(of, &x);
+        if (of->kind == INT4)
+            halved(of, &x);
+        for (int i = 0; i < of->count; i++)
+            for (int64_t n = 0; n < of->outputs[i]; n++)
+                check_output(of, layers + i, &x, n, get(results[i], of->dtype, t * of->outputs[i] + n));
+    }
+    free(x.values);
+    free(x.off);
+    free(inputs);
+    for (int i = 0; i < of->count; i++) {
+        drop_layer(layers + i);
+        free(results[i]);
+    }
+}
+
+static void check_widen(const shape *of) {
+    layer stored = make_layer(of, of->outputs[0]);
+    const int64_t weights = of->outputs[0] * of->columns;
+    void *const result = room((size_t)weights * bytes_of[of->dtype]);
+    smolquant_widen(of->level, in_threads, (unsigned)of->threads, of->kind, &stored, of->columns, of->group, of->dtype,
+                    result);
+    for (int64_t i = 0; i < weights; i++) {
+        const weight w = weight_at(of, &stored, i / of->columns, i % of->columns);
+        const double got = get(result, of->dtype, i), want = of->kind == INT4 ? w.value : w.level;
+        const double sizes = of->kind == INT4 ? 23 * fabs(w.scale) + fabs(w.zero_point) : 0;
+        const double bound = of->kind == INT4 ? sizes * 0x1p-23 + fabs(want) * roundoff[of->dtype] : 0;
+        CHECK(fabs(got - want) <= bound, "%s widened, level %d, to %s: %g instead of %g (%d x %d)",
+              kind_names[of->kind], of->level, dtype_names[of->dtype], got, want, (int)of->columns, (int)of->group);
+    }
+    free(result);
+    drop_layer(&stored);
+}
+
+/* What is not a number, or infinite, in one token shows in all of its outputs, and in no other token's. */
+static void check_not_finite(int level, int kind, float value) {
+    const int64_t columns = 64, outputs = 33;
+    shape of = {.level = level, .kind = kind, .dtype = FLOAT32, .scale_dtype = FLOAT32, .bias_dtype = -1,
+                .columns = columns, .group = 32};
+    layer stored = make_layer(&of, outputs);
+    float *const inputs = numbers(FLOAT32, 5 * columns, 1), *const output = room((size_t)(5 * outputs) * sizeof(float));
+    inputs[2 * columns + 37] = value;
+    void *results[] = {output};
+    CHECK(!smolquant_linear(level, NULL, 1, kind, &stored, 1, inputs, FLOAT32, 5, columns, 32, results), "no memory");
+    for (int64_t i = 0; i < 5 * outputs; i++) {
+        const int is_spoiled = i / outputs == 2, is_zero = kind != INT4 && !stored.levels[i % outputs * columns + 37];
+        CHECK(isfinite(output[i]) ? !is_spoiled || (is_zero && isinf(value)) : is_spoiled,
+              "%s, level %d, with %g among the inputs: token %d has %g", kind_names[kind], level, value,
+              (int)(i / outputs), output[i]);
+    }
+    free(inputs);
+    free(output);
+    drop_layer(&stored);
+}
+
+/* --- Cases ---------------------------------------------------------------------------------------------- */
+
+static void check_shape(int number, shape of) {
+    static const int64_t few[] = {1, 3, 4, 5, 16};
+    of.bias_dtype = number % 4 - 1;
+    of.tokens = few[of.columns > 1024 ? number % 2 : number % 5];
+    of.threads = of.count = 1 + number % 3;
+    of.outputs[0] = of.columns > 1024 ? 3 : 1 + number % 37;
+    of.outputs[1] = 1;
+    of.outputs[2] = of.columns > 1024 ? 2 : 33;
+    check_linear(&of);
+    if (of.dtype != FLOAT16)
+        check_widen(&of);
+}
+
+/* int8 of any number of columns; int4 of groups that are less than a vector of units, as much, and more, and of
+ * rows that end within one. */
+static int check_shapes(int level) {
+    static const int64_t int8_columns[] = {1, 63, 64, 65, 200},
+                         int4_groups[] = {32, 64, 96, 128, 256, 512, 2048}, groups_a_row[] = {1, 3, 8, 9};
+    int cases = 0;
+    for (int dtype = BFLOAT16; dtype <= FLOAT32; dtype++)
+        for (int scale_dtype = BFLOAT16; scale_dtype <= FLOAT32; scale_dtype++) {
+            shape of = {.level = level, .dtype = dtype, .scale_dtype = scale_dtype};
+            for (of.kind = INT8; of.kind <= INT8_DYNAMIC; of.kind++)
+                for (int i = 0; i < 5; i++) {
+                    of.group = of.columns = int8_columns[i];
+                    check_shape(cases++, of);
+                }
+            of.kind = INT4;
+            for (int i = 0; i < 7; i++)
+                for (int j = 0; j < (int4_groups[i] > 256 ? 2 : 4); j++) {
+                    of.group = int4_groups[i];
+                    of.columns = of.group * groups_a_row[j];
+                    check_shape(cases++, of);
+                }
+        }
+    return cases;
+}
+
+#ifdef HAS_X86_LEVELS
+enum { LEVELS = 3 };
+static int can_run(int level) {
+    if (level == 2)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    return level == 0 || (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+}
+#else
+enum { LEVELS = 1 };
+static int can_run(int level) { return level == 0; }
+#endif
+
+int main(void) {
+#ifdef AVX512 /* see avx512_in_plain_c.h */
+    static const char *const names[] = {"AVX512 in plain C", "", ""};
+#else
+    static const char *const names[] = {"plain loops", "AVX2", "AVX512"};
+#endif
+    check_conversions();
+    for (int level = 0; level < LEVELS; level++) {
+        if (!can_run(level)) {
+            printf("level %d (%s): not on this CPU\n", level, names[level]);
+            continue;
+        }
+        state = 1;
+        const int cases = check_shapes(level);
+        for (int kind = INT8; kind <= INT4; kind++) {
+            check_not_finite(level, kind, NAN);
+            check_not_finite(level, kind, INFINITY);
+        }
+        printf("level %d (%s): %d shapes\n", level, names[level], cases);
+    }
+    printf("%d faults\n", faults);
+    return faults > 0;
+}
