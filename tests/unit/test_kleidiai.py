@@ -87,7 +87,7 @@ def test_a_model_runs_with_it_where_the_compiled_code_is_missing() -> None:
 def test_what_it_cannot_take_goes_to_the_next_kernel() -> None:
     stored = INT4.quantize(weight_of(16, 64, torch.float16), 32)
     assert not_packable(stored) == "KleidiAI's scales are bfloat16"
-    assert registry.kernel_of(stored).name == "torch's int4, packed for this CPU"
+    assert registry.kernel_of(stored).name == "torch, 4 bits, packed for this CPU"
     stack = stacks._joined([INT4.quantize(weight_of(16, 64), 32)] * 2)
     assert not_packable(stack) == "experts are not packed for KleidiAI"
 
@@ -95,7 +95,7 @@ def test_what_it_cannot_take_goes_to_the_next_kernel() -> None:
 def test_smolquants_own_kernel_comes_first_and_x86_has_no_kleidiai() -> None:
     stored = INT4.quantize(weight_of(16, 64), 32)
     names = [kernel.name for kernel in registry.KERNELS["Int4Tensor", "cpu"]]
-    assert names.index("smolquant's int4") < names.index("KleidiAI's int4, not measured")
+    assert names.index("smolquant, 4 bits") < names.index("KleidiAI, 4 bits, not measured")
     if platform.machine() == "x86_64":
         assert kleidiai_lacks(stored) == "torch has no KleidiAI on this CPU"
     assert kernels(nn.Linear(1, 1)) == {}
