@@ -1,9 +1,9 @@
 """What each variant is worth on a GPU: decoding and a prompt, beside bf16 of the same model.
 
-``make bench-gpu``, or ``python bench/gpu_speed.py``, makes a random model of about a billion parameters and its
-variants, loads all of them at once and lets them take turns, so that what else the machine does meets all;
-medians are printed. SIZE picks another of perf.py's shapes, DEVICE another device, SECONDS the time after
-which no further round begins.
+``make bench-gpu``, or ``python bench/gpu_speed.py``, makes a random model of about a billion parameters
+and its variants, loads all of them at once and lets them take turns, so that what else the machine does
+meets all; medians are printed. SIZE picks another of perf.py's shapes, DEVICE another device, SECONDS the
+time after which no further round begins.
 """
 
 import os
@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -62,7 +63,7 @@ def load_all(source: Path, output: Path, device: str) -> dict[str, Any]:
         if has_kernels(scheme, device):
             models[variant] = load_model(output / variant, scheme, device)
         else:
-            print(f"{variant}: this GPU has no kernels for it", flush=True)
+            print(f"{variant}: {device} has no kernels for it", flush=True)
     return models
 
 
@@ -90,6 +91,14 @@ def generate(model: Any, prompt_tokens: int, new_tokens: int) -> tuple[float, fl
     device: torch.device = model.device
     wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else _nothing
     prompt = torch.randint(model.config.vocab_size, (1, prompt_tokens), device=device)
+    with warnings.catch_warnings():  # transformers is renaming past_key_values
+        warnings.simplefilter("ignore", FutureWarning)
+        return _timed(model, prompt, new_tokens, wait)
+
+
+def _timed(
+    model: Any, prompt: torch.Tensor, new_tokens: int, wait: Callable[[], None]
+) -> tuple[float, float]:
     wait()
     started = time.perf_counter()
     output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
