@@ -1,12 +1,14 @@
 # make demo          a real model, quantized and published to a local Hub, answers a prompt (DEMO_KEEP=1 keeps the Hub)
 # make test          every test that needs no Docker engine, and what it covers
 # make test-arm      the C code and its tests, compiled for ARM and emulated
+# make test-gpu      what needs a GPU, where torch sees one (GPU_PYTHON= for another Python's torch)
 # make test-container  the image, run as GitHub's runner does
 # make fuzz          the readers of foreign files with damaged ones, for SECONDS (20); SEED, TARGET and CASE repeat one
 # make check         lint, types, workflows and forms
 # make bench         speed and memory against stock transformers, at 3 B parameters (SIZE= for others)
 # make bench-experts the same for a mixture of experts, beside a dense model of its size
 # make bench-runtime speed of loaded variants against bf16, down to single layers (PROMPT= for a slow machine)
+# make bench-gpu     each variant's speed on a GPU, beside bf16
 # make bench-scale   planning of very deep and very divided checkpoints
 # make bench-quality what each scheme and method costs in quality
 # make families       every model type of transformers that generates text, quantized and compared (JOBS= at a time)
@@ -36,18 +38,21 @@ CASE ?=
 WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
-.PHONY: demo test test-arm test-container fuzz bench bench-experts bench-runtime bench-scale bench-quality families check docs clean
+.PHONY: demo test test-arm test-gpu test-container fuzz bench bench-experts bench-gpu bench-runtime bench-scale bench-quality families check docs clean
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
 
 test: $(INSTALLED) $(CHECKPOINT)
 	$(PYTHON) -m pytest --cov --cov-report= tests/unit
-	SMOLQUANT_TEST_CHECKPOINT=$(CHECKPOINT) $(PYTHON) -m pytest -m "not container" -n auto --dist loadfile --no-loadscope-reorder \
+	SMOLQUANT_TEST_CHECKPOINT=$(CHECKPOINT) $(PYTHON) -m pytest -m "not container and not gpu" -n auto --dist loadfile --no-loadscope-reorder \
 		--cov --cov-append --cov-report=term:skip-covered tests/integration tests/container
 
 test-arm:
 	python3 tools/c_tests.py arm
+
+test-gpu:
+	python3 tools/on_gpu.py test
 
 test-container: $(INSTALLED)
 	$(PYTHON) -m pytest -m container
@@ -65,6 +70,9 @@ bench-experts: $(INSTALLED)
 bench-runtime: $(INSTALLED) $(CHECKPOINT)
 	PYTHONPATH=entrypoint $(PYTHON) bench/runtime.py
 	$(MAKE) docs
+
+bench-gpu:
+	python3 tools/on_gpu.py bench
 
 bench-scale: $(INSTALLED)
 	$(PYTHON) bench/scale.py

@@ -17,10 +17,6 @@ from pathlib import Path
 
 import torch
 
-FEW_TOKENS = 16
-"""Up to how many tokens weights are multiplied where they are read. `make bench-runtime` prints the times
-around it: on AVX2 both ways take as long at 12 to 24 tokens, depending on the shape."""
-
 _BLOCK_ELEMENTS = 1 << 20
 """The weights that are widened at a time for many tokens: 4 MB in float32, which caches hold."""
 
@@ -29,6 +25,15 @@ _INT8, _INT8_DYNAMIC, _INT4 = range(3)
 
 _DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 """The dtypes that cpu_linear.c reads and writes, and what it calls them."""
+
+_HAS_BFLOAT16 = torch.backends.cpu.get_cpu_capability() == "AVX512" and (
+    torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+)
+"""Whether this CPU multiplies bfloat16 by instructions of its own."""
+
+FEW_TOKENS = 16 if _HAS_BFLOAT16 else 48
+"""Up to how many tokens weights are multiplied where they are read. On AVX2 both ways take as long at 32
+to more than 64 tokens, see docs/runtime.md; the 16 of CPUs with a faster product are not measured."""
 
 _LEVELS = {"AVX512": 2, "AVX2": 1}
 """torch's name for what this CPU can do -> the loops of cpu_linear_level.h; else the portable ones run."""
@@ -196,7 +201,7 @@ def matmul_dtype(dtype: torch.dtype) -> torch.dtype:
 
     A CPU without instructions for bfloat16 takes five times as long for it as for float32.
     """
-    if dtype == torch.bfloat16 and _has_bfloat16():
+    if dtype == torch.bfloat16 and _HAS_BFLOAT16:
         return torch.bfloat16
     return torch.float32
 
@@ -318,13 +323,6 @@ def _torch_parallel() -> int | None:
         return ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, ctypes.c_void_p).value
     except (OSError, AttributeError):
         return None
-
-
-@cache
-def _has_bfloat16() -> bool:
-    return torch.backends.cpu.get_cpu_capability() == "AVX512" and (
-        torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    )
 
 
 @torch.library.custom_op("smolquant::linear", mutates_args=())
