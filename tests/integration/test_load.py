@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoProcessor, Gemma3Config, LlamaConfig, Qwen3_5Config
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoProcessor,
+    Gemma3Config,
+    LlamaConfig,
+    Qwen3_5Config,
+)
 
 import smolquant
 from command import run_smolquant
@@ -55,6 +62,39 @@ def test_every_dtype_computes_or_is_refused_with_the_reason(
         raw = model(torch.arange(3, 43).unsqueeze(0)).logits
     assert raw.dtype == expected
     assert torch.isfinite(raw).all()
+
+
+@pytest.mark.parametrize("variant", ON_A_CPU)
+def test_what_was_loaded_is_saved_as_it_was_published(
+    variants: Path, variant: str, tmp_path: Path
+) -> None:
+    """After it has run, too. What this CPU runs with plain weights is saved, and called, plain."""
+    model, tokenizer = smolquant.load(variants, variant, device="cpu")
+    wanted = logits(model)
+    model.save_pretrained(tmp_path / variant)
+    tokenizer.save_pretrained(tmp_path / variant)
+    saved = load_file(tmp_path / variant / "model.safetensors")
+    published = load_file(variants / variant / "model.safetensors")
+    if "quantization_config" in json.loads((tmp_path / variant / "config.json").read_text()):
+        assert saved.keys() == published.keys()
+        assert all(torch.equal(saved[name], published[name]) for name in saved)
+    else:
+        assert BY_VARIANT[variant].computes_as_stored
+    assert torch.equal(logits(smolquant.load(tmp_path, variant, device="cpu")[0]), wanted)
+
+
+@pytest.mark.parametrize("variant", ON_A_CPU)
+def test_a_dequantized_model_is_saved_as_a_plain_one(
+    variants: Path, variant: str, tmp_path: Path
+) -> None:
+    model, _ = smolquant.load(variants, variant, device="cpu")
+    wanted = logits(model)
+    plain: Any = smolquant.dequantize(model)
+    plain.save_pretrained(tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not hasattr(plain.config, "quantization_config")
+    found = logits(plain)
+    assert float((found - wanted).norm() / wanted.norm()) < 0.1
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}, torch.device("cpu")], ids=str)

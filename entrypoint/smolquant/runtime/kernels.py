@@ -20,6 +20,8 @@ def use_kernels(model: nn.Module) -> None:
     A weight that its best kernel cannot take is computed with the next one; that is said once.
     """
     _replace_stored(model, _with_kernel)
+    if hasattr(model, "save_pretrained") and next(_stored_weights(model), None) is None:
+        _call_plain(model)  # the weights that it now has are what its config has to tell of
     call_directly(model)
     widen_plain(model)
     lacks = Counter(why for _, weight in _stored_weights(model) if (why := lacking(weight)))
@@ -28,6 +30,27 @@ def use_kernels(model: nn.Module) -> None:
         logging.getLogger("smolquant").warning(
             "%d weights run with another kernel than the best one: %s.", lacks.total(), told
         )
+
+
+def let_be_saved(model: nn.Module) -> None:
+    """Let ``model.save_pretrained`` write the weights as they are.
+
+    transformers remembers how it made torchao's tensors of what the files hold, wants to undo that before
+    it saves, and has no way to; but it also writes torchao's tensors by itself.
+    """
+    conversions = getattr(model, "_weight_conversions", None)
+    if conversions is not None:
+        model.__dict__["_weight_conversions"] = [
+            one for one in conversions if not any(map(_is_of_torchao, _operations(one)))
+        ]
+
+
+def _operations(conversion: Any) -> list[Any]:
+    return list(getattr(conversion, "operations", []))
+
+
+def _is_of_torchao(operation: Any) -> bool:
+    return type(operation).__module__ == "transformers.integrations.torchao"
 
 
 def kernels(model: nn.Module) -> dict[str, str]:
@@ -51,12 +74,18 @@ def dequantize(model: nn.Module) -> nn.Module:
     """
     _replace_stored(model, plain)
     make_plain(model)
+    _call_plain(model)
+    return model
+
+
+def _call_plain(model: nn.Module) -> None:
+    """Take back what transformers was told of the weights that a model had."""
     config: Any = getattr(model, "config", None)
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
-    model.__dict__.pop("hf_quantizer", None)
-    model.__dict__.pop("is_quantized", None)
-    return model
+    let_be_saved(model)
+    for name in ("hf_quantizer", "is_quantized"):
+        model.__dict__.pop(name, None)
 
 
 def has_kernels(scheme: Scheme, device: str) -> bool:
