@@ -36,7 +36,7 @@ def test_a_table_of_a_variant_beside_its_source(folder: Path, tmp_path: Path) ->
     source, int8 = lines[head + 1 :]
     assert source.startswith("source ") and "ms/token" in source
     assert int8.startswith("int8 ") and "ms/token" in int8 and " to " in int8
-    assert "smolquant's int8" in int8
+    assert "smolquant, 8 bits" in int8
 
 
 def test_without_a_source_only_the_variants_and_json_for_programs(
