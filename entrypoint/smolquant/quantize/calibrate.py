@@ -33,6 +33,7 @@ from smolquant.model.weights import SourceWeights
 from smolquant.quantize.calibrate_experts import RoutedInputs, calibrate_stack
 from smolquant.quantize.moments import add_moments
 from smolquant.quantize.planned import PlannedTensor, VariantPlan
+from smolquant.runtime.modules import widen_plain
 from smolquant.schemes import Quantize, Scheme
 from smolquant.schemes.base import QuantizedRows
 
@@ -112,6 +113,7 @@ class Calibration:
                 device=device,
                 advance=self._tell,
                 visit=self._visit,
+                prepare=widen_plain,
             )
 
     @property

@@ -103,7 +103,12 @@ def has_kernels(scheme: Scheme, device: str) -> bool:
 
 def preparation(scheme: Scheme, device: str) -> Callable[[nn.Module], object]:
     """What makes stored weights run on ``device``: its kernels, or plain weights where it has none."""
-    return use_kernels if has_kernels(scheme, device) else dequantize
+    return use_kernels if has_kernels(scheme, device) else _use_plain
+
+
+def _use_plain(model: nn.Module) -> None:
+    dequantize(model)
+    widen_plain(model)
 
 
 def _stored_weights(model: nn.Module) -> Iterator[tuple[str, Any]]:
