@@ -749,7 +749,7 @@ def test_a_tag_given_meanwhile_is_not_moved(server: LocalHub, hub: Hub, tmp_path
 def test_saving_locally_writes_the_cards_and_needs_no_hub(tmp_path: Path) -> None:
     write_local(tmp_path, publication(tmp_path, "int4"))
     root = (tmp_path / "README.md").read_text()
-    assert re.search(rf'smolquant.load\(\s*"{tmp_path.as_posix()}", variant="int4"\s*\)', root)
+    assert re.search(rf'smolquant.load\(\s*"{tmp_path.as_posix()}",\s*variant="int4",?\s*\)', root)
     assert "main model" not in root
     card = (tmp_path / "int4" / "README.md").read_text()
     assert f'folder = "{tmp_path.as_posix()}"\nvariant = "int4"\n' in card
