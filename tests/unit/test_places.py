@@ -104,7 +104,7 @@ def test_standard_streams_that_were_closed_are_no_files_of_ours(tmp_path: Path) 
 
 MOUNTS = r"""22 1 0:21 / / rw,relatime - overlay overlay rw,lowerdir=/l
 23 22 0:22 / /proc rw - proc proc rw
-24 22 8:1 /home/me/out /work/my\040out rw,relatime - ext4 /dev/sda1 rw
+24 22 8:1 /home/me/out /data/my\040out rw,relatime - ext4 /dev/sda1 rw
 odd
 """
 
@@ -112,12 +112,12 @@ odd
 @pytest.mark.parametrize(
     ("place", "is_mounted"),
     [
-        ("/work/my out", True),
-        ("/work/my out/quantized", True),
-        ("/work/my out/../quantized", False),
+        ("/data/my out", True),
+        ("/data/my out/quantized", True),
+        ("/data/my out/../quantized", False),
         ("/work", False),
         ("/", False),
-        ("/work/my\\040out", False),
+        ("/data/my\\040out", False),
         ("/procedures", False),
     ],
 )
