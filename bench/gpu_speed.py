@@ -8,13 +8,10 @@ time after which no further round begins.
 
 import os
 import shutil
-import statistics
 import subprocess
 import sys
-import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,16 @@ from typing import Any
 import torch
 
 import perf
+from smolquant.evaluate.rounds import (
+    LEAST_ROUNDS,
+    Clock,
+    Runner,
+    Times,
+    Turn,
+    in_turns,
+    ratio_of,
+    speed_of,
+)
 from smolquant.runtime.kernels import has_kernels, kernels
 from smolquant.runtime.load import load_model
 from smolquant.schemes import BY_VARIANT, SCHEMES
@@ -30,14 +37,6 @@ PROMPT_TOKENS = 512
 NEW_TOKENS = 64
 ROUNDS = 7
 SOURCE = "bf16"
-
-
-@dataclass
-class Times:
-    """Seconds of each round."""
-
-    prefill: list[float] = field(default_factory=list)
-    decode: list[float] = field(default_factory=list)
 
 
 def quantize(source: Path, output: Path, device: str) -> None:
@@ -67,70 +66,19 @@ def load_all(source: Path, output: Path, device: str) -> dict[str, Any]:
     return models
 
 
-def take_turns(
-    models: Mapping[str, Any], seconds: float, prompt_tokens: int, new_tokens: int
-) -> dict[str, Times]:
-    """The times of each model, of up to :data:`ROUNDS` rounds after one that warms up."""
-    end = time.monotonic() + seconds
-    times = {name: Times() for name in models}
-    for number in range(ROUNDS + 1):
-        for name, model in models.items():
-            prefill, decode = generate(model, prompt_tokens, new_tokens)
-            if number:
-                times[name].prefill.append(prefill)
-                times[name].decode.append(decode)
-        print(f"round {number} of {ROUNDS}", flush=True)
-        if number and time.monotonic() > end:
-            break
-    return times
-
-
-@torch.inference_mode()
-def generate(model: Any, prompt_tokens: int, new_tokens: int) -> tuple[float, float]:
-    """Seconds for a prompt, and for the tokens after it, greedily."""
-    device: torch.device = model.device
-    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else _nothing
-    prompt = torch.randint(model.config.vocab_size, (1, prompt_tokens), device=device)
-    with warnings.catch_warnings():  # transformers is renaming past_key_values
-        warnings.simplefilter("ignore", FutureWarning)
-        return _timed(model, prompt, new_tokens, wait)
-
-
-def _timed(
-    model: Any, prompt: torch.Tensor, new_tokens: int, wait: Callable[[], None]
-) -> tuple[float, float]:
-    wait()
-    started = time.perf_counter()
-    output = model(input_ids=prompt, use_cache=True, logits_to_keep=1)
-    wait()
-    prefilled = time.perf_counter()
-    for _ in range(new_tokens):
-        token = output.logits[:, -1:].argmax(dim=-1)
-        output = model(input_ids=token, past_key_values=output.past_key_values, use_cache=True)
-    wait()
-    return prefilled - started, time.perf_counter() - prefilled
-
-
-def _nothing() -> None:
-    """A CPU is done when a call returns."""
-
-
-def table(
-    models: Mapping[str, Any], times: Mapping[str, Times], prompt_tokens: int, new_tokens: int
-) -> str:
+def table(runners: Mapping[str, Runner], times: Mapping[str, Times]) -> str:
     """Markdown: tokens per second of each model, beside the source's, and its kernels."""
     rows = ["| | decode | to bf16 | prefill | to bf16 | kernels |", "|---|--:|--:|--:|--:|---|"]
-    base = times[SOURCE]
     for name, taken in times.items():
         cells = [name]
-        for seconds, of_source, tokens in (
-            (taken.decode, base.decode, new_tokens),
-            (taken.prefill, base.prefill, prompt_tokens),
-        ):
-            ratios = [one / other for one, other in zip(of_source, seconds, strict=True)]
-            cells.append(f"{tokens / statistics.median(seconds):,.1f} tok/s")
-            cells.append(f"{statistics.median(ratios):.2f} x")
-        used = sorted(set(kernels(models[name]).values())) if name != SOURCE else []
+        for what in ("decode", "prefill"):
+            seconds, of_source = getattr(taken, what), getattr(times[SOURCE], what)
+            speed, ratio = speed_of(seconds, least=1), ratio_of(of_source, seconds, LEAST_ROUNDS)
+            cells.append(f"{speed:,.1f} tok/s" if speed else "")
+            cells.append(
+                f"{ratio.median:.2f} x ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else ""
+            )
+        used = sorted(set(kernels(runners[name].model).values())) if name != SOURCE else []
         rows.append(f"| {' | '.join([*cells, '; '.join(used)])} |")
     return "\n".join(rows)
 
@@ -153,15 +101,22 @@ def measure(
 ) -> str:
     """Make the variants of ``source`` in ``work``, and measure them: the report, in Markdown."""
     quantize(source, work, device)
-    models = load_all(source, work, device)
-    times = take_turns(models, seconds, *sizes)
-    rounds = len(times[SOURCE].decode)
+    runners = {
+        name: Runner(model, device) for name, model in load_all(source, work, device).items()
+    }
     prompt_tokens, new_tokens = sizes
+    for runner in runners.values():  # warm up
+        runner.prefill(prompt_tokens)
+        runner.decode(new_tokens)
+    clock = Clock(seconds, float("inf"))
+    turn = Turn(new_tokens, prompt_tokens)
+    times = in_turns(runners, turn, clock, partial(print, flush=True), most=ROUNDS)
+    rounds = len(times[SOURCE].decode)
     heading = (
-        f"{conditions(device)}. One sequence, a prompt of {prompt_tokens} tokens and {new_tokens} new "
-        f"ones, eager, dynamic cache; medians of {rounds} rounds in turns."
+        f"{conditions(device)}. One sequence: {new_tokens} tokens after a short prompt, and a prompt of "
+        f"{prompt_tokens}; eager, dynamic cache; medians of {rounds} rounds in turns."
     )
-    return f"{heading}\n\n{table(models, times, *sizes)}"
+    return f"{heading}\n\n{table(runners, times)}"
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from smolquant.evaluate import machine
-from smolquant.evaluate.reading import bytes_read
+from smolquant.evaluate.bytes_read import bytes_read
 from smolquant.evaluate.rounds import (
     Clock,
     Ratio,

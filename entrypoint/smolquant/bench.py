@@ -1,6 +1,8 @@
 """``smolquant bench``: how fast each variant of a model is on this machine, beside its source."""
 
 import json
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,12 +15,18 @@ from smolquant.errors import CheckpointError, InputError, MachineError
 from smolquant.evaluate import machine
 from smolquant.hub import Hub
 from smolquant.machine import computing_device, require_cuda
-from smolquant.parameters import hub_token
+from smolquant.parameters import computing_on, of_published
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord, shows_no_difference
 from smolquant.report.console import Console
+from smolquant.runtime.contents import (
+    missing_variant,
+    require_place,
+    require_variants,
+    variants_in,
+)
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import human_size
-from smolquant.tokens import HUB_TOKEN, clean_token
+from smolquant.tokens import masked_token
 
 if TYPE_CHECKING:
     from smolquant.evaluate.rounds import Ratio
@@ -42,21 +50,14 @@ _OF_A_MODEL = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
     metavar="MODEL",
     help="Folder or Hub id of the model that they were made from, where it is not beside them.",
 )
+@computing_on("Device to measure on.")
+@of_published
 @click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device to measure on.",
-)
-@click.option("--revision", help="Branch, tag or sha on the Hub.")
-@hub_token("Hugging Face token, for a private repository.")
-@click.option(
-    "--trust-remote-code",
+    "--json",
+    "as_json",
     is_flag=True,
-    help="Run the model code that the repository contains; read it first.",
+    help="Write one object of JSON to stdout, and everything else to stderr.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one object of JSON and nothing else.")
 @click.pass_context
 def bench(
     context: click.Context,
@@ -77,14 +78,17 @@ def bench(
     from smolquant.evaluate.speed import measure_speeds
 
     console: Console = context.obj
-    if token:
-        console.mask(token)
+    token = masked_token(token, console.mask)
     if device == "cuda":
         require_cuda()
     device = computing_device(device)
-    hub = Hub(clean_token(token, HUB_TOKEN), notify=_nobody if as_json else console.info)
+    hub = Hub(token, notify=console.info)
     folder = _folder_of(repo_or_folder, hub, revision, trust_remote_code)
-    found = _variants_in(folder, repo_or_folder, variants)
+    there = variants_in(folder)
+    require_variants(repo_or_folder, there)
+    if missing := [variant for variant in variants if variant not in there]:
+        raise missing_variant(repo_or_folder, missing[0], there)
+    found = [variant for variant in there if not variants or variant in variants]
     beside = folder if source is None else _folder_of(source, hub, None, trust_remote_code)
     has_source = any(beside.glob("*.safetensors")) or any(beside.glob("*.bin"))
     if source is not None and not has_source:
@@ -92,26 +96,24 @@ def bench(
             f"--source {source} has no weights in it.",
             hint="Name the folder or the Hub id of the model that the variants were made from.",
         )
-    if not has_source and not as_json:
+    if not has_source:
         console.info(_without_source(repo_or_folder, folder / found[0]))
-    speeds = measure_speeds(
-        beside if has_source else None,
-        {variant: folder / variant for variant in found},
-        device=device,
-        code=beside if trust_remote_code else None,
-        heard=_nobody if as_json else lambda text: console.info(f"measuring: {text}"),
-    )
+    with console.doing("measuring") as heard:
+        speeds = measure_speeds(
+            beside if has_source else None,
+            {variant: folder / variant for variant in found},
+            device=device,
+            code=beside if trust_remote_code else None,
+            heard=heard,
+        )
     _tell(console, speeds, device, as_json=as_json)
     _require_all(speeds, repo_or_folder)
     return 0
 
 
-def _nobody(_: str) -> None:
-    """Nothing but the JSON is written."""
-
-
 def _folder_of(repo_or_folder: str, hub: Hub, revision: str | None, with_code: bool) -> Path:
     """The folder itself, or what was fetched of the repository: its variants and its main model."""
+    require_place(repo_or_folder)
     if Path(repo_or_folder).is_dir():
         return Path(repo_or_folder)
 
@@ -122,25 +124,6 @@ def _folder_of(repo_or_folder: str, hub: Hub, revision: str | None, with_code: b
         return top in BY_VARIANT if in_folder else path.endswith(_OF_A_MODEL)
 
     return fetch_some(hub, repo_or_folder, revision, wanted, doing="downloading the model")
-
-
-def _variants_in(folder: Path, name: str, asked: Sequence[str]) -> list[str]:
-    """The variants to measure.
-
-    Raises:
-        InputError: there is none, or one that was asked for is not there.
-    """
-    there = [variant for variant in BY_VARIANT if (folder / variant / "config.json").is_file()]
-    if not there:
-        raise InputError(
-            f"{name} has no variants: no {'/, '.join(BY_VARIANT)}/ with a model in it.",
-            hint="Make them with `smolquant quantize`.",
-        )
-    if missing := [variant for variant in asked if variant not in there]:
-        raise InputError(
-            f"{name} has no {missing[0]}/ in it.", hint=f"Choose among {', '.join(there)}."
-        )
-    return [variant for variant in there if not asked or variant in asked]
 
 
 def _without_source(name: str, variant: Path) -> str:
@@ -183,7 +166,7 @@ def _tell(console: Console, speeds: "Speeds", device: str, *, as_json: bool) -> 
     on_machine = machine(device, speeds.threads, speeds.load_average)
     if as_json:
         told = {"device": device, "machine": on_machine, **asdict(speeds)}
-        console.info(json.dumps(told, sort_keys=True))
+        Console(os.environ, sys.stdout).info(json.dumps(told, sort_keys=True))
         return
     capability = f", {speeds.capability}" if device == "cpu" and speeds.capability else ""
     console.info(f"On {on_machine}{capability}, one sequence at a time:")

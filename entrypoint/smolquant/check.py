@@ -12,9 +12,9 @@ from typing import Any
 from smolquant.checkpoint.download import fetch_some
 from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CheckpointError, InputError
-from smolquant.hub import Hub, naming_folders_like
+from smolquant.hub import Hub
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
-from smolquant.runtime.contents import require_place, variants_in
+from smolquant.runtime.contents import require_place, require_variants, variants_in
 from smolquant.schemes import BY_VARIANT
 
 
@@ -48,20 +48,15 @@ def check(
     require_place(repo_or_folder)
     folder = Path(repo_or_folder)
     if not folder.is_dir():
-        with naming_folders_like(repo_or_folder):
-            folder = fetch_some(
-                hub,
-                repo_or_folder,
-                revision,
-                lambda path: _is_of_a_variant(path, with_code=trust_remote_code),
-                doing="downloading the variants",
-            )
-    variants = variants_in(folder)
-    if not variants:
-        raise InputError(
-            f"{repo_or_folder} has no variants: no {'/, '.join(BY_VARIANT)}/ with a {FILE_NAME}.",
-            hint="Make them with `smolquant quantize`.",
+        folder = fetch_some(
+            hub,
+            repo_or_folder,
+            revision,
+            lambda path: _is_of_a_variant(path, with_code=trust_remote_code),
+            doing="downloading the variants",
         )
+    variants = variants_in(folder)
+    require_variants(repo_or_folder, variants)
     for variant in variants:
         made_with: Mapping[str, str] = {}
         try:

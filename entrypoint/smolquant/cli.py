@@ -33,6 +33,7 @@ from smolquant.parameters import (
     hub_token,
     input_variable,
     never_written,
+    of_published,
     option,
     reproduce,
     switch,
@@ -239,13 +240,7 @@ def quantize(context: click.Context, /, *, quiet: bool, as_json: bool, **options
 
 @cli.command()
 @click.argument("repo_or_folder")
-@click.option("--revision", help="Branch, tag or sha on the Hub.")
-@hub_token("Hugging Face token, for a private repository.")
-@click.option(
-    "--trust-remote-code",
-    is_flag=True,
-    help="Run the model code that the repository contains; read it first.",
-)
+@of_published
 @click.pass_context
 def check(
     context: click.Context,

@@ -74,6 +74,29 @@ def hub_token(help_text: str) -> Callable[..., Any]:
     return click.option("--token", cls=InputOption, envvar="HF_TOKEN", help=help_text)
 
 
+def of_published(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of a command that reads published variants: where they are, and how far to trust them."""
+    for one in reversed(
+        (
+            click.option("--revision", help="Branch, tag or sha on the Hub."),
+            hub_token("Hugging Face token, for a private repository."),
+            click.option(
+                "--trust-remote-code",
+                is_flag=True,
+                help="Run the model code that the repository contains; read it first.",
+            ),
+        )
+    ):
+        command = one(command)
+    return command
+
+
+def computing_on(help_text: str) -> Callable[..., Any]:
+    """The device of a command that takes no inputs of an action."""
+    devices = click.Choice(["auto", "cpu", "cuda"])
+    return click.option("--device", type=devices, default="auto", show_default=True, help=help_text)
+
+
 def never_written(_: object) -> None:
     """Give no text, for an option that the reproducing command leaves out."""
 

@@ -90,7 +90,7 @@ def test_a_record_that_cannot_be_read_stops_nobody(variants: Path) -> None:
         (["made", "--variant", "int3"], "'int3' is not a variant. What made has: int8 and int4."),
         (["made", "--variant", "float8"], "made has no float8. What made has: int8 and int4."),
         (["mode"], "Did you mean made?"),
-        (["."], "There are no variants in"),
+        (["."], ". has no variants: no int8/, int4/"),
         (["made", "--revision", "v1"], "is a folder and has no revisions"),
         (["made", "--max-tokens", "0"], "--max-tokens"),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 import models
 from smolquant.evaluate import rounds
-from smolquant.evaluate.reading import bytes_read
+from smolquant.evaluate.bytes_read import bytes_read
 from smolquant.evaluate.rounds import Clock, Ratio, Runner, Turn, choose_turn, in_turns
 from smolquant.evaluate.timing import SOURCE, Trial, forked, plan_sessions
 

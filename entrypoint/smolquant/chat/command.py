@@ -6,7 +6,7 @@ import sys
 import click
 
 from smolquant.errors import Cancelled
-from smolquant.parameters import hub_token
+from smolquant.parameters import computing_on, of_published
 from smolquant.report.console import Console
 from smolquant.tokens import masked_token
 
@@ -28,23 +28,11 @@ from smolquant.tokens import masked_token
     is_flag=True,
     help="Always take the likeliest token, whatever the model's generation_config.json asks for.",
 )
-@click.option(
-    "--device",
-    type=click.Choice(["auto", "cpu", "cuda"]),
-    default="auto",
-    show_default=True,
-    help="Device that computes.",
-)
+@computing_on("Device that computes.")
 @click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Number of the CPU's threads."
 )
-@click.option("--revision", help="Branch, tag or sha on the Hub.")
-@hub_token("Hugging Face token, for a private repository.")
-@click.option(
-    "--trust-remote-code",
-    is_flag=True,
-    help="Run the model code that the repository contains; read it first.",
-)
+@of_published
 @click.pass_context
 def chat(
     context: click.Context,

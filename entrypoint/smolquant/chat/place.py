@@ -11,13 +11,14 @@ from smolquant.errors import InputError
 from smolquant.hub import Hub, hub_errors, naming_folders_like
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
 from smolquant.runtime.contents import (
-    MAKE_THEM,
     missing_variant,
     require_place,
+    require_variants,
     variants_among,
     variants_in,
 )
 from smolquant.text import human_size
+from smolquant.threads import use_allowed_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,7 +47,7 @@ def opened(
     """The model to try, and its tokenizer or processor.
 
     Args:
-        threads: the CPU's threads to compute with; None leaves that to torch.
+        threads: the CPU's threads to compute with; by default as many as this process may use.
         notify: is told what is done meanwhile, in lines for people.
 
     Raises:
@@ -69,6 +70,8 @@ def opened(
     device = computing_device(asked.device)
     if threads is not None:
         torch.set_num_threads(threads)
+    else:
+        use_allowed_threads()
     variant = asked.variant or choose(place, device, notify)
     folder = place.folder(variant)
     notify(f"Loading {variant} of {place.name}")
@@ -119,8 +122,7 @@ def find(
         place = _local(folder)
     else:
         place = _remote(repo_or_folder, hub, revision, notify, with_code=with_code)
-    if not place.variants:
-        raise InputError(f"There are no variants in {repo_or_folder}.", hint=MAKE_THEM)
+    require_variants(repo_or_folder, place.variants)
     return place
 
 

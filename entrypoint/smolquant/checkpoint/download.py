@@ -13,7 +13,7 @@ from typing import Any
 
 from smolquant.checkpoint.files import sha256_of
 from smolquant.errors import HubError
-from smolquant.hub import Hub, OddAnswer, hub_errors
+from smolquant.hub import Hub, OddAnswer, hub_errors, naming_folders_like
 
 _SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
@@ -81,7 +81,7 @@ def fetch_some(
     """
     from huggingface_hub.constants import is_offline_mode
 
-    with hub_errors(repo_id, doing):
+    with naming_folders_like(repo_id), hub_errors(repo_id, doing):
         if is_offline_mode():
             return Path(hub.api.snapshot_download(repo_id, revision=revision))
         listing = list_files(hub, repo_id, revision)

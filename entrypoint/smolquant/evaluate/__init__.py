@@ -2,8 +2,8 @@
 
 import os
 import platform
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     from smolquant.checkpoint.reader import Checkpoint
     from smolquant.evaluate.rounds import Ratio
     from smolquant.model.architecture import Architecture
+
+
+@contextmanager
+def _untold() -> Iterator[Callable[[str], None]]:
+    yield lambda begun: None
 
 
 @dataclass(frozen=True)
@@ -103,8 +108,8 @@ class Measurement:
         *,
         variants: Mapping[str, Path],
         progress: Callable[[int], AbstractContextManager[Callable[[int], None]]],
+        timing: Callable[[], AbstractContextManager[Callable[[str], None]]] = _untold,
         device: str = "cpu",
-        heard: Callable[[str], None] = lambda text: None,
     ) -> dict[str, Metrics]:
         """Measure every variant against its source.
 
@@ -114,8 +119,8 @@ class Measurement:
             variants: variant -> its folder as it will be published, apart from the card.
             progress: given the tokens to work through, those of the text once for each model, yields the
                 function that is called with each number of tokens that is done.
+            timing: entered while speed is measured, yields the function that is told whatever begins.
             device: ``cpu`` or ``cuda``.
-            heard: is told every few seconds how the measuring of speed goes.
 
         Raises:
             CannotMeasure: the model does not run layer by layer, or a variant not on this device.
@@ -125,9 +130,7 @@ class Measurement:
             MachineError: it does not fit in memory; the message has the numbers if they are known before.
         """
         from smolquant.evaluate.measure import Evaluation
-        from smolquant.threads import use_allowed_threads
 
-        use_allowed_threads()
         try:
             with Evaluation(
                 architecture, checkpoint, variants, windows, device=device
@@ -137,8 +140,8 @@ class Measurement:
                     quality = evaluation.run(advance)
                 tokens = evaluation.tokens
         except CannotMeasure:
-            # What cannot be measured has to run, too.
-            self._speeds(source_folder, variants, device, heard)
+            with timing() as heard:  # what cannot be measured has to run, too
+                self._speeds(source_folder, variants, device, heard)
             raise
         measured_on: dict[str, Any] = {
             "text": self.text.name,
@@ -147,7 +150,8 @@ class Measurement:
             "tokens_asked": self.tokens,
             "compute_capability": compute_capability(device),
         }
-        speeds = self._speeds(source_folder, variants, device, heard)
+        with timing() as heard:
+            speeds = self._speeds(source_folder, variants, device, heard)
         return {
             variant: replace(metrics, **speeds[variant], **measured_on)
             for variant, metrics in quality.items()
@@ -173,7 +177,7 @@ class Measurement:
             variants,
             device=device,
             code=source_folder if self.trust_remote_code else None,
-            heard=lambda text: heard(f"measuring speed: {text}"),
+            heard=heard,
         )
         source = speeds.source
         for variant, speed in speeds.variants.items():

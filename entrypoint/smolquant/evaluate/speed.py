@@ -11,7 +11,6 @@ import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -30,7 +29,6 @@ LIMIT_SECONDS = 50.0
 """Time that timing may take in all; loading comes on top of it."""
 TIMEOUT_SECONDS = 600.0
 """Time that a process may take for what it does, loading included."""
-SECONDS_BETWEEN_SIGNS = 5.0
 
 _FOOTPRINT_BYTES = 900_000_000
 """What a process takes with torch and transformers in it."""
@@ -88,7 +86,7 @@ def measure_speeds(
         source: its folder; None, or one without weights, where it is not to be had.
         variants: variant -> folder.
         code: a folder with code of the model's own, which may run; None where none may.
-        heard: is told every few seconds what is going on.
+        heard: is told whatever begins.
         timeout: seconds that loading and timing may take each.
     """
     folders = {SOURCE: source, **variants} if source is not None else dict(variants)
@@ -167,45 +165,17 @@ class _Found:
 def _events(asked: Asked, heard: Callable[[str], None]) -> Generator[Mapping[str, Any], None, None]:
     """What the measuring process tells, until it ends or says nothing for too long."""
     with _process(asked) as pipe:
-        signs, silent_since, rest = _Signs(heard), time.monotonic(), b""
-        while time.monotonic() - silent_since < 2 * asked.timeout + 60:
-            if not select.select([pipe], [], [], SECONDS_BETWEEN_SIGNS / 2)[0]:
-                signs.tell()
-                continue
+        rest = b""
+        while select.select([pipe], [], [], 2 * asked.timeout + 60)[0]:
             block = os.read(pipe, 1 << 16)
             if not block:
                 return
-            silent_since = time.monotonic()
             *lines, rest = (rest + block).split(b"\n")
             for event in map(json.loads, lines):
                 if doing := event.get("doing"):
-                    signs.tell(doing)
+                    heard(doing)
                 else:
                     yield event
-
-
-class _Signs:
-    """Tells now and then what is going on, whether or not there is news of it."""
-
-    def __init__(self, heard: Callable[[str], None]) -> None:
-        self._heard = heard
-        self._next = 0.0
-        self._since = time.monotonic()
-        self._doing = "starting"
-
-    def tell(self, doing: str | None = None) -> None:
-        """Tell it if that was some time ago.
-
-        Args:
-            doing: what has begun; None while nothing has.
-        """
-        now = time.monotonic()
-        if doing is not None:
-            self._doing, self._since = doing, now
-        if now >= self._next:
-            self._next = now + SECONDS_BETWEEN_SIGNS
-            seconds = now - self._since
-            self._heard(self._doing + (f" ({seconds:.0f} s)" if seconds >= 1 else ""))
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, TextIO, TypeVar
 
-from smolquant.evaluate.reading import bytes_read
+from smolquant.evaluate.bytes_read import bytes_read
 from smolquant.evaluate.rounds import PROMPTS, Clock, Runner, choose_turn, in_turns
 from smolquant.memory import available_bytes, is_out_of_memory, peak_bytes
 from smolquant.schemes import BY_VARIANT

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from smolquant.checkpoint.source import Source
+from smolquant.evaluate.speed import LIMIT_SECONDS, SECONDS_A_MODEL
 from smolquant.quantize.calibrate import TOKENS as CALIBRATION_TOKENS
 from smolquant.quantize.planning import Plans
+from smolquant.runtime.cpu_linear import matmul_dtype
 from smolquant.settings import Settings
 from smolquant.text import about, human_size
 
@@ -25,10 +27,10 @@ _MEASURING = 1.6
 """What running a layer costs, beside multiplying its weights: attention, norms, unpacking."""
 _CALIBRATING = 4.0
 """What calibrating costs in runs over the same text."""
-_SPEED_SECONDS = 10.0
-"""A new process that imports everything and loads a model, as measuring speed starts one for each."""
+_LOADING_SECONDS = 8.0
+"""A small model that is loaded to be tried, and again to be timed, while speed is measured."""
 _SPEED_TOKENS = 1_200
-"""Tokens that such a process works through: prompts, and generated ones that cost more."""
+"""Tokens that a model then works through: prompts, and generated ones that cost more."""
 _PROBE_SECONDS = 0.05
 
 
@@ -89,15 +91,18 @@ def phases(amounts: Amounts, cores: int, flops: float) -> Iterator[tuple[str, fl
     if amounts.tokens:
         models = 1 + amounts.variants
         yield "measuring quality", models * amounts.tokens * one_token
-        yield "measuring speed", models * (_SPEED_SECONDS + _SPEED_TOKENS * one_token)
+        timing = models * max(SECONDS_A_MODEL, _SPEED_TOKENS * one_token)
+        yield "measuring speed", models * _LOADING_SECONDS + min(timing, LIMIT_SECONDS)
     if amounts.uploaded_bytes:
         yield f"uploading {human_size(amounts.uploaded_bytes)}", amounts.uploaded_bytes / _HUB_BYTES
 
 
 def multiplied_in_a_second() -> float:
-    """Floating-point operations in a second, measured on a weight and activations of usual sizes."""
-    weight = torch.ones(1024, 1024, dtype=torch.bfloat16)
-    inputs = torch.ones(256, 1024, dtype=torch.bfloat16)
+    """Floating-point operations in a second, measured on a weight and activations of usual sizes, in the
+    dtype that this CPU multiplies bfloat16 weights in."""
+    dtype = matmul_dtype(torch.bfloat16)
+    weight = torch.ones(1024, 1024, dtype=dtype)
+    inputs = torch.ones(256, 1024, dtype=dtype)
     torch.nn.functional.linear(inputs, weight)  # the first one prepares
     rounds, started = 0, time.perf_counter()
     while (seconds := time.perf_counter() - started) < _PROBE_SECONDS:

@@ -47,6 +47,7 @@ from smolquant.report.progress import TOKENS
 from smolquant.report.run_report import VariantResult
 from smolquant.settings import Settings
 from smolquant.text import human_duration, human_size
+from smolquant.threads import use_allowed_threads
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def open_work(
         InputError: something else lies where a variant will be.
         MachineError: the disk or the memory does not suffice; with the numbers.
     """
+    use_allowed_threads()
     console.info(forecast(plans, source, settings, 0 if windows is None else windows.numel()))
     settings.output_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as cleanup:
@@ -201,27 +203,23 @@ def measure_variants(
         MachineError: it does not fit in memory.
     """
 
-    rest = ExitStack()
-
     @contextmanager
     def progress(n_tokens: int) -> Iterator[Callable[[int], None]]:
         with console.progress("measuring quality", n_tokens, TOKENS) as shown:
             yield shown.advance
-        rest.enter_context(console.doing("measuring speed"))
 
     give_back_garbage()  # the blocks that quantizing has kept for itself
     started = time.monotonic()
-    with rest:
-        metrics = work.settings.measurement.run(
-            windows,
-            work.plans.architecture,
-            work.checkpoint,
-            work.source.folder,
-            variants={variant: work.folders[variant].folder for variant in results},
-            progress=progress,
-            device=computing_device(work.settings.device),
-            heard=console.info,
-        )
+    metrics = work.settings.measurement.run(
+        windows,
+        work.plans.architecture,
+        work.checkpoint,
+        work.source.folder,
+        variants={variant: work.folders[variant].folder for variant in results},
+        progress=progress,
+        timing=partial(console.doing, "measuring speed"),
+        device=computing_device(work.settings.device),
+    )
     seconds = time.monotonic() - started
     return {
         variant: replace(

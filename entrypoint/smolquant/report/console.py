@@ -132,10 +132,15 @@ class Console:
         self._annotate("error", failure.title, text, plain=plain)
 
     @contextmanager
-    def doing(self, label: str) -> Iterator[None]:
-        """Say what goes on until this is left, if it lasts: a library is imported, the Hub is awaited."""
-        with self._going_on(Waiting(" ".join(self._clean(label)), self._clock)):
-            yield
+    def doing(self, label: str) -> Iterator[Callable[[str], None]]:
+        """Say what goes on until this is left, if it lasts: a library is imported, the Hub is awaited.
+
+        Yields:
+            what can be told which part of it has begun.
+        """
+        waiting = Waiting(" ".join(self._clean(label)), self._clock)
+        with self._going_on(waiting):
+            yield waiting.tell
 
     @contextmanager
     def progress(self, label: str, total: int, unit: Unit = BYTES) -> Iterator[Progress]:
@@ -156,9 +161,7 @@ class Console:
                 watch = threading.Thread(target=self._watch, args=(over,), name=WATCH, daemon=True)
         try:
             if watch is not None:
-                with suppress(
-                    RuntimeError
-                ):  # a machine that has no thread left is told of elsewhere
+                with suppress(RuntimeError):  # that no thread is left is told elsewhere
                     watch.start()
             yield
         finally:

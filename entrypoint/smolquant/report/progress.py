@@ -59,10 +59,15 @@ class Waiting:
     def __init__(self, label: str, clock: Callable[[], float]) -> None:
         self._label, self._clock = label, clock
         self._start = clock()
+        self._part = ""
+
+    def tell(self, part: str) -> None:
+        """Which part of it has begun."""
+        self._part = f"{part}, "
 
     def line(self) -> str:
         """See :meth:`Activity.line`."""
-        return f"{self._label}: {_whole(self._clock() - self._start)} so far"
+        return f"{self._label}: {self._part}{_whole(self._clock() - self._start)} so far"
 
 
 class Progress:

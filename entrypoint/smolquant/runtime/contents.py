@@ -38,6 +38,22 @@ def require_place(place: str) -> None:
     )
 
 
+def require_variants(place: str, there: Sequence[str]) -> None:
+    """Refuse a folder or a repository without any variant.
+
+    Args:
+        there: the variants that it has.
+
+    Raises:
+        InputError: telling what was looked for.
+    """
+    if not there:
+        folders = "/, ".join(BY_VARIANT)
+        raise InputError(
+            f"{place} has no variants: no {folders}/ with a {FILE_NAME}.", hint=MAKE_THEM
+        )
+
+
 def missing_variant(place: str, variant: str, there: Sequence[str]) -> InputError:
     """The error for a variant that ``place`` has not.
 

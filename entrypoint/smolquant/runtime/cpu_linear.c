@@ -95,6 +95,9 @@ INLINE float rounded(float value) {
     return (value + large) - large;
 }
 
+/* A whole number of 16 bits; what is not a number is told of by its unit's sum. */
+INLINE int16_t to_int16(float value) { return value == value ? (int16_t)rounded(value) : 0; }
+
 INLINE float read_at(const void *values, int dtype, int64_t i) {
     if (dtype == BFLOAT16)
         return from_bits((uint32_t)((const uint16_t *)values)[i] << 16);
@@ -229,8 +232,8 @@ static void prepare_int4(const void *inputs, int dtype, int64_t tokens, int64_t 
             unit[u] = largest / 32767;
             const float factor = largest > 0 ? 32767 / largest : 0;
             for (int i = 0; i < UNIT; i++) {
-                halves[i] = (int16_t)rounded(wide[2 * i] * factor);
-                halves[UNIT + i] = (int16_t)rounded(wide[2 * i + 1] * factor);
+                halves[i] = to_int16(wide[2 * i] * factor);
+                halves[UNIT + i] = to_int16(wide[2 * i + 1] * factor);
             }
         }
     }

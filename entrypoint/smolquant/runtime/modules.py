@@ -148,7 +148,7 @@ def call_directly(model: nn.Module) -> None:
 def widen_plain(model: nn.Module) -> None:
     """Let plain linear modules compute in a wider dtype where this CPU is faster in it than in theirs.
 
-    Without instructions for bfloat16 that is five times as fast, and only rounds less.
+    Without instructions for bfloat16 that is several times as fast, and only rounds less.
     """
     for module in model.modules():
         if type(module) is not nn.Linear or isinstance(module.weight, TorchAOBaseTensor):
