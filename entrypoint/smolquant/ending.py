@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import Literal, Self, TextIO
 
 from smolquant import cancellation
-from smolquant.errors import MachineError
+from smolquant.errors import InputError, MachineError
 from smolquant.memory import is_out_of_memory
+from smolquant.places import is_file
 from smolquant.report.closing import render_closing
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
@@ -77,9 +78,8 @@ class Ending:
             # What a library has made of a cancellation is one, too.
             self.error = cancellation.received() or explained(error)
             if any(one.record.metrics for one in self.report.variants.values()):
-                self._close(
-                    replace(self.report, error=self.error)
-                )  # the numbers, above what went wrong
+                # The numbers, above what went wrong.
+                self._close(replace(self.report, error=self.error))
             self.console.error(self.error)
         if self.passed_on is None:
             self._tell()
@@ -108,7 +108,9 @@ class Ending:
                 details = write_details(report, self.error)
                 console.info(f"Please attach {details} when you report this.")
         with self._where_possible("There is no report.json", output_dir / REPORT_NAME):
-            if not report.dry_run:
+            # A refused input tells of a file where the folder should be by itself.
+            refused = isinstance(self.error, InputError) and is_file(output_dir)
+            if not report.dry_run and not refused:
                 report.files = (write_report(report, output_dir), *tracker.files)
         with self._where_possible("The step has no outputs", environ.get("GITHUB_OUTPUT")):
             write_outputs(report, environ)

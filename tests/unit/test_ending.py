@@ -13,7 +13,7 @@ import torch
 
 from smolquant import ending as ending_module
 from smolquant.ending import Ending
-from smolquant.errors import GateError
+from smolquant.errors import GateError, InputError
 from smolquant.record import Metrics
 from smolquant.report.console import Console
 from smolquant.report.run_report import PlannedVariant, RunReport
@@ -263,6 +263,14 @@ def test_an_unexpected_error_leaves_a_file_to_attach_without_secrets(tmp_path: P
     assert "https://u:***@host reset" in details
     assert "hf_secret" not in details + log.getvalue()
     assert f"Please attach {tmp_path / 'out/error-details.txt'}" in log.getvalue()
+
+
+def test_a_file_where_the_folder_should_be_is_told_of_once(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    code, log = end(tmp_path, {}, InputError("out is not a folder."))
+    assert code == 2
+    assert "out is not a folder." in log
+    assert "report.json" not in log
 
 
 def test_an_expected_error_leaves_none(tmp_path: Path) -> None:
