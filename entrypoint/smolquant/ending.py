@@ -109,7 +109,7 @@ class Ending:
                 console.info(f"Please attach {details} when you report this.")
         with self._where_possible("There is no report.json", output_dir / REPORT_NAME):
             # A refused input tells of a file where the folder should be by itself.
-            refused = isinstance(self.error, InputError) and is_file(output_dir)
+            refused = isinstance(self.error, InputError) and is_file(str(output_dir))
             if not report.dry_run and not refused:
                 report.files = (write_report(report, output_dir), *tracker.files)
         with self._where_possible("The step has no outputs", environ.get("GITHUB_OUTPUT")):

@@ -1,6 +1,7 @@
 """Instructions for loading a variant by its scheme: what to install, and code that runs as it stands."""
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -214,15 +215,18 @@ def _vllm_serves(scheme: Scheme, record: VariantRecord) -> bool:
 
 def _with_vllm(record: VariantRecord, location: str) -> Way:
     folder = location.rstrip("/").rpartition("/")[2]
-    if is_folder(location):
-        commands = [f"vllm serve {_shell(f'{location}/{record.variant}')}"]
+    if is_folder_location(location):
+        commands = [f"vllm serve {shlex.quote(f'{location}/{record.variant}')}"]
     else:
         commands = [
             *_broken(
-                f"hf download {_shell(location)}",
-                [f"--include {_shell(f'{record.variant}/*')}", f"--local-dir {_shell(folder)}"],
+                f"hf download {shlex.quote(location)}",
+                [
+                    f"--include {shlex.quote(f'{record.variant}/*')}",
+                    f"--local-dir {shlex.quote(folder)}",
+                ],
             ),
-            f"vllm serve {_shell(f'{folder}/{record.variant}')}",
+            f"vllm serve {shlex.quote(f'{folder}/{record.variant}')}",
         ]
     return Way(
         "vLLM", _NO_SUBFOLDERS, _install("vllm torchao"), code_block("\n".join(commands), "sh")
@@ -235,15 +239,9 @@ def folder_location(folder: PurePath) -> str:
     return shown if folder.is_absolute() else f"./{shown}"
 
 
-def is_folder(location: str) -> bool:
+def is_folder_location(location: str) -> bool:
     """Whether a card's location is a folder on a machine; otherwise it is a Hub id."""
     return location.startswith((".", "/", "~")) or location.count("/") != 1 or "\\" in location
-
-
-def _shell(word: str) -> str:
-    import shlex
-
-    return shlex.quote(word)
 
 
 def _broken(command: str, options: Sequence[str]) -> list[str]:
@@ -276,7 +274,7 @@ def _stock(kind: _Kind, record: VariantRecord, location: str, device: str = "aut
 def _from_pretrained(
     kind: _Kind, location: str, subfolder: str | None, *, own_code: bool, device: str = "auto"
 ) -> list[str]:
-    name = "folder" if is_folder(location) else "repo"
+    name = "folder" if is_folder_location(location) else "repo"
     named = [f"{name} = {_literal(location)}"]
     where = [name]
     if subfolder is not None:
