@@ -17,7 +17,7 @@ from smolquant.report.snippets import (
     Way,
     cautions,
     folder_location,
-    is_folder,
+    is_folder_location,
     loading,
     loading_code,
     main_model_program,
@@ -195,7 +195,7 @@ def test_vllm_is_named_only_of_a_scheme_that_it_reads() -> None:
     ],
 )
 def test_a_folder_is_not_taken_for_a_repository(location: str, folder: bool) -> None:
-    assert is_folder(location) == folder
+    assert is_folder_location(location) == folder
     program = ways(Stock(), location)["transformers"].program
     assert ("\nfolder = " in program) == folder
 
