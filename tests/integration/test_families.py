@@ -116,7 +116,7 @@ def test_the_record_accounts_for_every_tensor_and_file(family: Path) -> None:
 def test_load_refuses_what_is_not_there(family: Path) -> None:
     with pytest.raises(InputError, match="not a variant"):
         smolquant.load(family / "quantized", variant="int3")
-    with pytest.raises(InputError, match="no int4/ in it"):
+    with pytest.raises(InputError, match="has no int4"):
         smolquant.load(family / "checkpoint", variant="int4")
 
 
