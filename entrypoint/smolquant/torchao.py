@@ -7,4 +7,5 @@ They compute with the weights as they are stored. A model that :func:`smolquant.
 same kernels, and calls them without torchao's dispatch in between, which costs as much as a small layer.
 """
 
-import smolquant.runtime.dispatch  # noqa: F401 - importing it is what registers the kernels
+import smolquant.runtime.dispatch
+import smolquant.runtime.quantizer  # noqa: F401 - reads the weights quickly, and lets them be saved

@@ -1,5 +1,6 @@
 """``smolquant.load`` takes what ``from_pretrained`` takes, and says why where it cannot."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -81,6 +82,38 @@ def test_what_was_loaded_is_saved_as_it_was_published(
     else:
         assert BY_VARIANT[variant].computes_as_stored
     assert torch.equal(logits(smolquant.load(tmp_path, variant, device="cpu")[0]), wanted)
+
+
+@pytest.mark.parametrize("variant", [name for name in ON_A_CPU if name.startswith("int")])
+def test_what_stock_transformers_loaded_is_saved_as_it_was_published(
+    variants: Path, variant: str, tmp_path: Path
+) -> None:
+    importlib.import_module("smolquant.torchao")
+    model = AutoModelForCausalLM.from_pretrained(variants, subfolder=variant)
+    logits(model)
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    published = load_file(variants / variant / "model.safetensors")
+    assert saved.keys() == published.keys()
+    assert all(torch.equal(saved[name], published[name]) for name in saved)
+
+
+def test_each_weight_is_read_by_its_own_metadata(
+    variants: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With that of all weights for each, a model of many small layers took seconds to load."""
+    upstream = vars(importlib.import_module("transformers.integrations.torchao"))
+    read = upstream["unflatten_tensor_state_dict"]
+    given: list[set[str]] = []
+
+    def noted(tensors: Any, metadata: Any) -> Any:
+        given.append(set(metadata))
+        return read(tensors, metadata)
+
+    monkeypatch.setitem(upstream, "unflatten_tensor_state_dict", noted)
+    model, _ = smolquant.load(variants, "int8", device="cpu")
+    assert len(given) == len(smolquant.kernels(model))
+    assert all(len(names - {"tensor_names"}) == 1 for names in given)
 
 
 @pytest.mark.parametrize("variant", ON_A_CPU)

@@ -10,6 +10,7 @@ from torch import nn
 from torchao.utils import TorchAOBaseTensor
 
 from smolquant.runtime.modules import call_directly, make_plain, widen_plain
+from smolquant.runtime.quantizer import let_be_saved
 from smolquant.runtime.registry import kernel_of, lacking, plain
 from smolquant.schemes import Scheme
 
@@ -30,27 +31,6 @@ def use_kernels(model: nn.Module) -> None:
         logging.getLogger("smolquant").warning(
             "%d weights run with another kernel than the best one: %s.", lacks.total(), told
         )
-
-
-def let_be_saved(model: nn.Module) -> None:
-    """Let ``model.save_pretrained`` write the weights as they are.
-
-    transformers remembers how it made torchao's tensors of what the files hold, wants to undo that before
-    it saves, and has no way to; but it also writes torchao's tensors by itself.
-    """
-    conversions = getattr(model, "_weight_conversions", None)
-    if conversions is not None:
-        model.__dict__["_weight_conversions"] = [
-            one for one in conversions if not any(map(_is_of_torchao, _operations(one)))
-        ]
-
-
-def _operations(conversion: Any) -> list[Any]:
-    return list(getattr(conversion, "operations", []))
-
-
-def _is_of_torchao(operation: Any) -> bool:
-    return type(operation).__module__ == "transformers.integrations.torchao"
 
 
 def kernels(model: nn.Module) -> dict[str, str]:

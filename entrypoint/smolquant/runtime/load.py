@@ -139,7 +139,8 @@ def load_model(
         InputError: ``options`` ask for a dtype that the variant does not compute in.
         NeedsOwnCode: the model is not one of transformers', and its code is not trusted.
     """
-    from smolquant.runtime.kernels import let_be_saved, preparation
+    import smolquant.runtime.quantizer  # noqa: F401 - importing it is what reads the weights quickly
+    from smolquant.runtime.kernels import preparation
 
     options.setdefault("trust_remote_code", False)  # transformers would ask the terminal
     with _naming_own_code(repo_or_folder):
@@ -151,7 +152,6 @@ def load_model(
     if report is not None:
         report(info)
     (prepare or preparation(scheme, _device_of(device_map)))(model)
-    let_be_saved(model)
     loaded: PreTrainedModel = model
     return loaded
 
