@@ -44,7 +44,7 @@ demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
 
 test: $(INSTALLED) $(CHECKPOINT)
-	$(PYTHON) -m pytest --cov --cov-report= tests/unit
+	$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report= tests/unit
 	SMOLQUANT_TEST_CHECKPOINT=$(CHECKPOINT) $(PYTHON) -m pytest -m "not container and not gpu" -n auto --dist loadfile --no-loadscope-reorder \
 		--cov --cov-append --cov-report=term:skip-covered tests/integration tests/container
 

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import prepared
+
 _OURS = Path(__file__).resolve().parent.parent / "entrypoint"
 
 
@@ -100,21 +102,14 @@ def run_smolquant(
             "GITHUB_STEP_SUMMARY": str(folder / "github_summary"),
             "GITHUB_WORKSPACE": str(folder),
         }
-    finished = subprocess.run(
-        [
-            sys.executable,
-            *(["-c", script] if script else ["-m", "smolquant"]),
-            *map(str, arguments),
-        ],
-        cwd=folder,
-        env={**environ, **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    exit_code, log = prepared.run(
+        list(map(str, arguments)),
+        folder,
+        {**environ, **(env or {})},
+        script=script,
         timeout=300,
-        check=False,
     )
-    return Run(finished.returncode, finished.stdout, folder)
+    return Run(exit_code, log, folder)
 
 
 def run_killed(
