@@ -217,7 +217,8 @@ def layers() -> dict[str, Any]:
     import torch
 
     from smolquant.runtime import cpu_linear
-    from smolquant.runtime.cpu_linear import Linears, Stored
+    from smolquant.runtime.compiled import Stored
+    from smolquant.runtime.cpu_linear import Linears
 
     use_allowed_threads()
     rows = []

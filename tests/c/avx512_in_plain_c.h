@@ -70,7 +70,10 @@ PLAIN __m128i some_bytes(const void *from, size_t bytes) {
 #define _mm_loadl_epi64(from) some_bytes((const void *)(from), 8)
 #define _mm_loadu_si32(from) some_bytes((const void *)(from), 4)
 
+PLAIN void _mm512_storeu_si512(void *to, __m512i of) { memcpy(to, &of, sizeof of); }
+
 PLAIN __m512 _mm512_castsi512_ps(__m512i a) { return a; }
+PLAIN __m512i _mm512_castps_si512(__m512 a) { return a; }
 PLAIN __m256i _mm256_castsi128_si256(__m128i a) {
     __m256i result;
     memset(&result, 0xaa, sizeof result); /* the upper half is undefined */
@@ -90,23 +93,36 @@ PLAIN __m512i _mm512_inserti64x4(__m512i a, __m256i b, int place) {
 
 PLAIN __m512i _mm512_cvtepu16_epi32(__m256i a) { RESULT(__m512i, 16, ints, a.words[i]); }
 PLAIN __m512i _mm512_cvtepi8_epi32(__m128i a) { RESULT(__m512i, 16, ints, (int8_t)a.bytes[i]); }
+PLAIN __m512i _mm512_cvtepu8_epi32(__m128i a) { RESULT(__m512i, 16, ints, a.bytes[i]); }
+PLAIN __m256i _mm512_cvtepi32_epi16(__m512i a) { RESULT(__m256i, 16, words, (uint16_t)a.bits[i]); }
 PLAIN __m256i _mm256_cvtepu8_epi16(__m128i a) { RESULT(__m256i, 16, words, a.bytes[i]); }
 PLAIN __m512 _mm512_cvtepi32_ps(__m512i a) { RESULT(__m512, 16, floats, (float)a.ints[i]); }
 
 PLAIN __m512i _mm512_slli_epi32(__m512i a, unsigned by) { RESULT(__m512i, 16, bits, a.bits[i] << by); }
 PLAIN __m512i _mm512_srli_epi32(__m512i a, unsigned by) { RESULT(__m512i, 16, bits, a.bits[i] >> by); }
+PLAIN __m512i _mm512_set1_epi32(int value) { RESULT(__m512i, 16, ints, value); }
+PLAIN __m512i _mm512_add_epi32(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, a.bits[i] + b.bits[i]); }
+PLAIN __m512i _mm512_and_si512(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, a.bits[i] & b.bits[i]); }
+PLAIN __m512i _mm512_or_si512(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, a.bits[i] | b.bits[i]); }
 PLAIN __m256i _mm256_srli_epi16(__m256i a, int by) { RESULT(__m256i, 16, words, (uint16_t)(a.words[i] >> by)); }
 PLAIN __m256i _mm256_set1_epi16(short value) { RESULT(__m256i, 16, words, (uint16_t)value); }
 PLAIN __m128i _mm_set1_epi8(char value) { RESULT(__m128i, 16, bytes, (uint8_t)value); }
 PLAIN __m128i _mm_xor_si128(__m128i a, __m128i b) { RESULT(__m128i, 16, bytes, a.bytes[i] ^ b.bytes[i]); }
 PLAIN __m256i _mm256_and_si256(__m256i a, __m256i b) { RESULT(__m256i, 16, words, a.words[i] & b.words[i]); }
 
+#define _mm512_setr_ps(...)                                                                                            \
+    (__m512) {                                                                                                         \
+        .floats = { __VA_ARGS__ }                                                                                      \
+    }
 #define _mm512_setr_epi32(...)                                                                                         \
     (__m512i) {                                                                                                        \
         .ints = { __VA_ARGS__ }                                                                                        \
     }
 PLAIN __m512i _mm512_permutexvar_epi32(__m512i place, __m512i a) {
     RESULT(__m512i, 16, bits, a.bits[place.bits[i] & 15]);
+}
+PLAIN __m512i _mm512_permutexvar_epi16(__m512i place, __m512i a) {
+    RESULT(__m512i, 32, words, (int16_t)a.words[place.words[i] & 31]);
 }
 PLAIN __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
     RESULT(__m512i, 16, ints, a.words[2 * i] * b.words[2 * i] + a.words[2 * i + 1] * b.words[2 * i + 1]);

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from smolquant.runtime import cpu_linear
-from smolquant.runtime.cpu_linear import FEW_TOKENS, Linears, Stored
+from smolquant.runtime import cpu_linear, many_tokens
+from smolquant.runtime.compiled import Stored
+from smolquant.runtime.cpu_linear import FEW_TOKENS, Linears
 from smolquant.schemes import SCHEMES
 from smolquant.schemes.int4_packing import pack_int4, unpack_int4
 
@@ -104,12 +105,13 @@ def test_dynamic_int8_quantizes_tokens_as_torchao_does(dtype: torch.dtype) -> No
 
 def test_a_token_without_an_end_is_not_hidden() -> None:
     """Infinite and undefined inputs stay what they are, in every kind of layer."""
-    for weight in (int8(32, 64), int4(32, 64, 32)):
-        inputs = torch.ones(2, 64)
-        inputs[1, 5] = float("nan")
-        output = Linears([(weight, None)])(inputs)[0]
-        assert output[0].isfinite().all()
-        assert output[1].isnan().all()
+    for weight in (int8(32, 64), int8(32, 64, dynamic=True), int4(32, 64, 32)):
+        for tokens in (2, FEW_TOKENS + 1):
+            inputs = torch.ones(tokens, 64)
+            inputs[1, 5] = float("nan")
+            output = Linears([(weight, None)])(inputs)[0]
+            assert output[0].isfinite().all()
+            assert output[1].isnan().all()
 
 
 def test_layers_with_the_same_inputs_are_computed_together() -> None:
@@ -119,10 +121,24 @@ def test_layers_with_the_same_inputs_are_computed_together() -> None:
             (int8(n, 96) if quant_type == "int8" else int4(n, 96, 32), torch.randn(n))
             for n in (70, 5, 32)
         ]
-        inputs = torch.randn(2, 3, 96)
-        together = Linears(layers)(inputs)
-        for layer, output in zip(layers, together, strict=True):
-            assert torch.equal(output, Linears([layer])(inputs)[0])
+        for tokens in (3, FEW_TOKENS):
+            inputs = torch.randn(2, tokens, 96)
+            together = Linears(layers)(inputs)
+            for layer, output in zip(layers, together, strict=True):
+                torch.testing.assert_close(output, Linears([layer])(inputs)[0])
+
+
+def test_what_is_too_large_to_be_widened_at_once_is_widened_in_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    inputs, bias = torch.randn(FEW_TOKENS + 1, 96), torch.randn(70)
+    for weight in (int8(70, 96), int8(70, 96, dynamic=True), int4(70, 96, 32)):
+        whole = Linears([(weight, bias)])(inputs)[0]
+        for rows in (1, 32):
+            monkeypatch.setattr(many_tokens, "_BLOCK_BYTES", rows * 96 * 4)
+            torch.testing.assert_close(Linears([(weight, bias)])(inputs)[0], whole)
+        monkeypatch.undo()
 
 
 def test_inputs_need_not_lie_in_a_row() -> None:

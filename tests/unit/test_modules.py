@@ -212,7 +212,8 @@ def test_a_weight_without_the_best_kernel_falls_back_and_is_told_of(
 ) -> None:
     """Where nothing was compiled, torch's packed kernels compute, in one line said once."""
     wanted = {quant_type: dequantized_logits(quant_type) for quant_type in CPU_TYPES}
-    monkeypatch.setattr("smolquant.runtime.cpu_linear._library", lambda: None)
+    for module in ("cpu_linear", "many_tokens"):
+        monkeypatch.setattr(f"smolquant.runtime.{module}.library", lambda: None)
     for quant_type in CPU_TYPES:
         model = stored_model(quant_type)
         caplog.clear()

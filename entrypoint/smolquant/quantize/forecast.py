@@ -15,7 +15,7 @@ from smolquant.checkpoint.source import Source
 from smolquant.evaluate.speed import LIMIT_SECONDS, SECONDS_A_MODEL
 from smolquant.quantize.calibrate import TOKENS as CALIBRATION_TOKENS
 from smolquant.quantize.planning import Plans
-from smolquant.runtime.cpu_linear import matmul_dtype
+from smolquant.runtime.many_tokens import matmul_dtype
 from smolquant.settings import Settings
 from smolquant.text import about, human_size
 

@@ -16,11 +16,12 @@
 
 typedef void (*parallel_run)(void (*body)(void *), void *data, unsigned threads, unsigned flags);
 
-enum { BFLOAT16, FLOAT16, FLOAT32 }; /* dtypes of what is read and written */
+enum { BFLOAT16, FLOAT16, FLOAT32, INT32 }; /* dtypes of what is read and written; INT32 is only read */
 
 enum { TILE = 32 };   /* outputs that a thread takes at a time */
 enum { TOKENS = 4 };  /* rows of inputs that share one widening of the levels */
 enum { SUMS = 4 };    /* of a row, so that one product need not wait for the one before */
+enum { SOME = 256 };  /* numbers of a row that are widened at a time */
 enum { UNIT = 16 };   /* bytes of int4 levels, so 32 columns, which every group's size is a multiple of */
 
 typedef struct { /* a layer's weights as they are stored, and its bias */
@@ -43,6 +44,18 @@ typedef struct {
     int32_t dtype; /* of results */
     int64_t next;  /* the first tile that no thread has taken yet */
 } job;
+
+typedef struct {           /* what is done with each of many tokens, either of two things */
+    const void *from;      /* (tokens, columns): inputs of a layer, or sums of their products */
+    int8_t *levels;        /* (tokens, columns): the inputs, quantized */
+    float *token_scale;    /* (tokens,): of the levels; of sums it may be null */
+    const layer *of;       /* of sums: what they are multiplied with (columns,), or null, and its bias */
+    void *result;          /* of sums: the first of (tokens, columns) outputs */
+    int64_t from_stride, stride; /* from one token's sums to the next one's; from its outputs */
+    int64_t tokens, columns;
+    int32_t from_dtype, dtype;
+    int64_t next;
+} token_job;
 
 typedef struct { /* outputs of one layer, from one up to another */
     const layer *of;
@@ -101,6 +114,8 @@ INLINE int16_t to_int16(float value) { return value == value ? (int16_t)rounded(
 INLINE float read_at(const void *values, int dtype, int64_t i) {
     if (dtype == BFLOAT16)
         return from_bits((uint32_t)((const uint16_t *)values)[i] << 16);
+    if (dtype == INT32)
+        return (float)((const int32_t *)values)[i];
     return dtype == FLOAT16 ? from_half(((const uint16_t *)values)[i]) : ((const float *)values)[i];
 }
 
@@ -120,6 +135,9 @@ INLINE void read_some(const void *values, int dtype, int64_t from, int64_t count
             result[i] = read_at(values, BFLOAT16, from + i);
     else if (dtype == FLOAT32)
         memcpy(result, (const float *)values + from, (size_t)count * sizeof(float));
+    else if (dtype == INT32)
+        for (int64_t i = 0; i < count; i++)
+            result[i] = read_at(values, INT32, from + i);
     else
         for (int64_t i = 0; i < count; i++)
             result[i] = read_at(values, FLOAT16, from + i);
@@ -144,6 +162,26 @@ INLINE void write_output(const job *work, const tile *mine, int64_t token, int64
     write_at(mine->result, work->dtype, token * mine->of->outputs + output, value);
 }
 
+INLINE float magnitude(float value) { return value < 0 ? -value : value; }
+
+/* How torchao quantizes a token for dynamic int8: symmetric, the largest magnitude becomes 127.5, and the scale is
+ * a number of the inputs' dtype. */
+INLINE float token_scale(float largest, int dtype) {
+    float scale;
+    write_at(&scale, dtype, 0, largest / 127.5f);
+    scale = read_at(&scale, dtype, 0);
+    return scale > 0x1p-23f ? scale : 0x1p-23f;
+}
+
+/* To the nearest whole number of 8 bits; of what is not a number, any. */
+INLINE int32_t token_level(float value, float factor) {
+    const float large = 3 << 22; /* added to it, numbers have no bits left for fractions */
+    float level = value * factor;
+    level = level > -128 ? level : -128;
+    level = level < 127 ? level : 127;
+    return (int32_t)(bits_of(level + large) - bits_of(large));
+}
+
 /* A number of units rounded up to whole vectors. */
 INLINE int64_t padded(int64_t units) { return (units + 15) / 16 * 16; }
 
@@ -162,6 +200,13 @@ static int take_tile(job *work, tile *mine) {
         number -= tiles;
     }
     return 0;
+}
+
+/* Takes tokens that no other thread has; returns 0 when none is left. */
+static int take_tokens(token_job *work, int64_t *from, int64_t *to) {
+    *from = __atomic_fetch_add(&work->next, TOKENS, __ATOMIC_RELAXED);
+    *to = smaller(*from + TOKENS, work->tokens);
+    return *from < work->tokens;
 }
 
 /* --- The levels ----------------------------------------------------------------------------------------- */
@@ -202,7 +247,7 @@ static int take_tile(job *work, tile *mine) {
 #define CHOOSE(name, level) ((void)(level), name##_portable)
 #endif
 
-static void run(void (*body)(void *), job *work, parallel_run parallel, unsigned threads) {
+static void run(void (*body)(void *), void *work, parallel_run parallel, unsigned threads) {
     if (parallel && threads > 1)
         parallel(body, work, threads, 0);
     else
@@ -224,7 +269,7 @@ static void prepare_int4(const void *inputs, int dtype, int64_t tokens, int64_t 
             read_some(inputs, dtype, (t * units + u) * 2 * UNIT, 2 * UNIT, wide);
             float largest = 0, sum = 0;
             for (int i = 0; i < 2 * UNIT; i++) {
-                const float size = wide[i] < 0 ? -wide[i] : wide[i];
+                const float size = magnitude(wide[i]);
                 largest = size > largest ? size : largest;
                 sum += wide[i];
             }
@@ -239,24 +284,16 @@ static void prepare_int4(const void *inputs, int dtype, int64_t tokens, int64_t 
     }
 }
 
-/* Quantizes each token as torchao does for dynamic int8: symmetric, the largest magnitude becomes 127.5, and the
- * scale is a number of the inputs' dtype. */
-static void quantize_tokens(float *inputs, int dtype, int64_t tokens, int64_t columns, float *token_scale) {
+static void quantize_tokens(float *inputs, int dtype, int64_t tokens, int64_t columns, float *scales) {
     for (int64_t t = 0; t < tokens; t++, inputs += columns) {
         float largest = 0;
         for (int64_t i = 0; i < columns; i++) {
-            const float size = inputs[i] < 0 ? -inputs[i] : inputs[i];
+            const float size = magnitude(inputs[i]);
             largest = size > largest ? size : largest;
         }
-        float scale;
-        write_at(&scale, dtype, 0, largest / 127.5f);
-        scale = read_at(&scale, dtype, 0);
-        scale = scale > 0x1p-23f ? scale : 0x1p-23f;
-        for (int64_t i = 0; i < columns; i++) {
-            const float level = rounded(inputs[i] * (1 / scale));
-            inputs[i] = level < -128 ? -128 : level > 127 ? 127 : level;
-        }
-        token_scale[t] = scale;
+        scales[t] = token_scale(largest, dtype);
+        for (int64_t i = 0; i < columns; i++)
+            inputs[i] = inputs[i] == inputs[i] ? (float)token_level(inputs[i], 1 / scales[t]) : inputs[i];
     }
 }
 
@@ -301,4 +338,24 @@ void smolquant_widen(int level, parallel_run parallel, unsigned threads, int kin
                      int64_t group, int dtype, void *result) {
     job work = {.layers = of, .results = &result, .count = 1, .columns = columns, .group = group, .dtype = dtype};
     run(kind == INT4 ? CHOOSE(int4_wide_tiles, level) : CHOOSE(int8_wide_tiles, level), &work, parallel, threads);
+}
+
+/* levels, (tokens, columns), and token_scale, (tokens,) = many tokens as dynamic int8 quantizes them. The scale of one
+ * that holds what is infinite or not a number is not a number. */
+void smolquant_quantize(int level, parallel_run parallel, unsigned threads, const void *inputs, int dtype,
+                        int64_t tokens, int64_t columns, int8_t *levels, float *scales) {
+    token_job work = {.from = inputs, .from_dtype = dtype, .tokens = tokens, .columns = columns, .levels = levels,
+                      .token_scale = scales};
+    run(CHOOSE(quantize_some, level), &work, parallel, threads);
+}
+
+/* result = sums * the layer's scale * token_scale + its bias; a scale that is null counts as 1. Both may be parts of
+ * wider rows, with the next token's so many numbers further; and be the same where dtypes and strides are. */
+void smolquant_finish(int level, parallel_run parallel, unsigned threads, const layer *of, const void *sums,
+                      int sums_dtype, float *scales, int64_t tokens, int64_t sums_stride, void *result, int dtype,
+                      int64_t stride) {
+    token_job work = {.from = sums, .from_dtype = sums_dtype, .tokens = tokens, .columns = of->outputs, .of = of,
+                      .token_scale = scales, .from_stride = sums_stride, .result = result, .dtype = dtype,
+                      .stride = stride};
+    run(CHOOSE(finish_some, level), &work, parallel, threads);
 }

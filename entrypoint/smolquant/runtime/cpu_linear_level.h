@@ -15,6 +15,7 @@
 #define int8_output LEVEL(int8_output)
 #define int4_output LEVEL(int4_output)
 #define dequantize_unit LEVEL(dequantize_unit)
+#define dequantize_unit_short LEVEL(dequantize_unit_short)
 #define spread_bfloat16 LEVEL(spread_bfloat16)
 #define of_units LEVEL(of_units)
 #define LANES LEVEL(lanes)
@@ -291,10 +292,31 @@ INLINE void dequantize_unit(const int8_t *levels, float scale, float offset, flo
     }
 }
 
+/* As dequantize_unit, in bfloat16. */
+INLINE void dequantize_unit_short(const int8_t *levels, float scale, float offset, uint16_t *result) {
+#if defined(AVX512)
+    /* Of a group's 16 levels each is computed once, and then looked up. */
+    const __m512 each = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i exact = _mm512_castps_si512(_mm512_fmadd_ps(each, _mm512_set1_ps(scale), _mm512_set1_ps(offset)));
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(exact, 16), _mm512_set1_epi32(1));
+    const __m512i nearest = _mm512_add_epi32(exact, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i table = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(nearest, 16)));
+    const __m128i stored = _mm_xor_si128(_mm_loadu_si128((const __m128i *)levels), _mm_set1_epi8((char)0x88));
+    const __m512i bytes = _mm512_cvtepu8_epi32(stored);
+    const __m512i low = _mm512_and_si512(bytes, _mm512_set1_epi32(15));
+    const __m512i places = _mm512_or_si512(low, _mm512_slli_epi32(_mm512_srli_epi32(bytes, 4), 16));
+    _mm512_storeu_si512(result, _mm512_permutexvar_epi16(places, table));
+#else
+    float wide[2 * UNIT];
+    dequantize_unit(levels, scale, offset, wide);
+    write_some(result, BFLOAT16, 0, 2 * UNIT, wide);
+#endif
+}
+
 static void LEVEL(int4_wide_tiles)(void *data) {
     job *work = data;
     const int64_t all = work->columns / (2 * UNIT);
-    float scale[LANES], offset[LANES], wide[2 * UNIT];
+    float scale[LANES], offset[LANES];
     for (tile mine; take_tile(work, &mine);)
         for (int64_t output = mine.from; output < mine.to; output++)
             for (int64_t unit = 0; unit < all; unit += LANES) {
@@ -303,12 +325,75 @@ static void LEVEL(int4_wide_tiles)(void *data) {
                 const vec zero_points = of_units(work, mine.of, mine.of->zero_point, output, unit, count);
                 store(scale, scales);
                 store(offset, multiply_add(scales, splat(-8), zero_points));
-                for (int64_t u = 0; u < count; u++) {
-                    const int64_t place = output * work->columns + (unit + u) * 2 * UNIT;
-                    dequantize_unit(mine.of->levels + place / 2, scale[u], offset[u], wide);
-                    write_some(mine.result, work->dtype, place, 2 * UNIT, wide);
+                const int64_t place = output * work->columns + unit * 2 * UNIT;
+                const int8_t *const levels = mine.of->levels + place / 2;
+                if (work->dtype == BFLOAT16)
+                    for (int64_t u = 0; u < count; u++)
+                        dequantize_unit_short(levels + u * UNIT, scale[u], offset[u],
+                                              (uint16_t *)mine.result + place + u * 2 * UNIT);
+                else
+                    for (int64_t u = 0; u < count; u++)
+                        dequantize_unit(levels + u * UNIT, scale[u], offset[u],
+                                        (float *)mine.result + place + u * 2 * UNIT);
+            }
+}
+
+/* --- Many tokens: what comes before a product of whole numbers, and after any product ------------------------ */
+
+static void LEVEL(quantize_some)(void *data) {
+    token_job *work = data;
+    float wide[SOME];
+    for (int64_t token, end; take_tokens(work, &token, &end);)
+        for (; token < end; token++) {
+            const int64_t start = token * work->columns;
+            uint32_t largest = 0; /* as bits, which are in the order of magnitudes, and whose largest vectors find */
+            for (int64_t k = 0; k < work->columns; k += SOME) {
+                const int64_t count = smaller(SOME, work->columns - k);
+                read_some(work->from, work->from_dtype, start + k, count, wide);
+                for (int64_t i = 0; i < count; i++) {
+                    const uint32_t size = bits_of(wide[i]) & 0x7fffffff;
+                    largest = size > largest ? size : largest;
                 }
             }
+            const int defined = largest < 0x7f800000;
+            const float scale = token_scale(defined ? from_bits(largest) : 0, work->from_dtype);
+            const float factor = 1 / scale;
+            work->token_scale[token] = defined ? scale : from_bits(0x7fc00000);
+            for (int64_t k = 0; k < work->columns; k += SOME) {
+                const int64_t count = smaller(SOME, work->columns - k);
+                read_some(work->from, work->from_dtype, start + k, count, wide);
+                int8_t *const levels = work->levels + start + k;
+                for (int64_t i = 0; i < count; i++)
+                    levels[i] = (int8_t)token_level(wide[i], factor);
+            }
+        }
+}
+
+static void LEVEL(finish_some)(void *data) {
+    token_job *work = data;
+    const layer *const of = work->of;
+    float wide[SOME], scale[SOME], bias[SOME];
+    for (int64_t token, end; take_tokens(work, &token, &end);)
+        for (int64_t k = 0; k < work->columns; k += SOME) {
+            const int64_t count = smaller(SOME, work->columns - k);
+            if (of->scale)
+                read_some(of->scale, of->scale_dtype, k, count, scale);
+            if (of->bias)
+                read_some(of->bias, of->bias_dtype, k, count, bias);
+            for (int64_t t = token; t < end; t++) {
+                read_some(work->from, work->from_dtype, t * work->from_stride + k, count, wide);
+                if (of->scale)
+                    for (int64_t i = 0; i < count; i++)
+                        wide[i] *= scale[i];
+                if (work->token_scale)
+                    for (int64_t i = 0; i < count; i++)
+                        wide[i] *= work->token_scale[t];
+                if (of->bias)
+                    for (int64_t i = 0; i < count; i++)
+                        wide[i] += bias[i];
+                write_some(work->result, work->dtype, t * work->stride + k, count, wide);
+            }
+        }
 }
 
 #undef vec
@@ -325,6 +410,7 @@ static void LEVEL(int4_wide_tiles)(void *data) {
 #undef int8_output
 #undef int4_output
 #undef dequantize_unit
+#undef dequantize_unit_short
 #undef spread_bfloat16
 #undef of_units
 #undef LANES

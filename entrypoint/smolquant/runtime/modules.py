@@ -14,7 +14,9 @@ from torch import nn
 from torchao.utils import TorchAOBaseTensor
 
 from smolquant.runtime import cpu_linear
+from smolquant.runtime.compiled import Stored
 from smolquant.runtime.dispatch import can_compute
+from smolquant.runtime.many_tokens import in_blocks, matmul_dtype
 from smolquant.runtime.registry import kernel_of
 
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -56,7 +58,7 @@ class QuantizedLinear(nn.Linear):
         if linears is None or not can_compute(input):
             return super().forward(input)
         together = self._together
-        if together is not None and input.numel() <= cpu_linear.FEW_TOKENS * input.shape[-1]:
+        if together is not None:
             return together.compute(input)
         return linears(input)[0]
 
@@ -103,7 +105,7 @@ class WideLinear(nn.Linear):
         tokens = input.numel() // self.in_features
         if tokens <= cpu_linear.FEW_TOKENS:
             return super().forward(input)
-        output = cpu_linear.in_blocks(
+        output = in_blocks(
             input.reshape(tokens, self.in_features),
             self.out_features,
             lambda start, stop, out: out.copy_(self.weight[start:stop]),
@@ -113,7 +115,7 @@ class WideLinear(nn.Linear):
 
 
 class Together:
-    """Modules with the same inputs, in the order in which they are called: one call for a few tokens."""
+    """Modules with the same inputs, in the order in which they are called: one call for all."""
 
     def __init__(self, modules: list[QuantizedLinear], linears: cpu_linear.Linears) -> None:
         self._modules = modules
@@ -154,7 +156,7 @@ def widen_plain(model: nn.Module) -> None:
         if type(module) is not nn.Linear or isinstance(module.weight, TorchAOBaseTensor):
             continue
         dtype = module.weight.dtype
-        if module.weight.is_cpu and cpu_linear.matmul_dtype(dtype) != dtype:
+        if module.weight.is_cpu and matmul_dtype(dtype) != dtype:
             module.__class__ = WideLinear
 
 
@@ -182,7 +184,7 @@ def _join(modules: list[Any]) -> None:
     modules[0].__dict__["_together"] = Together(modules, cpu_linear.Linears(known))
 
 
-def _layer(module: QuantizedLinear) -> tuple[cpu_linear.Stored, torch.Tensor | None] | None:
+def _layer(module: QuantizedLinear) -> tuple[Stored, torch.Tensor | None] | None:
     weight: Any = module.weight
     stored = kernel_of(weight).stored if isinstance(weight, TorchAOBaseTensor) else None
     return (stored(weight), module.bias) if stored is not None else None

@@ -16,7 +16,9 @@ from torchao.quantization.quant_primitives import MappingType
 
 from smolquant.errors import InputError
 from smolquant.runtime import cpu_linear
+from smolquant.runtime.compiled import Stored
 from smolquant.runtime.kleidiai import kleidiai_lacks, pack_for_kleidiai
+from smolquant.runtime.many_tokens import in_blocks
 from smolquant.runtime.packing import has_mslk, pack_for_cuda, pack_for_this_cpu
 from smolquant.runtime.stacks import each_expert
 from smolquant.schemes.int4_packing import unpack_int4
@@ -33,7 +35,7 @@ class Kernel:
     name: str
     lacks: Callable[[Any], str]
     """Why it cannot be had for a weight, or is not worth having; empty where it is to be used."""
-    stored: Callable[[Any], cpu_linear.Stored] | None = None
+    stored: Callable[[Any], Stored] | None = None
     """The stored weight (N, K), or a stack of them -> its parts for :mod:`smolquant.runtime.cpu_linear`."""
     linear: Callable[[Any], Linear] | None = None
     """The stored weight (N, K) -> the function that multiplies with it."""
@@ -77,9 +79,9 @@ def _int8_differs(weight: Any) -> str:
     return "" if weight.qdata.is_contiguous() else "its levels do not lie row by row"
 
 
-def _int8_stored(weight: Any) -> cpu_linear.Stored:
+def _int8_stored(weight: Any) -> Stored:
     dynamic = weight.act_quant_kwargs is not None
-    return cpu_linear.Stored(weight.qdata, weight.scale, dynamic=dynamic)
+    return Stored(weight.qdata, weight.scale, dynamic=dynamic)
 
 
 def _torch_int8_lacks(weight: Any) -> str:
@@ -103,7 +105,7 @@ def _torch_int8_linear(weight: Any) -> Linear:
             )
             output = output if bias is None else output + bias
         else:
-            output = cpu_linear.in_blocks(flat, len(levels), widen, bias, scale=stored_scale)
+            output = in_blocks(flat, len(levels), widen, bias, scale=stored_scale)
         return output.view(*inputs.shape[:-1], -1)
 
     return linear
@@ -120,8 +122,8 @@ def _int4_lacks(weight: Any) -> str:
     return _compiled_lacks()
 
 
-def _int4_stored(weight: Any) -> cpu_linear.Stored:
-    return cpu_linear.Stored(weight.qdata, *row_by_row(weight))
+def _int4_stored(weight: Any) -> Stored:
+    return Stored(weight.qdata, *row_by_row(weight))
 
 
 def row_by_row(weight: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,0 +1,263 @@
+"""Linear layers for many tokens, from int8 and int4 weights as they are stored.
+
+Many tokens are bounded by arithmetic, which torch's matrix products do best: the weights are widened a
+block at a time, and each block is used for all tokens. Where a CPU multiplies whole numbers faster still,
+what is quantized to int8 is multiplied as it is.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from smolquant.runtime.compiled import DTYPES, Stored, described, described_layer, library, required
+
+HAS_BFLOAT16 = torch.backends.cpu.get_cpu_capability() == "AVX512" and (
+    torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+)
+"""Whether this CPU multiplies bfloat16 by instructions of its own."""
+
+_HAS_INT8 = HAS_BFLOAT16 and torch.cpu._is_vnni_supported()
+"""Whether it multiplies whole numbers of 8 bits faster still."""
+
+_BLOCK_BYTES = (32 if HAS_BFLOAT16 else 4) << 20
+"""What is widened of a layer's weights at a time for many tokens. With instructions for bfloat16, products
+of fewer rows take up to twice as long; without, caches hold what was widened."""
+
+
+def in_blocks(
+    inputs: torch.Tensor,
+    outputs: int,
+    widen: Callable[[int, int, torch.Tensor], object],
+    bias: torch.Tensor | None,
+    *,
+    scale: torch.Tensor | None = None,
+    token_scale: torch.Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """A layer's outputs for many tokens, some of its rows at a time.
+
+    Args:
+        inputs: (n, K).
+        outputs: N.
+        widen: given the first row, the one after the last, and an empty (rows, K) tensor, fills it.
+        scale: (N,) that the outputs are multiplied with, if any.
+        token_scale: (n,) float32 that they are multiplied with, too.
+        dtype: of the result; by default that of ``inputs``.
+
+    Returns:
+        (n, N).
+    """
+    columns, dtype = inputs.shape[1], dtype or inputs.dtype
+    product = matmul_dtype(dtype)
+    rows = min(max(1, _BLOCK_BYTES // (columns * product.itemsize)), outputs)
+    block = torch.empty(rows, columns, dtype=product)
+    inputs = inputs.to(product)
+
+    def sums(start: int, stop: int) -> torch.Tensor:
+        wide = block[: stop - start]
+        widen(start, stop, wide)
+        return torch.mm(inputs, wide.t())
+
+    return _joined(sums, (len(inputs), outputs), rows, scale, token_scale, bias, dtype)
+
+
+def _joined(
+    sums: Callable[[int, int], torch.Tensor],
+    shape: tuple[int, int],
+    rows: int,
+    scale: torch.Tensor | None,
+    token_scale: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Outputs of ``shape`` from ``sums``, of which each call gives those of up to ``rows`` rows."""
+    outputs = shape[1]
+    as_they_are = scale is None and token_scale is None and bias is None
+    result: torch.Tensor | None = None
+    for start in range(0, outputs, rows):
+        stop = min(start + rows, outputs)
+        some = sums(start, stop)
+        whole = stop - start == outputs and some.dtype == dtype
+        if result is None:
+            result = some if whole else torch.empty(shape, dtype=dtype)
+        if not (whole and as_they_are):
+            parts = [None if of is None else of[start:stop] for of in (scale, bias)]
+            _finish(some, parts, token_scale, result[:, start:stop])
+    assert result is not None
+    return result
+
+
+def _finish(
+    sums: torch.Tensor,
+    parts: Sequence[torch.Tensor | None],
+    token_scale: torch.Tensor | None,
+    result: torch.Tensor,
+) -> None:
+    """``result`` (n, N) becomes the ``sums`` times both scales, with the bias; rows may lie apart.
+
+    Args:
+        parts: scale and bias, (N,) each.
+    """
+    scale, bias = parts
+    compiled = library()
+    if compiled is None:
+        for factor in (scale, None if token_scale is None else token_scale.unsqueeze(1)):
+            sums = sums if factor is None else sums * factor
+        result.copy_(sums if bias is None else sums + bias)
+        return
+    compiled.finish(
+        compiled.level,
+        compiled.parallel,
+        torch.get_num_threads(),
+        described(sums.shape[1], scale=scale, bias=bias),
+        sums.data_ptr(),
+        DTYPES[sums.dtype],
+        None if token_scale is None else token_scale.data_ptr(),
+        len(sums),
+        sums.stride(0),
+        result.data_ptr(),
+        DTYPES[result.dtype],
+        result.stride(0),
+    )
+
+
+def matmul_dtype(dtype: torch.dtype) -> torch.dtype:
+    """In what this CPU multiplies matrices of ``dtype`` fastest.
+
+    A CPU without instructions for bfloat16 takes several times as long for it as for float32.
+    """
+    if dtype == torch.bfloat16 and HAS_BFLOAT16:
+        return torch.bfloat16
+    return torch.float32
+
+
+def many(
+    inputs: torch.Tensor, layers: Sequence[tuple[Stored, torch.Tensor | None]]
+) -> list[torch.Tensor]:
+    """The outputs (..., N) of layers with the same inputs (..., K), in their dtype.
+
+    int8's scales go on the outputs, so that its levels are exact in any dtype.
+
+    Args:
+        layers: weights and biases (N,), of one kind, group size and number of columns.
+    """
+    flat, token_scale, dtype = inputs.reshape(-1, inputs.shape[-1]), None, inputs.dtype
+    dynamic = layers[0][0].dynamic
+    if dynamic:
+        flat, token_scale = _quantized_tokens(flat)
+    if dynamic and _HAS_INT8:
+        results = [_by_levels(flat, token_scale, *layer, dtype) for layer in layers]
+    elif _bytes(layers, dtype) <= _BLOCK_BYTES:
+        results = _in_one_block(flat, token_scale, layers, dtype)
+    else:
+        results = [
+            in_blocks(
+                flat,
+                weight.outputs,
+                _widened(weight),
+                bias,
+                scale=_of_outputs(weight),
+                token_scale=token_scale,
+                dtype=dtype,
+            )
+            for weight, bias in layers
+        ]
+    return [result.view(*inputs.shape[:-1], -1) for result in results]
+
+
+def _bytes(layers: Sequence[tuple[Stored, torch.Tensor | None]], dtype: torch.dtype) -> int:
+    """How large the layers' weights are when they are widened."""
+    weights = sum(weight.outputs * weight.columns for weight, _ in layers)
+    return weights * matmul_dtype(dtype).itemsize
+
+
+def _of_outputs(weight: Stored) -> torch.Tensor | None:
+    """(N,) scales of the outputs; None where each group of columns has its own."""
+    return weight.scale.flatten() if weight.zero_point is None else None
+
+
+def _by_levels(
+    levels: torch.Tensor,
+    token_scale: torch.Tensor | None,
+    weight: Stored,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """(n, N) outputs from products of whole numbers, ``levels`` (n, K) int8 being the inputs."""
+    by_column = weight.levels.t()
+    return _joined(
+        lambda start, stop: torch._int_mm(levels, by_column[:, start:stop]),
+        (len(levels), weight.outputs),
+        max(1, _BLOCK_BYTES // (4 * len(levels))),
+        _of_outputs(weight),
+        token_scale,
+        bias,
+        dtype,
+    )
+
+
+def _in_one_block(
+    inputs: torch.Tensor,
+    token_scale: torch.Tensor | None,
+    layers: Sequence[tuple[Stored, torch.Tensor | None]],
+    dtype: torch.dtype,
+) -> list[torch.Tensor]:
+    """Each layer's (n, N) outputs, of one product."""
+    product, sizes = matmul_dtype(dtype), [weight.outputs for weight, _ in layers]
+    block = torch.empty(sum(sizes), inputs.shape[1], dtype=product)
+    for (weight, _), wide in zip(layers, torch.split(block, sizes), strict=True):
+        _widen(weight, wide)
+    sums = torch.mm(inputs.to(product), block.t())
+    results = []
+    for (weight, bias), some in zip(layers, torch.split(sums, sizes, dim=1), strict=True):
+        parts = [_of_outputs(weight), bias]
+        in_place = some.dtype == dtype and some.is_contiguous()
+        result = some if in_place else torch.empty(some.shape, dtype=dtype)
+        if not in_place or any(of is not None for of in (*parts, token_scale)):
+            _finish(some, parts, token_scale, result)
+        results.append(result)
+    return results
+
+
+def _quantized_tokens(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, K) int8 levels, and (n,) scales in float32, of inputs (n, K)."""
+    levels = torch.empty(inputs.shape, dtype=torch.int8)
+    scale = torch.empty(len(inputs))
+    compiled, inputs = required(), inputs.contiguous()
+    compiled.quantize(
+        compiled.level,
+        compiled.parallel,
+        torch.get_num_threads(),
+        inputs.data_ptr(),
+        DTYPES[inputs.dtype],
+        *inputs.shape,
+        levels.data_ptr(),
+        scale.data_ptr(),
+    )
+    return levels, scale
+
+
+def _widened(weight: Stored) -> Callable[[int, int, torch.Tensor], None]:
+    """What :func:`in_blocks` widens with."""
+    return lambda start, stop, out: _widen(_rows(weight, start, stop), out)
+
+
+def _rows(weight: Stored, start: int, stop: int) -> Stored:
+    zero_point = None if weight.zero_point is None else weight.zero_point[start:stop]
+    return Stored(weight.levels[start:stop], weight.scale[start:stop], zero_point)
+
+
+def _widen(weight: Stored, out: torch.Tensor) -> None:
+    """``out``, (N, K) in bfloat16 or float32, becomes the weight; of int8 its levels, without the scale."""
+    compiled = required()
+    compiled.widen(
+        compiled.level,
+        compiled.parallel,
+        torch.get_num_threads(),
+        weight.kind,
+        described_layer(weight, None),
+        weight.columns,
+        weight.group,
+        DTYPES[out.dtype],
+        out.data_ptr(),
+    )
