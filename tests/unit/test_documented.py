@@ -208,7 +208,7 @@ WRITTEN_ELSEWHERE = {"docs/serving.md", "docs/compatibility.md", "examples/canar
 @pytest.mark.parametrize("page", [*PAGES, "CONTRIBUTING.md", "SECURITY.md"])
 def test_links_lead_to_a_page_and_a_heading(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text):
+    for target in re.findall(r"(?:\]\(|src=\")(?!https?:)([^)\"\s]+)[)\"]", text):
         path, _, anchor = target.partition("#")
         place = (ROOT / page).parent / path if path else ROOT / page
         if str(place.resolve().relative_to(ROOT)) in WRITTEN_ELSEWHERE:
