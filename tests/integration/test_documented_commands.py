@@ -30,8 +30,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{REPO}", subfolder="int4")
 model = AutoModelForCausalLM.from_pretrained("{REPO}", subfolder="int4")
-model.generate(**tokenizer("w1 w2", return_tensors="pt"), max_new_tokens=2)
+try:
+    model.generate(**tokenizer("w1 w2", return_tensors="pt"), max_new_tokens=2)
+except AttributeError as error:
+    print(error)
 """
+"""What docs/troubleshooting.md begins with; it has to run before anything imports smolquant."""
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +93,10 @@ def test_commands_and_programs_run_as_printed(folder: Path, environ: dict[str, s
         code, log = run(["bash", "-c", line.replace(DOCUMENTED_REPO, REPO)], folder, environ)
         assert code == 0, f"{line}\n{log}"
 
-    programs = [one.text.replace(DOCUMENTED_REPO, REPO) for one in in_language("python")]
+    programs = [STOCK_INT4, *(one.text for one in in_language("python"))]
+    programs = [program.replace(DOCUMENTED_REPO, REPO) for program in programs]
     code, log = run([sys.executable, "-c", RUN_ALL], folder, environ, json.dumps(programs))
-    assert code == 0, log
-
-    code, log = run([sys.executable, "-c", STOCK_INT4], folder, environ)
     page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
     (told,) = re.findall(r"^\| `(.*'mslk'.*?)` \|", page, re.MULTILINE)
-    assert code == 1
+    assert code == 0, log
     assert told in log

@@ -14,7 +14,9 @@ from snippets import ROOT
 def test_what_python_programs_may_use_is_there() -> None:
     page = (ROOT / "docs/stability.md").read_text(encoding="utf-8")
     promised = page.partition("**From Python**")[2].partition("\n- ")[0]
-    assert set(re.findall(r"`smolquant\.(\w+)`", promised)) == set(smolquant.__all__) - {"__version__"}
+    assert set(re.findall(r"`smolquant\.(\w+)`", promised)) == set(smolquant.__all__) - {
+        "__version__"
+    }
 
 
 @pytest.mark.parametrize(
