@@ -1,4 +1,5 @@
 # make demo          a real model, quantized and published to a local Hub, answers a prompt (DEMO_KEEP=1 keeps the Hub)
+# make picture       the README's picture: the card of a real run, as the Hub shows it
 # make test          every test that needs no Docker engine, and what it covers
 # make test-arm      the C code and its tests, compiled for ARM and emulated
 # make test-gpu      what needs a GPU, where torch sees one (GPU_PYTHON= for another Python's torch)
@@ -38,10 +39,13 @@ CASE ?=
 WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
-.PHONY: demo test test-arm test-gpu test-container fuzz bench bench-experts bench-gpu bench-runtime bench-scale bench-quality families check docs clean
+.PHONY: demo test test-arm test-gpu test-container fuzz bench bench-experts bench-gpu bench-runtime bench-scale bench-quality families check docs picture clean
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
+
+picture: $(INSTALLED)
+	PYTHONPATH=tools $(PYTHON) -m picture
 
 test: $(INSTALLED) $(CHECKPOINT)
 	$(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov --cov-report= tests/unit

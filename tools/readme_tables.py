@@ -1,6 +1,8 @@
 """`make docs`: the blocks of README.md, docs/ and action.yml that follow code and tests."""
 
 import itertools
+import re
+import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +49,69 @@ def measured(page: str) -> str:
     lines = (DOCS / page).read_text(encoding="utf-8").splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("|"))
     rows = itertools.takewhile(lambda line: line.startswith("|"), lines[first:])
+    return "\n".join(rows) + "\n"
+
+
+def quality() -> str:
+    """The rows of docs/quality.md's first table for what the command makes by default, or calibrated."""
+    heading, rule, *rows = measured("quality.md").splitlines()
+    chosen = [row for row in rows if _cells(row)[1:3] in _AS_RELEASED]
+    return "\n".join([heading, rule, *chosen]) + "\n"
+
+
+_AS_RELEASED = (["row", ""], ["128", "search"], ["128", "calibrated"])
+"""Group and method: the default group size, and the methods that a release is likely to be made with."""
+
+
+def performance() -> str:
+    """The rows of docs/performance.md's first table that say most, without what they are computed from."""
+    heading, rule, *rows = measured("performance.md").splitlines()
+    shown = [row for row in rows if _cells(row)[0] in _SHOWN_COSTS]
+    columns = [number for number, name in enumerate(_cells(heading)) if name in _SHOWN_COLUMNS]
+    return "".join(
+        f"| {' | '.join(_cells(row)[column] for column in columns)} |\n"
+        for row in (heading, rule, *shown)
+    )
+
+
+_SHOWN_COSTS = (
+    "stock transformers + torchao, int8",
+    "smolquant, int8_weight_only",
+    "smolquant, both",
+)
+_SHOWN_COLUMNS = ("", "wall", "CPU", "peak memory", "written")
+
+
+def _cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip().removeprefix("|").removesuffix("|").split("|")]
+
+
+def versions() -> str:
+    """Rows of markdown: what pyproject.toml asks for, and what each is for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    rows = [
+        "| | versions | |",
+        "| :-- | :-- | :-- |",
+        f"| Python | {project['requires-python']} | |",
+    ]
+    wanted = {"": project["dependencies"], **project["optional-dependencies"]}
+    for extra, requirements in wanted.items():
+        what = f"`smolquant[{extra}]`, what the action installs" if extra else ""
+        for requirement in requirements:
+            rows.append(_REQUIREMENT.sub(rf"| \1 | \2 | {what} |", requirement))
+    return "\n".join(rows) + "\n"
+
+
+_REQUIREMENT = re.compile(r"([\w-]+)(.+)")
+
+
+def hardware() -> str:
+    """Rows of markdown: the machines that each scheme runs on, as it says itself."""
+    rows = ["| variant | runs with | GPU of compute capability |", "| :-- | :-- | :-- |"]
+    for scheme in SCHEMES.values():
+        least = scheme.cuda_capability
+        gpu = f"{least[0]}.{least[1]} or more; on no CPU" if least else ""
+        rows.append(f"| `{scheme.variant}/` | {scheme.loading} | {gpu} |")
     return "\n".join(rows) + "\n"
 
 
@@ -114,12 +179,18 @@ PAGES: Mapping[str, Page] = {
             "schemes": schemes,
             "options": options,
             "outputs": step_outputs,
-            "performance": lambda: measured("performance.md"),
+            "quality": quality,
+            "performance": performance,
             "runtime": runtime_page.summary,
         },
     ),
     "docs/faults.md": Page(
         "<!-- {} (make docs) -->\n", "<!-- {} -->", {"faults": lambda: sections(all_faults())}
+    ),
+    "docs/migration.md": Page(
+        "<!-- {} (make docs) -->\n",
+        "<!-- {} -->",
+        {"hardware": hardware, "versions": versions},
     ),
     "docs/runtime.md": Page(
         "<!-- {} (make docs) -->\n", "<!-- {} -->", {"runtime": runtime_page.sections}

@@ -63,6 +63,17 @@ def test_choices_are_described(name: str) -> None:
         assert all(choice in INPUTS[name]["description"] for choice in kind.choices)
 
 
+def test_an_option_that_will_go_is_an_input_that_will_go() -> None:
+    """The runner shows an input's deprecationMessage, as the command shows an option's."""
+    told = {
+        input_variable(name) for name, details in INPUTS.items() if "deprecationMessage" in details
+    }
+    options = {
+        name for name, parameter in PARAMETERS.items() if isinstance(parameter, click.Option)
+    }
+    assert told == {name for name in options if getattr(PARAMETERS[name], "deprecated", False)}
+
+
 def test_no_input_is_required() -> None:
     """The command refuses what is missing, in one place and in better words."""
     assert not any(details.get("required") for details in INPUTS.values())

@@ -1,0 +1,86 @@
+"""The fenced blocks of README.md and docs/, which tests hold to what the command and the action take."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from string import Template
+
+from markdown_it import MarkdownIt
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
+
+REPO, DOCUMENTED_REPO = "alice/model", "your-username/model-name"
+"""The repository that stands for the documented one."""
+
+SHELL_VARIABLES = {
+    "REPO_NAME": REPO,
+    "QUANT_TYPE": "both",
+    "DEVICE": "auto",
+    "TRACKIO_URL": "https://trackio.example.org",
+    "EXPERIMENT_NAME": "an-experiment",
+    "PWD": "/here",
+}
+"""What a script of the reader's own has set before a documented command."""
+
+ONLY_READ = {
+    "smolquant bench your-username/model-name": "times models for a minute; test_bench_command.py runs it",
+    "smolquant sync-trackio ./quantized --trackio-url your-username/trackio": (
+        "needs a Space; test_tracking_run.py sends to a server"
+    ),
+    "smolquant quantize ./checkpoint --save-only --quant-type both --max-kl int8=0.05,int4=0.8": (
+        "measures for a minute; test_evaluate_run.py runs the gate"
+    ),
+    "sudo nvidia-ctk runtime configure --runtime=docker": "changes a GPU host",
+    "sudo systemctl restart docker": "changes a GPU host",
+    "docker run --rm --gpus all debian:bookworm-slim nvidia-smi": "needs a GPU host",
+}
+"""Commands that no test runs as they stand there, and why; those of smolquant are parsed all the same."""
+
+
+@dataclass(frozen=True)
+class Snippet:
+    """A fenced block."""
+
+    page: str
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}:{self.line}"
+
+
+@cache
+def snippets() -> tuple[Snippet, ...]:
+    """All blocks of all pages, in their order."""
+    return tuple(one for page in PAGES for one in _of_page(page))
+
+
+def _of_page(page: str) -> Iterator[Snippet]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for token in MarkdownIt().parse(text):
+        if token.type == "fence":
+            assert token.map is not None
+            yield Snippet(page, token.map[0] + 1, token.info.strip(), token.content)
+
+
+def in_language(language: str) -> list[Snippet]:
+    """The blocks of one language."""
+    return [one for one in snippets() if one.language == language]
+
+
+def commands(text: str) -> list[str]:
+    """The commands in lines of shell, without comments and what only frames them."""
+    lines = (line.strip() for line in re.sub(r"\s*\\\n\s*", " ", text).splitlines())
+    bare = (re.sub(r"\s+#.*", "", line) for line in lines if not line.startswith("#"))
+    return [line for line in bare if line and not re.match(r"(if|fi)\b", line)]
+
+
+def words(command: str) -> list[str]:
+    """A command's words, with the variables of a reader's own script filled in."""
+    filled = Template(command).safe_substitute(SHELL_VARIABLES)
+    return shlex.split(filled.replace(DOCUMENTED_REPO, REPO))
