@@ -70,6 +70,7 @@ PLAIN __m128i some_bytes(const void *from, size_t bytes) {
 #define _mm_loadl_epi64(from) some_bytes((const void *)(from), 8)
 #define _mm_loadu_si32(from) some_bytes((const void *)(from), 4)
 
+PLAIN __m512i _mm512_loadu_si512(const void *from) { return _mm512_loadu_ps(from); }
 PLAIN void _mm512_storeu_si512(void *to, __m512i of) { memcpy(to, &of, sizeof of); }
 
 PLAIN __m512 _mm512_castsi512_ps(__m512i a) { return a; }

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_INT8, _INT8_DYNAMIC, _INT4 = range(3)
+INT8, INT8_DYNAMIC, INT4 = range(3)
 """Kinds of layers, as cpu_linear.c counts them."""
 
 DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.int32: 3}
@@ -51,8 +51,8 @@ class Stored:
     def kind(self) -> int:
         """What cpu_linear.c calls it."""
         if self.zero_point is not None:
-            return _INT4
-        return _INT8_DYNAMIC if self.dynamic else _INT8
+            return INT4
+        return INT8_DYNAMIC if self.dynamic else INT8
 
     @property
     def group(self) -> int:

@@ -22,6 +22,7 @@ enum { TILE = 32 };   /* outputs that a thread takes at a time */
 enum { TOKENS = 4 };  /* rows of inputs that share one widening of the levels */
 enum { SUMS = 4 };    /* of a row, so that one product need not wait for the one before */
 enum { SOME = 256 };  /* numbers of a row that are widened at a time */
+enum { LINE = 64 };   /* bytes that memory gives at a time */
 enum { UNIT = 16 };   /* bytes of int4 levels, so 32 columns, which every group's size is a multiple of */
 
 typedef struct { /* a layer's weights as they are stored, and its bias */
@@ -62,6 +63,10 @@ typedef struct { /* outputs of one layer, from one up to another */
     void *result;
     int64_t from, to;
 } tile;
+
+/* Levels are wanted in order, rows and all, so what comes next is known long before. With AVX512 a core that asks
+ * only for what it wants reads them a third slower. */
+INLINE void ask_for(const int8_t *levels) { __builtin_prefetch(levels + 4096); }
 
 INLINE float from_bits(uint32_t bits) {
     float value;

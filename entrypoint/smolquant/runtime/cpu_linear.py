@@ -13,12 +13,23 @@ from collections.abc import Sequence
 
 import torch
 
-from smolquant.runtime.compiled import DTYPES, Layer, Stored, described_layer, library, required
-from smolquant.runtime.many_tokens import HAS_BFLOAT16, many
+from smolquant.runtime.compiled import (
+    DTYPES,
+    INT8_DYNAMIC,
+    Layer,
+    Stored,
+    described_layer,
+    library,
+    required,
+)
+from smolquant.runtime.many_tokens import HAS_BFLOAT16, HAS_INT8, many
 
 FEW_TOKENS = 16 if HAS_BFLOAT16 else 48
-"""Up to how many tokens weights are multiplied where they are read. On AVX2 both ways take as long at 32
-to more than 64 tokens, see docs/runtime.md; the 16 of CPUs with a faster product are not measured."""
+"""Up to how many tokens weights are multiplied where they are read. Both ways took as long at 8 to 16 tokens
+on a CPU with instructions for bfloat16, see docs/runtime.md, and at 32 to more than 64 on one without."""
+
+_SOONER = 4 if HAS_INT8 else 1
+"""The share of these tokens from which on dynamic int8 is as fast by its products of whole numbers."""
 
 
 class Linears:
@@ -43,7 +54,8 @@ class Linears:
 
     def __call__(self, inputs: torch.Tensor) -> list[torch.Tensor]:
         """Each layer's outputs (..., N), in the dtype of ``inputs`` (..., K)."""
-        if inputs.numel() > FEW_TOKENS * self._shape[0]:
+        few = FEW_TOKENS // (_SOONER if self._kind == INT8_DYNAMIC else 1)
+        if inputs.numel() > few * self._shape[0]:
             return many(inputs, self._layers)
         inputs = inputs.contiguous()
         batch, dtype = inputs.shape[:-1], inputs.dtype

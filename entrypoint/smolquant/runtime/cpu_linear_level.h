@@ -49,14 +49,12 @@ INLINE vec spread_bfloat16(const uint16_t *from, const int wide) {
 INLINE vec widen(const int8_t *from) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
 }
-INLINE vec int4_products(const int8_t *levels, const int16_t *low, const int16_t *high) {
+INLINE vec int4_products(const int8_t *levels, const int16_t *inputs) {
     const __m128i stored = _mm_loadu_si128((const __m128i *)levels);
     const __m256i bytes = _mm256_cvtepu8_epi16(_mm_xor_si128(stored, _mm_set1_epi8((char)0x88)));
     const __m512i pairs = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_and_si256(bytes, _mm256_set1_epi16(15))),
                                              _mm256_srli_epi16(bytes, 4), 1);
-    const __m512i inputs = _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)low)),
-                                              _mm256_loadu_si256((const __m256i *)high), 1);
-    return _mm512_cvtepi32_ps(_mm512_madd_epi16(pairs, inputs));
+    return _mm512_cvtepi32_ps(_mm512_madd_epi16(pairs, _mm512_loadu_si512(inputs)));
 }
 #elif defined(AVX2)
 enum { LANES = 8 };
@@ -87,12 +85,12 @@ INLINE vec spread_bfloat16(const uint16_t *from, const int wide) {
 INLINE vec widen(const int8_t *from) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
 }
-INLINE vec int4_products(const int8_t *levels, const int16_t *low, const int16_t *high) {
+INLINE vec int4_products(const int8_t *levels, const int16_t *inputs) {
     const __m128i stored = _mm_loadu_si128((const __m128i *)levels);
     const __m256i bytes = _mm256_cvtepu8_epi16(_mm_xor_si128(stored, _mm_set1_epi8((char)0x88)));
     const __m256i lows = _mm256_and_si256(bytes, _mm256_set1_epi16(15)), highs = _mm256_srli_epi16(bytes, 4);
-    const __m256i of_low = _mm256_madd_epi16(lows, _mm256_loadu_si256((const __m256i *)low));
-    const __m256i of_high = _mm256_madd_epi16(highs, _mm256_loadu_si256((const __m256i *)high));
+    const __m256i of_low = _mm256_madd_epi16(lows, _mm256_loadu_si256((const __m256i *)inputs));
+    const __m256i of_high = _mm256_madd_epi16(highs, _mm256_loadu_si256((const __m256i *)(inputs + UNIT)));
     return _mm256_cvtepi32_ps(_mm256_add_epi32(of_low, of_high));
 }
 #else
@@ -139,13 +137,13 @@ INLINE vec widen(const int8_t *from) {
     FOR_EACH_LANE result.of[lane] = (float)from[lane];
     return result;
 }
-INLINE vec int4_products(const int8_t *levels, const int16_t *low, const int16_t *high) {
+INLINE vec int4_products(const int8_t *levels, const int16_t *inputs) {
     vec result;
     FOR_EACH_LANE {
         int32_t sum = 0;
         for (int i = lane; i < UNIT; i += LANES) {
             const int byte = (uint8_t)levels[i] ^ 0x88;
-            sum += (byte & 15) * low[i] + (byte >> 4) * high[i];
+            sum += (byte & 15) * inputs[i] + (byte >> 4) * inputs[UNIT + i];
         }
         result.of[lane] = (float)sum;
     }
@@ -166,12 +164,14 @@ INLINE void int8_output(const job *work, const tile *mine, int64_t output, int64
         for (int t = 0; t < tokens; t++)
             sums[s][t] = zero();
     int64_t k = 0;
-    for (; k + SUMS * LANES <= columns; k += SUMS * LANES)
+    for (; k + SUMS * LANES <= columns; k += SUMS * LANES) {
+        ask_for(levels + k);
         for (int s = 0; s < SUMS; s++) {
             const vec weights = widen(levels + k + s * LANES);
             for (int t = 0; t < tokens; t++)
                 sums[s][t] = multiply_add(weights, load(inputs + t * columns + k + s * LANES), sums[s][t]);
         }
+    }
     const float scale = read_at(mine->of->scale, mine->of->scale_dtype, output);
     for (int t = 0; t < tokens; t++) {
         float sum = total(add(add(sums[0][t], sums[1][t]), add(sums[2][t], sums[3][t])));
@@ -253,17 +253,20 @@ INLINE void int4_output(const job *work, const tile *mine, int64_t output, int64
             store(factors[t], multiply_add(scale, load(units + t * stride + unit), zero()));
         }
         if (count == LANES)
-            for (int u = 0; u < LANES; u++)
+            for (int u = 0; u < LANES; u++) {
+                if (u * UNIT % LINE == 0)
+                    ask_for(levels + (unit + u) * UNIT);
                 for (int t = 0; t < tokens; t++) {
                     const int16_t *const x = halves + t * work->columns + (unit + u) * 2 * UNIT;
-                    const vec product = int4_products(levels + (unit + u) * UNIT, x, x + UNIT);
+                    const vec product = int4_products(levels + (unit + u) * UNIT, x);
                     products[u & 1][t] = multiply_add(product, splat(factors[t][u]), products[u & 1][t]);
                 }
+            }
         else
             for (int u = 0; u < count; u++)
                 for (int t = 0; t < tokens; t++) {
                     const int16_t *const x = halves + t * work->columns + (unit + u) * 2 * UNIT;
-                    const vec product = int4_products(levels + (unit + u) * UNIT, x, x + UNIT);
+                    const vec product = int4_products(levels + (unit + u) * UNIT, x);
                     products[0][t] = multiply_add(product, splat(factors[t][u]), products[0][t]);
                 }
     }

@@ -16,7 +16,7 @@ HAS_BFLOAT16 = torch.backends.cpu.get_cpu_capability() == "AVX512" and (
 )
 """Whether this CPU multiplies bfloat16 by instructions of its own."""
 
-_HAS_INT8 = HAS_BFLOAT16 and torch.cpu._is_vnni_supported()
+HAS_INT8 = HAS_BFLOAT16 and torch.cpu._is_vnni_supported()
 """Whether it multiplies whole numbers of 8 bits faster still."""
 
 _BLOCK_BYTES = (32 if HAS_BFLOAT16 else 4) << 20
@@ -145,7 +145,7 @@ def many(
     dynamic = layers[0][0].dynamic
     if dynamic:
         flat, token_scale = _quantized_tokens(flat)
-    if dynamic and _HAS_INT8:
+    if dynamic and HAS_INT8:
         results = [_by_levels(flat, token_scale, *layer, dtype) for layer in layers]
     elif _bytes(layers, dtype) <= _BLOCK_BYTES:
         results = _in_one_block(flat, token_scale, layers, dtype)
