@@ -18,12 +18,16 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from compat.prove import FIXTURES, IDS, LOGITS, plain_logits
+from compat.logits import LOGITS
+from compat.prove import FIXTURES, plain_logits
 from smolquant.checkpoint.files import README
 from smolquant.record import FORMAT_VERSION
 from smolquant.runtime.contents import variants_in
 
 QUANT_TYPES = ("int8_weight_only", "int4_weight_only", "int8_dynamic", "float8_weight_only")
+IDS = (1, *range(40, 56))
+"""The prompt whose logits are recorded."""
+
 SPREAD = 0.4
 """Of the random weights: wide enough that one token is clearly ahead of the others."""
 

@@ -109,7 +109,7 @@ def differences(recorded: Behaviour, now: Behaviour, reader: Any) -> Iterator[st
         at = _first_difference(ids, recorded.token_ids)
         yield (
             f"Its tokenizer makes other tokens of a text than when it was made: token {at + 1} is "
-            f"{ids[at : at + 1] or 'missing'}, and was {recorded.token_ids[at]}."
+            f"{ids[at] if at < len(ids) else 'missing'}, and was {recorded.token_ids[at]}."
         )
     triples = zip(recorded.next_tokens, now.next_tokens, recorded.margins, strict=True)
     for place, (was, is_now, margin) in enumerate(triples):
