@@ -1,12 +1,13 @@
 """`make compat`: loads the published fixtures in environments of their own, and writes the page.
 
-PYTHONPATH=entrypoint:tools .venv/bin/python -m compat
+It is `PYTHONPATH=entrypoint:tools .venv/bin/python -m compat`, with `--alone` to leave other Pythons to others.
 """
 
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import version
 
 import yaml
@@ -15,6 +16,7 @@ from compat.environments import (
     ROOT,
     VARIED,
     Environment,
+    Failed,
     NotRun,
     available,
     beside_ours,
@@ -32,9 +34,9 @@ TORCH = version("torch").partition("+")[0]
 
 
 def main() -> int:
-    """Run what can be run here; the number of environments in which something failed."""
+    """Run what can be run here, and return how many environments something failed in."""
     rows = []
-    for row in _rows():
+    for row in _rows(alone="--alone" in sys.argv[1:]):
         print(f"{row.name}, Python {row.python}, torch {row.torch}: {row.not_run or 'run'}")
         print("".join(f"  {problem}\n" for problem in row.problems), end="", flush=True)
         rows.append(row)
@@ -43,13 +45,15 @@ def main() -> int:
     return sum(bool(row.problems) for row in rows)
 
 
-def _rows() -> Iterator[Row]:
+def _rows(*, alone: bool) -> Iterator[Row]:
     yield from _of_this_torch()
+    index = os.environ.get("TORCH_INDEX")
     matrix = yaml.safe_load(WORKFLOW.read_text("utf-8"))["jobs"]["compat"]["strategy"]["matrix"]
     for python in matrix["python"]:
-        if python != OURS:
-            index = os.environ.get("TORCH_INDEX")
-            yield _row("newest", python, lambda python=python: of_python(python, index))
+        if python != OURS and alone:
+            yield Row("newest", python, TORCH, not_run="another Python runs here")
+        elif python != OURS:
+            yield _row("newest", python, partial(of_python, python, index))
     for torch in matrix["torch"]:
         if torch != TORCH:
             yield Row("oldest and newest", OURS, torch, not_run="another torch is installed here")
@@ -63,7 +67,7 @@ def _of_this_torch() -> Iterator[Row]:
         return
     for place, name in enumerate(("oldest", "newest")):
         pinned = {library: versions[place] for library, versions in ends.items()}
-        yield _row(name, OURS, lambda name=name, pinned=pinned: beside_ours(name, pinned))
+        yield _row(name, OURS, partial(beside_ours, name, pinned))
 
 
 def _row(name: str, python: str, make: Callable[[], Environment]) -> Row:
@@ -71,6 +75,8 @@ def _row(name: str, python: str, make: Callable[[], Environment]) -> Row:
         told = make().prove()
     except NotRun as reason:
         return Row(name, python, TORCH, not_run=str(reason))
+    except Failed as reason:
+        return Row(name, python, TORCH, failed=str(reason))
     return Row(name, python, TORCH, versions=told["versions"], proofs=told["proofs"])
 
 

@@ -15,13 +15,13 @@ WAYS = {
 
 HEAD = """# Compatibility
 
-`make compat` writes this page. It loads the published fixtures in [tests/fixtures](../tests/fixtures), a tiny
-model in each format version so far, with other versions of the libraries, and compares what they compute with
-what was recorded when they were made: logits through `smolquant.load` and, where the scheme allows that, through
-transformers alone; files, tokens and perplexity through `smolquant check`. The oldest and the newest versions are
-those that pyproject.toml allows and the registry has. A row that says *not run* was not run on the machine that
-wrote this page; [a workflow](../.github/workflows/compat.yml) runs all of them each week, with torch's builds for
-CPUs, and shows in its summary what it found.
+`make compat` writes this page. It loads the published fixtures in [tests/fixtures](../tests/fixtures), a
+tiny model in each format version so far, with other versions of the libraries, and compares what they
+compute with what was recorded when they were made: logits through `smolquant.load` and, where the scheme
+allows that, through transformers alone; files, tokens and perplexity through `smolquant check`. The oldest
+and the newest versions are those that pyproject.toml allows and the registry has. A row that says *not run*
+was not run on the machine that wrote this page; [a workflow](../.github/workflows/compat.yml) runs all of
+them each week, with torch's builds for CPUs, and shows in its summary what it found.
 """
 
 
