@@ -1,6 +1,6 @@
 """`make compat`: loads the published fixtures in environments of their own, and writes the page.
 
-It is `PYTHONPATH=entrypoint:tools .venv/bin/python -m compat`, with `--alone` to leave other Pythons to others.
+It is `PYTHONPATH=entrypoint:tools .venv/bin/python -m compat`; `--alone` leaves other Pythons to others.
 """
 
 import os
