@@ -26,6 +26,7 @@ esac
 
 
 def step_of(job: str, name: str) -> dict[str, Any]:
+    step: dict[str, Any]
     (step,) = (step for step in WORKFLOW["jobs"][job]["steps"] if step.get("name") == name)
     return step
 
