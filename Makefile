@@ -12,6 +12,7 @@
 # make bench-gpu     each variant's speed on a GPU, beside bf16
 # make bench-scale   planning of very deep and very divided checkpoints
 # make bench-quality what each scheme and method costs in quality
+# make compat        published fixtures of each format with the oldest and newest libraries (ALONE=1: with this Python)
 # make families       every model type of transformers that generates text, quantized and compared (JOBS= at a time)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -36,10 +37,13 @@ SEED ?=
 TARGET ?=
 CASE ?=
 
-WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
+# For `make compat`: leave other Pythons to others.
+ALONE ?=
+
+WORKFLOWS_ELSEWHERE := examples/release.yml examples/canary.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
-.PHONY: demo test test-arm test-gpu test-container fuzz bench bench-experts bench-gpu bench-runtime bench-scale bench-quality families check docs picture clean
+.PHONY: demo test test-arm test-gpu test-container fuzz bench bench-experts bench-gpu bench-runtime bench-scale bench-quality families check docs picture clean compat
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
@@ -81,6 +85,9 @@ bench-gpu:
 bench-scale: $(INSTALLED)
 	$(PYTHON) bench/scale.py
 
+compat: $(INSTALLED)
+	PYTHONPATH=entrypoint:tools TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) -m compat $(if $(ALONE),--alone)
+
 families: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m families $(if $(JOBS),--jobs $(JOBS))
 
@@ -116,4 +123,4 @@ docs: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m readme_tables
 
 clean:
-	rm -rf $(VENV) .demo .bench .families quantized .coverage
+	rm -rf $(VENV) .demo .bench .compat .families quantized .coverage

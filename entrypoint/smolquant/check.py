@@ -1,10 +1,11 @@
 """``smolquant check`` tests whether published variants work with the libraries that are installed now.
 
-Each variant's files are compared with its quantization.json, then the variant is loaded as a user would
-load it and predicts a token. The command changes nothing.
+Each variant's files are compared with its quantization.json; then the variant is loaded as a user would
+load it, predicts a token, and what it predicts on a short text is compared with what it predicted when it
+was made. The command changes nothing.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,24 @@ from smolquant.checkpoint.download import fetch_some
 from smolquant.checkpoint.files import is_intact
 from smolquant.errors import CheckpointError, InputError
 from smolquant.hub import Hub
-from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
+from smolquant.record import (
+    FILE_NAME,
+    PLAIN_FLOAT32,
+    Behaviour,
+    InvalidRecord,
+    VariantRecord,
+    stack_versions,
+)
 from smolquant.runtime.contents import require_place, require_variants, variants_in
 from smolquant.schemes import BY_VARIANT
+from smolquant.text import Markdown, code_span, escape_markdown, one_line
+
+_AS_RECORDED = ", and predicts what was recorded"
+_NOT_RECORDED = "; what it predicts was not recorded when it was made"
+_OTHERWISE = (
+    "; what it predicts was recorded by a later version, in a way that this one does not know"
+)
+_NO_MEMORY = "; what it predicts is not compared, for which this machine lacks the memory"
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,41 @@ class Checked:
     """What is wrong; empty when the variant works."""
     made_with: Mapping[str, str]
     """The versions that the record names."""
+    compared: str = ""
+    """What became of comparing its predictions, as the end of a sentence that says that it works."""
+
+    @property
+    def verdict(self) -> str:
+        """What is wrong, or how far it works."""
+        return self.problem or f"works{self.compared}"
+
+
+def summary(name: str, results: Sequence[Checked]) -> str:
+    """The job summary of a check, in markdown.
+
+    Args:
+        name: the repository or folder that was checked.
+    """
+    lines = [
+        f"## smolquant check {code_span(name)}",
+        "",
+        "| variant | | verdict | made with |",
+        "| :-- | :-- | :-- | :-- |",
+        *(
+            f"| {code_span(one.variant)} | {'❌' if one.problem else '✅'} "
+            f"| {escape_markdown(one_line(one.verdict))} | {escape_markdown(told(one.made_with))} |"
+            for one in results
+        ),
+        "",
+        f"Checked with {escape_markdown(told(stack_versions()))}.",
+        "",
+    ]
+    return Markdown("\n".join(lines))
+
+
+def told(versions: Mapping[str, str]) -> str:
+    """Versions in a line."""
+    return ", ".join(f"{name} {version}" for name, version in sorted(versions.items()))
 
 
 def check(
@@ -63,11 +114,11 @@ def check(
             record = VariantRecord.in_folder(variant, (folder / variant / FILE_NAME).read_bytes())
             made_with = record.versions
             _check_files(folder / variant, record)
-            _check_loads(folder, record, trust_remote_code)
+            compared = _check_loads(folder, record, trust_remote_code)
         except (InvalidRecord, CheckpointError) as problem:
             yield Checked(variant, str(problem), made_with)
         else:
-            yield Checked(variant, "", made_with)
+            yield Checked(variant, "", made_with, compared)
 
 
 def _is_of_a_variant(path: str, *, with_code: bool) -> bool:
@@ -86,27 +137,32 @@ def _check_files(folder: Path, record: VariantRecord) -> None:
             )
 
 
-def _check_loads(folder: Path, record: VariantRecord, trust_remote_code: bool) -> None:
-    """Load the variant and look at the logits of one prompt.
+def _check_loads(folder: Path, record: VariantRecord, trust_remote_code: bool) -> str:
+    """Load the variant, look at the logits of one prompt, and at whether it predicts what was recorded.
 
     A machine without its kernels says nothing of the variant: there it is computed with plain weights.
     Nor does code that may not run.
+
+    Returns:
+        :attr:`Checked.compared`.
     """
     import torch
 
     from smolquant.runtime.load import NeedsOwnCode, load_for_checking
 
-    variant, problems = record.variant, list[str]()
+    variant, problems, predicted = record.variant, list[str](), _Predicted(record.behaviour)
     try:
         model, tokenizer = load_for_checking(
             folder,
             variant,
             report=lambda info: problems.extend(_misfits(info, record)),
+            examine=predicted.examine,
             trust_remote_code=trust_remote_code,
         )
         prompt = tokenizer(text="The", return_tensors="pt").to(model.device)
         with torch.no_grad():
             logits = model(**prompt).logits
+        problems.extend(predicted.differences(tokenizer))
     except NeedsOwnCode as error:
         raise InputError(
             f"{variant} is not checked: it needs code of its own, which its repository brings along, and "
@@ -117,10 +173,40 @@ def _check_loads(folder: Path, record: VariantRecord, trust_remote_code: bool) -
         if problems:
             raise CheckpointError(problems[0]) from error
         raise CheckpointError(f"It does not run: {type(error).__name__}: {error}") from error
+    if not bool(torch.isfinite(logits).all()):
+        problems.append("Its logits are not finite.")
     if problems:
         raise CheckpointError(problems[0])
-    if not bool(torch.isfinite(logits).all()):
-        raise CheckpointError("Its logits are not finite.")
+    return predicted.compared
+
+
+class _Predicted:
+    """What a variant is recorded to predict, beside what it predicts now."""
+
+    def __init__(self, recorded: Behaviour | None) -> None:
+        self._recorded = recorded
+        self._now: Behaviour | None = None
+        self.compared = _NOT_RECORDED if recorded is None else _AS_RECORDED
+        if recorded is not None and recorded.computed != PLAIN_FLOAT32:
+            self.compared = _OTHERWISE
+
+    def examine(self, model: Any) -> None:
+        """Compute it, with a model whose weights are as they are stored."""
+        from smolquant.evaluate.behaviour import fits, predict
+
+        if self.compared != _AS_RECORDED or self._recorded is None:
+            return
+        if not fits(model):
+            self.compared = _NO_MEMORY
+            return
+        self._now = predict(model, self._recorded.text, self._recorded.token_ids)
+
+    def differences(self, tokenizer: Any) -> Iterator[str]:
+        """What is not as it was recorded, a sentence each."""
+        from smolquant.evaluate.behaviour import differences
+
+        if self._recorded is not None and self._now is not None:
+            yield from differences(self._recorded, self._now, tokenizer)
 
 
 def _misfits(info: Mapping[str, Any], record: VariantRecord) -> Iterator[str]:

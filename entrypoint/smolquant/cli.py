@@ -42,6 +42,7 @@ from smolquant.parameters import (
 from smolquant.remarks import quiet_libraries
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
+from smolquant.report.files import write_summary
 from smolquant.report.run_report import RunReport
 from smolquant.schemes import BOTH, INT4_METHODS, SCHEMES, TABLE_SCHEMES
 from smolquant.schemes.base import GROUP_SIZES
@@ -250,26 +251,33 @@ def check(
     token: str | None,
     trust_remote_code: bool,
 ) -> int:
-    """Load the published variants with the installed libraries and say whether they still work."""
+    """Load the published variants with the installed libraries and say whether they still work.
+
+    Their files, and what they predict on a short text, are compared with what was recorded when they were
+    made. In a workflow, the job summary has the result.
+    """
     from smolquant import check as checking
     from smolquant.hub import Hub
 
     console: Console = context.obj
     token = masked_token(token, console.mask)
-    broken = []
-    results = checking.check(
+    results = []
+    for found in checking.check(
         repo_or_folder,
         Hub(token, notify=console.info),
         revision,
         trust_remote_code=trust_remote_code,
-    )
-    for found in results:
-        made_with = ", ".join(f"{name} {made}" for name, made in sorted(found.made_with.items()))
-        console.info(f"{found.variant}: {found.problem or 'works'} (made with {made_with})")
-        broken += [found.variant] if found.problem else []
-    if broken:
+    ):
+        console.info(
+            f"{found.variant}: {found.verdict} (made with {checking.told(found.made_with)})"
+        )
+        results.append(found)
+    write_summary(checking.summary(repo_or_folder, results), os.environ)
+    if broken := [found for found in results if found.problem]:
+        reasons = "; ".join(f"{found.variant}: {found.problem.rstrip('.')}" for found in broken)
         raise CheckpointError(
-            f"{', '.join(broken)} of {repo_or_folder} do not work with the installed libraries.",
+            f"Of {repo_or_folder}, {', '.join(found.variant for found in broken)} "
+            f"{'does' if len(broken) == 1 else 'do'} not work as when made. {reasons}.",
             hint="Make them again with `smolquant quantize --force`, or install those they were "
             "made with.",
         )

@@ -150,6 +150,26 @@ class Metrics:
     """The capability, such as 8.9, of the GPU that measured this; None on a CPU, and in older records."""
 
 
+PLAIN_FLOAT32 = "float32, with the plain weights that are stored, and eager attention"
+"""The one way so far in which what a :class:`Behaviour` holds was computed, alike on every machine."""
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a variant predicts on a short text, for telling later whether it still does."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """The text, or its beginning, as the variant's tokenizer makes tokens of it."""
+    next_tokens: tuple[int, ...]
+    """The likeliest next token after each of them."""
+    margins: tuple[float, ...]
+    """The distance of each from the second likeliest, in nats; a small one may turn over."""
+    perplexity: float
+    """Of the tokens but the first."""
+    computed: str = PLAIN_FLOAT32
+
+
 def shows_no_difference(spread: tuple[float, float] | None) -> bool:
     """Whether two speeds were measured, and the quartiles of their ratio lie on both sides of 1."""
     return spread is not None and spread[0] <= 1.0 <= spread[1]
@@ -178,6 +198,8 @@ class VariantRecord:
     """Whether its tokenizer renders conversations; older records tell that of a template in a file only."""
     runs_own_code: bool = False
     """Whether the model is built by code of its own, which transformers runs only where it is trusted."""
+    behaviour: Behaviour | None = None
+    """What it predicted when it was measured; nothing decides by it whether a variant is up to date."""
     format_version: int = field(default=FORMAT_VERSION)
 
     @property
@@ -231,6 +253,7 @@ class VariantRecord:
             if not isinstance(raw, dict):
                 raise TypeError("not a JSON object")
             metrics = raw.get("metrics")
+            behaviour = _typed(raw, "behaviour", dict, optional=True)
             return cls(
                 variant=_typed(raw, "variant", str),
                 quant_type=_typed(raw, "quant_type", str),
@@ -245,6 +268,7 @@ class VariantRecord:
                 task=_typed(raw, "task", str, optional=True) or TEXT_GENERATION,
                 has_chat_template=_has_chat_template(raw),
                 runs_own_code=_typed(raw, "runs_own_code", bool, optional=True) or False,
+                behaviour=None if behaviour is None else read_behaviour(behaviour),
                 format_version=_typed(raw, "format_version", int),
             )
         except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -314,12 +338,44 @@ def _build(cls: type[T], raw: Any) -> T:
 def _pair(key: str, values: list[Any]) -> tuple[float, float]:
     """Two numbers, which JSON has as a list."""
     low, high = values
+    return _number(key, low), _number(key, high)
+
+
+def _number(key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{key!r} has a value of the wrong type")
+    if not abs(value) <= _LARGEST:  # nor a NaN
+        raise ValueError(f"{key!r} is out of range")
+    return float(value)
+
+
+def read_behaviour(raw: Mapping[str, Any]) -> Behaviour:
+    """Read a :class:`Behaviour` back from what JSON has of it.
+
+    Raises:
+        ValueError, TypeError, KeyError: it is none.
+    """
+    ids, best = (_ids(key, _typed(raw, key, list)) for key in ("token_ids", "next_tokens"))
+    margins = tuple(_number("margins", value) for value in _typed(raw, "margins", list))
+    if not 2 <= len(ids) == len(best) == len(margins):
+        raise ValueError("'behaviour' has not as many predictions as tokens")
+    return Behaviour(
+        text=_typed(raw, "text", str),
+        token_ids=ids,
+        next_tokens=best,
+        margins=margins,
+        perplexity=_number("perplexity", raw["perplexity"]),
+        computed=_typed(raw, "computed", str),
+    )
+
+
+def _ids(key: str, values: list[Any]) -> tuple[int, ...]:
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{key!r} has a value of the wrong type")
-        if not abs(value) <= _LARGEST:  # nor a NaN
+        if not 0 <= value < _LARGEST:
             raise ValueError(f"{key!r} is out of range")
-    return float(low), float(high)
+    return tuple(values)
 
 
 def _each(cls: type[T], raw: Mapping[str, Any]) -> dict[str, T]:

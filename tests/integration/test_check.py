@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from command import Run
+from compat.prove import fixtures
 from conftest import WRITE
 from localhub import LocalHub
 
@@ -58,6 +60,24 @@ def test_a_variant_that_the_installed_libraries_cannot_run(
     assert run.exit_code == 3
     assert "int8: It does not run" in run.log
     assert "hal9000" in run.log
+
+
+def test_a_job_summary_tells_what_differs(smolquant: RunSmolquant, tmp_path: Path) -> None:
+    """A published set whose int8 predicts other tokens than were recorded; int4 is as it was made."""
+    for variant in ("int8", "int4"):
+        shutil.copytree(fixtures()[-1] / variant, tmp_path / "model" / variant)
+    path = tmp_path / "model/int8/quantization.json"
+    record = json.loads(path.read_text())
+    record["behaviour"]["next_tokens"][3] += 1
+    path.write_text(json.dumps(record))
+    run = smolquant("check", "model", actions=True)
+    assert run.exit_code == 3, run.log
+    assert "int4: works, and predicts what was recorded (made with" in run.log
+    (annotation,) = run.annotations
+    assert "int8 does not work as when made. int8: After 'W a t e' it predicts" in annotation
+    assert "| `int8` | ❌ | After 'W a t e' it predicts" in run.summary
+    assert "| `int4` | ✅ | works, and predicts what was recorded | smolquant " in run.summary
+    assert run.summary.count("Checked with ") == 1
 
 
 def rewritten(quantized: Path, variant: str, name: str, content: bytes) -> None:
@@ -124,7 +144,7 @@ def test_a_repository_of_the_hub(smolquant: RunSmolquant, hub: LocalHub, checkpo
     assert published.exit_code == 0, published.log
     run = smolquant("check", "alice/model", hub=hub, token=WRITE.value)
     assert run.exit_code == 0, run.log
-    assert "int8: works (made with" in run.log
+    assert "int8: works; what it predicts was not recorded when it was made (made with" in run.log
 
 
 @pytest.mark.fault(

@@ -129,7 +129,9 @@ def test_what_was_measured_stands_in_record_report_card_and_summary(
 
     assert run.exit_code == 0, run.log
     for variant in ("int8", "int4"):
-        metrics = json.loads(hub.read(REPO, f"{variant}/quantization.json"))["metrics"]
+        record = json.loads(hub.read(REPO, f"{variant}/quantization.json"))
+        assert len(record["behaviour"]["token_ids"]) == len(record["behaviour"]["margins"]) > 10
+        metrics = record["metrics"]
         assert metrics == run.report["variants"][variant]["metrics"]
         assert metrics["mean_kl"] > 0
         assert metrics["tokens_per_second"] > 0

@@ -19,7 +19,7 @@ from smolquant.evaluate.text import (
     unknown_tokens,
 )
 from smolquant.model.context import known_tokens, longest_context
-from smolquant.record import Metrics
+from smolquant.record import Behaviour, Metrics
 
 if TYPE_CHECKING:
     import torch
@@ -109,6 +109,7 @@ class Measurement:
         variants: Mapping[str, Path],
         progress: Callable[[int], AbstractContextManager[Callable[[int], None]]],
         timing: Callable[[], AbstractContextManager[Callable[[str], None]]] = _untold,
+        observed: Callable[[str, Behaviour], None] | None = None,
         device: str = "cpu",
     ) -> dict[str, Metrics]:
         """Measure every variant against its source.
@@ -120,6 +121,7 @@ class Measurement:
             progress: given the tokens to work through, those of the text once for each model, yields the
                 function that is called with each number of tokens that is done.
             timing: entered while speed is measured, yields the function that is told whatever begins.
+            observed: as for :func:`smolquant.evaluate.speed.measure_speeds`.
             device: ``cpu`` or ``cuda``.
 
         Raises:
@@ -141,7 +143,7 @@ class Measurement:
                 tokens = evaluation.tokens
         except CannotMeasure:
             with timing() as heard:  # what cannot be measured has to run, too
-                self._speeds(source_folder, variants, device, heard)
+                self._speeds(source_folder, variants, device, heard, None)
             raise
         measured_on: dict[str, Any] = {
             "text": self.text.name,
@@ -151,7 +153,7 @@ class Measurement:
             "compute_capability": compute_capability(device),
         }
         with timing() as heard:
-            speeds = self._speeds(source_folder, variants, device, heard)
+            speeds = self._speeds(source_folder, variants, device, heard, observed)
         return {
             variant: replace(metrics, **speeds[variant], **measured_on)
             for variant, metrics in quality.items()
@@ -163,6 +165,7 @@ class Measurement:
         variants: Mapping[str, Path],
         device: str,
         heard: Callable[[str], None],
+        observed: Callable[[str, Behaviour], None] | None,
     ) -> dict[str, dict[str, Any]]:
         """The fields of :class:`Metrics` about speed, per variant; None where it cannot be had here.
 
@@ -178,6 +181,7 @@ class Measurement:
             device=device,
             code=source_folder if self.trust_remote_code else None,
             heard=heard,
+            observed=observed,
         )
         source = speeds.source
         for variant, speed in speeds.variants.items():

@@ -22,6 +22,7 @@ from smolquant.evaluate.own_code import beside_its_code
 from smolquant.evaluate.rounds import Ratio, ratio_of, speed_of
 from smolquant.evaluate.timing import SOURCE, Asked, Entry
 from smolquant.memory import available_bytes
+from smolquant.record import Behaviour, read_behaviour
 
 SECONDS_A_MODEL = 4.0
 """Time that suffices for timing a small model; a large one takes what the least number of rounds takes."""
@@ -75,6 +76,7 @@ def measure_speeds(
     device: str = "cpu",
     code: Path | None = None,
     heard: Callable[[str], None] = lambda text: None,
+    observed: Callable[[str, Behaviour], None] | None = None,
     timeout: float = TIMEOUT_SECONDS,
 ) -> Speeds:
     """Load models, let them predict, and time them in turns.
@@ -87,6 +89,8 @@ def measure_speeds(
         variants: variant -> folder.
         code: a folder with code of the model's own, which may run; None where none may.
         heard: is told whatever begins.
+        observed: is told what each variant predicts on a short text, where that can be computed; None where
+            nobody wants to know.
         timeout: seconds that loading and timing may take each.
     """
     folders = {SOURCE: source, **variants} if source is not None else dict(variants)
@@ -99,11 +103,19 @@ def measure_speeds(
                 for name, folder in fitting.items()
             ]
             asked = Asked(
-                entries, device, code is not None, SECONDS_A_MODEL, LIMIT_SECONDS, timeout
+                entries,
+                device,
+                code is not None,
+                SECONDS_A_MODEL,
+                LIMIT_SECONDS,
+                timeout,
+                observe=observed is not None,
             )
             events = places.enter_context(closing(_events(asked, heard)))
             for event in events:
                 found.take(event)
+                if observed is not None and (behaviour := event.get("behaviour")):
+                    observed(behaviour["name"], read_behaviour(behaviour["is"]))
     return found.speeds(variants)
 
 

@@ -18,7 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, TextIO, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from smolquant.evaluate.bytes_read import bytes_read
 from smolquant.evaluate.rounds import PROMPTS, Clock, Runner, choose_turn, in_turns
@@ -26,6 +27,9 @@ from smolquant.memory import available_bytes, is_out_of_memory, peak_bytes
 from smolquant.schemes import BY_VARIANT
 from smolquant.text import error_words
 from smolquant.threads import use_allowed_threads
+
+if TYPE_CHECKING:
+    from smolquant.record import Behaviour
 
 T = TypeVar("T")
 
@@ -59,6 +63,8 @@ class Asked:
     """That timing may take in all, loading excepted."""
     timeout: float
     """That a process may take, loading included."""
+    observe: bool = False
+    """Whether what each variant predicts on a short text is wanted, too."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,8 @@ def _measure(asked: Asked, events: _Events) -> None:
     from transformers import AutoModelForCausalLM  # noqa: F401
 
     # Whatever is imported here, no fork has to import.
+    import smolquant.evaluate.behaviour
+    import smolquant.evaluate.text
     import smolquant.model.task
     import smolquant.runtime.kernels
     import smolquant.runtime.load  # noqa: F401
@@ -138,6 +146,10 @@ def _measure(asked: Asked, events: _Events) -> None:
             continue
         trials[entry.name] = trial
         events.send({"trial": {"name": entry.name, "fault": trial.fault, "peak": trial.peak}})
+        if asked.observe and entry.name != SOURCE and not trial.fault:
+            behaviour = forked(partial(_observed, entry, asked), asked.timeout)
+            if behaviour is not None:
+                events.send({"behaviour": {"name": entry.name, "is": asdict(behaviour)}})
     ready = {name: trial for name, trial in trials.items() if trial.peak is not None}
     sessions = plan_sessions(ready)
     for names in sessions:
@@ -163,6 +175,29 @@ def _load(entry: Entry, asked: Asked) -> Any:
     return auto_class(config).from_pretrained(
         entry.folder, device_map=asked.device, trust_remote_code=trust
     )
+
+
+def _observed(entry: Entry, asked: Asked) -> "Behaviour | None":
+    """What a variant predicts on a short text, in a process whose peak nobody measures.
+
+    Raises:
+        Exception: the model does not run that way, which it need not.
+    """
+    from smolquant.evaluate.behaviour import observe
+    from smolquant.evaluate.text import load_tokenizer
+    from smolquant.runtime.load import load_model
+
+    use_allowed_threads()
+    tokenizer = load_tokenizer(Path(entry.folder), trust_remote_code=asked.trust_remote_code)
+    found: list[Behaviour | None] = []
+    load_model(
+        entry.folder,
+        BY_VARIANT[entry.name],
+        asked.device,
+        prepare=lambda model: found.append(observe(model, tokenizer)),
+        trust_remote_code=asked.trust_remote_code,
+    )
+    return found[0]
 
 
 def _tried(entry: Entry, asked: Asked) -> Trial:

@@ -41,7 +41,7 @@ from smolquant.quantize.planned import VariantPlan
 from smolquant.quantize.planning import Plans
 from smolquant.quantize.variant import finish_variant, work_key, write_record
 from smolquant.quantize.workfolder import WorkFolder, work_folder
-from smolquant.record import FILE_NAME, SourceRecord, VariantRecord
+from smolquant.record import FILE_NAME, Behaviour, SourceRecord, VariantRecord
 from smolquant.report.console import Console
 from smolquant.report.progress import TOKENS
 from smolquant.report.run_report import VariantResult
@@ -210,6 +210,7 @@ def measure_variants(
 
     give_back_garbage()  # the blocks that quantizing has kept for itself
     started = time.monotonic()
+    behaviours: dict[str, Behaviour] = {}
     metrics = work.settings.measurement.run(
         windows,
         work.plans.architecture,
@@ -218,13 +219,16 @@ def measure_variants(
         variants={variant: work.folders[variant].folder for variant in results},
         progress=progress,
         timing=partial(console.doing, "measuring speed"),
+        observed=behaviours.__setitem__,
         device=computing_device(work.settings.device),
     )
     seconds = time.monotonic() - started
     return {
         variant: replace(
             one,
-            record=replace(one.record, metrics=metrics.get(variant)),
+            record=replace(
+                one.record, metrics=metrics.get(variant), behaviour=behaviours.get(variant)
+            ),
             evaluation_seconds=seconds,
         )
         for variant, one in results.items()

@@ -99,12 +99,13 @@ def load_for_checking(
     variant: str,
     *,
     report: "Callable[[Mapping[str, Any]], None]",
+    examine: "Callable[[PreTrainedModel], None] | None" = None,
     trust_remote_code: bool = False,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load as :func:`load` does, but with plain weights where this machine lacks the variant's kernels.
 
     Args:
-        report: as for :func:`load_model`.
+        report, examine: as for :func:`load_model`.
     """
     return _loaded(
         folder,
@@ -112,6 +113,7 @@ def load_for_checking(
         default_device(),
         trust_remote_code=trust_remote_code,
         report=report,
+        examine=examine,
     )
 
 
@@ -122,6 +124,7 @@ def load_model(
     *,
     prepare: "Callable[[PreTrainedModel], object] | None" = None,
     report: "Callable[[Mapping[str, Any]], None] | None" = None,
+    examine: "Callable[[PreTrainedModel], None] | None" = None,
     **options: Any,
 ) -> "PreTrainedModel":
     """Load a variant's model as stock transformers does, with the device's kernel for it.
@@ -134,6 +137,7 @@ def load_model(
         device_map: a device's name, or anything that ``from_pretrained`` takes.
         prepare: given the model when its weights are as they are stored, instead of making them run.
         report: is told what transformers says of the loading, such as ``missing_keys``.
+        examine: is given the model when its weights are as they are stored, before they are made to run.
 
     Raises:
         InputError: ``options`` ask for a dtype that the variant does not compute in.
@@ -151,6 +155,8 @@ def load_model(
         )
     if report is not None:
         report(info)
+    if examine is not None:
+        examine(model)
     (prepare or preparation(scheme, _device_of(device_map)))(model)
     loaded: PreTrainedModel = model
     return loaded

@@ -1,0 +1,1 @@
+"""`make compat`: published fixtures of each format, loaded with other versions of the libraries."""
