@@ -120,6 +120,11 @@ def cli() -> None:
 )
 @option("max-shard-size", metavar="SIZE", help="Maximum size of an output shard.")
 @switch("create-pr", "Publish to a pull request on the Hub instead of the main branch.")
+@switch(
+    "branches",
+    "Also put each published variant at the root of a branch of its own name (int8, int4, ...), for "
+    "servers that know no subfolders; every run with it puts the branches in step with main.",
+)
 @switch("save-only", "Write the variants locally and do not publish them.")
 @option(
     "output-dir", metavar="DIR", help="Folder that the variants and report.json are written to."

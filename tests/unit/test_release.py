@@ -14,7 +14,7 @@ from smolquant.checkpoint.files import sha256_of
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.errors import InputError
 from smolquant.hub import Hub
-from smolquant.publish import commit, release
+from smolquant.publish import operations, release
 from smolquant.publish.target import Target
 from smolquant.report.console import Console
 from smolquant.secrecy import remember
@@ -136,10 +136,10 @@ def test_a_token_in_a_file_that_travels_is_refused_before_the_work(source: Folde
 def test_a_token_in_the_repositorys_own_card_is_not_published_again(source: FolderSource) -> None:
     remember("hf_of_this_run")
     target = Target(REPO, exists=True, readme="# Mine\nrun with hf%5Fof%5Fthis%5Frun")
-    publication = commit.Publication({}, {}, source.identity, base_model=REPO)
+    publication = operations.Publication({}, {}, source.identity, base_model=REPO)
     with pytest.raises(InputError, match=r"README.md holds a token"):
-        commit._operations(target, publication)
-    assert commit._operations(replace(target, readme="# Mine"), publication)
+        operations.operations(target, publication)
+    assert operations.operations(replace(target, readme="# Mine"), publication)
 
 
 def saving(folder: Path, output_dir: Path) -> None:

@@ -108,7 +108,7 @@ def write_cards(
     output_dir: Path,
     records: Mapping[str, VariantRecord],
     *,
-    source_identity: str,
+    source_identity: str | None,
     base_model: str | None,
     license_entries: Mapping[str, str],
     tracking_urls: Mapping[str, str | None],
@@ -121,7 +121,7 @@ def write_cards(
 
     Args:
         records: the variants whose own cards are written, by name.
-        source_identity: tells which variants were made from the source as it is now.
+        source_identity: tells which variants were made from the source as it is now, if that is known.
         base_model: the source's Hub id; None for a folder.
         license_entries: the source's, for the front matter.
         tracking_urls: the page of each variant's run in Trackio.
