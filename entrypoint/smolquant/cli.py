@@ -40,6 +40,7 @@ from smolquant.parameters import (
     without_query,
 )
 from smolquant.remarks import quiet_libraries
+from smolquant.remove import remove
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
 from smolquant.report.run_report import RunReport
@@ -122,7 +123,7 @@ def cli() -> None:
 @switch("create-pr", "Publish to a pull request on the Hub instead of the main branch.")
 @switch(
     "branches",
-    "Also put each published variant at the root of a branch of its own name (int8, int4, ...), for "
+    "Also put each published variant at the root of a branch of its own name, for "
     "servers that know no subfolders; every run with it puts the branches in step with main.",
 )
 @switch("save-only", "Write the variants locally and do not publish them.")
@@ -283,6 +284,7 @@ def check(
 
 cli.add_command(chat)
 cli.add_command(bench)
+cli.add_command(remove)
 
 
 @cli.command("sync-trackio")

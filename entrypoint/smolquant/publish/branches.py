@@ -7,6 +7,7 @@ of such a name is never undone.
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -92,6 +93,24 @@ def put_in_step(
             ) from error
         if changed is not None:
             yield InStep(variant, hub.url(repo_id, "", variant), changed)
+
+
+def delete_branch(hub: Hub, repo_id: str, variant: str) -> None:
+    """Delete the branch of a variant that main has no longer; that it is gone already is fine.
+
+    Raises:
+        HubError: the Hub refused or cannot be reached.
+    """
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    try:
+        with hub_errors(repo_id, f"deleting the branch {variant}"), suppress(RevisionNotFoundError):
+            hub.api.delete_branch(repo_id, branch=variant)
+    except HubError as error:
+        raise HubError(
+            f"{variant} is removed from main of {repo_id}, but its branch is still there. {error.message}",
+            hint=f"Run the same command again, which then only has the branch to delete. {error.hint}",
+        ) from error
 
 
 def _put_in_step(

@@ -119,7 +119,8 @@ def _commit_on_head(
     """
     for attempt in range(1, MAX_TRIES + 1):
         operations = operations_on(target, publication)
-        notify(f"Uploading {len(operations)} files to {target.repo_id}")
+        doing, to = ("Changing", "of") if publication.withdrawn else ("Uploading", "to")
+        notify(f"{doing} {len(operations)} files {to} {target.repo_id}")
         with hub_errors(target.repo_id, f"publishing to {target.repo_id}"):
             _upload(hub, target, publication, operations)
             try:
