@@ -137,9 +137,7 @@ PAGES: Mapping[str, Page] = {
     "docs/faults.md": Page(
         "<!-- {} (make docs) -->\n", "<!-- {} -->", {"faults": lambda: sections(all_faults())}
     ),
-    "docs/serving.md": Page(
-        "<!-- {} (make docs) -->\n", "<!-- {} -->", {"servers": servers}
-    ),
+    "docs/serving.md": Page("<!-- {} (make docs) -->\n", "<!-- {} -->", {"servers": servers}),
     "docs/runtime.md": Page(
         "<!-- {} (make docs) -->\n", "<!-- {} -->", {"runtime": runtime_page.sections}
     ),

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # read when huggingface_hub is imported
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,28 @@ def test_what_the_client_copies_is_held_against_main(
     server.alter_next("GET", "/resolve/[0-9a-f]{40}/int8/config.json$", lambda body: b"{}")
     in_step(client)
     assert server.read(REPO, "config.json", "int8") == server.read(REPO, "int8/config.json")
+
+
+def test_code_of_the_models_own_goes_to_the_branch_that_needs_it(
+    server: LocalHub, client: Hub, tmp_path: Path
+) -> None:
+    release(client, tmp_path, "int8", "int4")
+    server.commit(REPO, {"modeling_own.py": b"class Own: ...\n"})
+    records = dict(inspect_target(client, REPO).records)
+    records["int8"] = replace(records["int8"], runs_own_code=True)
+    list(put_in_step(client, REPO, records, lambda line: None))
+    assert "modeling_own.py" in server.repo(REPO).files("int8")
+    assert "modeling_own.py" not in server.repo(REPO).files("int4")
+
+
+def test_a_variant_that_is_gone_meanwhile_is_passed_over(
+    server: LocalHub, client: Hub, tmp_path: Path
+) -> None:
+    release(client, tmp_path, "int8", "int4")
+    records = inspect_target(client, REPO).records
+    client.api.delete_folder("int8", REPO)
+    made = list(put_in_step(client, REPO, records, lambda line: None))
+    assert [one.variant for one in made] == ["int4"]
 
 
 def test_a_folder_of_another_name_gets_no_branch(

@@ -5,13 +5,14 @@ import os
 
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")  # read when huggingface_hub is imported
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
+from command import Run
 from conftest import READ, WRITE
 from localhub import LocalHub, Repo
 from publications import IDENTITY, make_variant, publication
@@ -287,3 +288,24 @@ def test_nothing_is_deleted_through_a_link(folder: Path, tmp_path: Path) -> None
     (folder / "int8").symlink_to(tmp_path / "elsewhere")
     assert isinstance(command(folder, "int8").exception, InputError)
     assert (tmp_path / "elsewhere/model.safetensors").is_file()
+
+
+# The whole command
+
+
+@pytest.mark.fault(
+    "record",
+    "`smolquant remove` is asked for what is not a variant",
+    "Exit 2 with what is there and what may be meant; nothing changes.",
+)
+def test_the_command_removes_and_refuses(smolquant: Callable[..., Run], server: LocalHub) -> None:
+    removed = smolquant("remove", REPO, "int8", hub=server, token=WRITE.value)
+    assert removed.exit_code == 0, removed.log
+    assert f"Removed int8 from {REPO}: {server.url}/{REPO}/commit/" in removed.log
+    refused = smolquant("remove", REPO, "int8", hub=server, token=WRITE.value, actions=True)
+    assert refused.exit_code == 2
+    assert len(refused.annotations) == 1
+    assert f"{REPO} has no int8. What {REPO} has: int4." in refused.annotations[0]
+    nowhere = smolquant("remove", "./nowhere", "int8", hub=server)
+    assert nowhere.exit_code == 2
+    assert "neither a folder that is there nor a Hub id" in nowhere.log
