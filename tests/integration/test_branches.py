@@ -166,13 +166,14 @@ def test_a_branch_that_fails_is_told_and_healed(
     "The answer to the commit on a branch is lost, or another run makes it first",
     "The branch is read again; what was made is not made twice.",
 )
-@pytest.mark.parametrize("how", ["lost", "refused as stale"])
+@pytest.mark.parametrize("how", ["lost", "garbage", "refused as stale"])
 def test_a_commit_on_a_branch_is_made_once(
     server: LocalHub, client: Hub, tmp_path: Path, how: str
 ) -> None:
     release(client, tmp_path, "int8")
-    if how == "lost":
-        server.alter_next("POST", "/commit/int8$", lambda body: b"<html>", status=502)
+    if how != "refused as stale":
+        status = 502 if how == "lost" else 200
+        server.alter_next("POST", "/commit/int8$", lambda body: b"<html>", status=status)
     else:
         server.fail_next("POST", "/commit/int8$", 412)
     assert [one.changed for one in in_step(client)] == [True]
@@ -184,13 +185,25 @@ def test_a_commit_on_a_branch_is_made_once(
     "A small file arrives damaged while the client copies it to a branch",
     "The branch is held against main, and put right.",
 )
+@pytest.mark.parametrize("name", ["config.json", "quantization.json"])
 def test_what_the_client_copies_is_held_against_main(
+    server: LocalHub, client: Hub, tmp_path: Path, name: str
+) -> None:
+    release(client, tmp_path, "int8")
+    records = inspect_target(client, REPO).records
+    server.alter_next("GET", f"/resolve/[0-9a-f]{{40}}/int8/{name}$", lambda body: b"{}")
+    list(put_in_step(client, REPO, records, lambda line: None))
+    assert server.read(REPO, name, "int8") == server.read(REPO, f"int8/{name}")
+    assert titles(server, "int8")[:2] == [BRANCH_TITLE] * 2
+
+
+def test_a_copy_of_another_variants_branch_is_not_taken_for_a_variants_own(
     server: LocalHub, client: Hub, tmp_path: Path
 ) -> None:
     release(client, tmp_path, "int8")
-    server.alter_next("GET", "/resolve/[0-9a-f]{40}/int8/config.json$", lambda body: b"{}")
     in_step(client)
-    assert server.read(REPO, "config.json", "int8") == server.read(REPO, "int8/config.json")
+    client.api.create_branch(REPO, branch="int4", revision="int8")
+    assert inspect_target(client, REPO).own_branches == {"int8"}
 
 
 def test_code_of_the_models_own_goes_to_the_branch_that_needs_it(

@@ -124,7 +124,7 @@ def _put_in_step(
     Returns:
         None where main has the variant no longer.
     """
-    variant = made.variant
+    variant, odd = made.variant, None
     for attempt in range(1, MAX_TRIES + 1):
         main = list_files(hub, repo_id, None)
         wanted = _wanted(main.files, made)
@@ -143,6 +143,8 @@ def _put_in_step(
         operations = _operations(branch, main, wanted)
         if not operations:
             return attempt > 1
+        if odd is not None:
+            raise odd
         try:
             hub.api.create_commit(
                 repo_id,
@@ -152,8 +154,10 @@ def _put_in_step(
                 parent_commit=branch.head,
             )
         except Exception as error:
-            if Outcome.of(error) is not Outcome.PASSING or attempt == MAX_TRIES:
+            outcome = Outcome.of(error)
+            if outcome is Outcome.REFUSED or attempt == MAX_TRIES:
                 raise
+            odd = error if outcome is Outcome.ODD else None
             pause = pause_after(attempt, error)
             notify(f"The Hub has not confirmed the commit on {variant}; looking in {pause:.0f} s")
             time.sleep(pause)
@@ -205,14 +209,16 @@ def _read(hub: Hub, repo_id: str, variant: str, head: str) -> Branch:
 
 
 def _holds(hub: Hub, repo_id: str, variant: str, listing: Listing) -> bool:
-    """Whether the record at the root of a commit is that of ``variant``."""
+    """Whether there is a record at the root of a commit, and not that of another variant.
+
+    One that cannot be read may have been damaged on its way, and is put right.
+    """
     file = listing.files.get(FILE_NAME)
     if file is None or file.size > _LARGEST_RECORD:
         return False
     doing = f"reading the branch {variant}"
     folder = fetch(hub, repo_id, listing.commit, {FILE_NAME: file}, doing=doing)
     try:
-        VariantRecord.in_folder(variant, (folder / FILE_NAME).read_bytes())
+        return VariantRecord.from_json((folder / FILE_NAME).read_bytes()).variant == variant
     except InvalidRecord:
-        return False
-    return True
+        return True
