@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from smolquant.publish.commit import Publication
+from smolquant.publish.operations import Publication
 from smolquant.record import FileRecord, SourceRecord, TensorRecord, VariantRecord
 from smolquant.schemes import BY_VARIANT
 

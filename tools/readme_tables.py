@@ -143,6 +143,22 @@ def schemes() -> str:
     return "\n".join(rows) + "\n"
 
 
+def servers() -> str:
+    """Rows of markdown: for each variant, whether vLLM reads it, and what it is given."""
+    rows = ["| variant | vLLM | what it is given |", "| :-- | :-- | :-- |"]
+    for scheme in SCHEMES.values():
+        name = scheme.variant
+        given = f"`--revision {name}`, or the folder `{name}/` after a download"
+        needed = scheme.cuda_capability
+        gpu = f", on a GPU of compute capability {needed[0]}.{needed[1]} or more" if needed else ""
+        rows.append(
+            f"| `{name}` | yes{gpu} | {given} |"
+            if scheme.vllm_loads
+            else f"| `{name}` | no | nothing; load it with {scheme.loading} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
 def outputs() -> str:
     """The action's outputs that hold the addresses of variants, in YAML."""
     return "".join(
@@ -192,6 +208,7 @@ PAGES: Mapping[str, Page] = {
         "<!-- {} -->",
         {"hardware": hardware, "versions": versions},
     ),
+    "docs/serving.md": Page("<!-- {} (make docs) -->\n", "<!-- {} -->", {"servers": servers}),
     "docs/runtime.md": Page(
         "<!-- {} (make docs) -->\n", "<!-- {} -->", {"runtime": runtime_page.sections}
     ),

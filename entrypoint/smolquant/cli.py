@@ -40,6 +40,7 @@ from smolquant.parameters import (
     without_query,
 )
 from smolquant.remarks import quiet_libraries
+from smolquant.remove import remove
 from smolquant.report.console import Console
 from smolquant.report.failure import Failure
 from smolquant.report.files import write_summary
@@ -121,6 +122,11 @@ def cli() -> None:
 )
 @option("max-shard-size", metavar="SIZE", help="Maximum size of an output shard.")
 @switch("create-pr", "Publish to a pull request on the Hub instead of the main branch.")
+@switch(
+    "branches",
+    "Also put each published variant at the root of a branch of its own name, for "
+    "servers that know no subfolders; every run with it puts the branches in step with main.",
+)
 @switch("save-only", "Write the variants locally and do not publish them.")
 @option(
     "output-dir", metavar="DIR", help="Folder that the variants and report.json are written to."
@@ -286,6 +292,7 @@ def check(
 
 cli.add_command(chat)
 cli.add_command(bench)
+cli.add_command(remove)
 
 
 @cli.command("sync-trackio")

@@ -95,9 +95,11 @@ class Hub:
         return bool(token)
 
     def url(self, repo_id: str, folder: str = "", revision: str = "main") -> str:
-        """The page of a repository, or of a folder in it."""
+        """The page of a repository, of one of its branches, or of a folder in it."""
         page = f"{self.api.endpoint}/{repo_id}"
-        return f"{page}/tree/{quote(revision, safe='')}/{quote(folder)}" if folder else page
+        if not folder and revision == "main":
+            return page
+        return f"{page}/tree/{quote(revision, safe='')}/{quote(folder)}".rstrip("/")
 
 
 class OddAnswer(Exception):

@@ -95,7 +95,7 @@ def _publish(
     report: RunReport,
     tracker: Tracker,
 ) -> None:
-    if results or release.changes_main_model(source, target, settings):
+    if results or release.changes_root(source, target, settings):
         published = release.publish_results(
             hub, target, source, settings, results, uploads, console.info
         )
@@ -103,6 +103,8 @@ def _publish(
     else:
         console.info("Nothing to publish")
         report.repo_url, report.commit_sha = hub.url(target.repo_id), target.head
+    for one in release.put_branches_in_step(hub, target, settings, results, console.info):
+        report.branches[one.variant], report.changed = one.url, report.changed or one.changed
     if not report.refused:  # a tag says that the release is whole
         report.tag = release.tag(hub, target, settings, report.commit_sha)
 

@@ -29,7 +29,7 @@ from smolquant.reading import (
     read_token_count,
 )
 from smolquant.record import Options
-from smolquant.schemes import DEFAULT_INT4_METHOD, Int4Method, Scheme, scheme_of
+from smolquant.schemes import BY_VARIANT, DEFAULT_INT4_METHOD, Int4Method, Scheme, scheme_of
 from smolquant.text import one_of
 from smolquant.tracking.destination import LOCAL, Destination, make_destination
 
@@ -82,6 +82,8 @@ class Settings:
     max_shard_size: int = _setting("1GB", read_size)
     """Bytes."""
     create_pr: bool = _setting(False)
+    branches: bool = _setting(False)
+    """Whether each published variant also becomes the root of a branch of its own name."""
     save_only: bool = _setting(False)
     output_dir: Path = _setting("./quantized", output_folder)
     low_disk: When = _setting("auto")
@@ -292,6 +294,7 @@ def _check_publishing(settings: Settings) -> None:
     for given, name in (
         (settings.tag, "--tag"),
         (settings.create_pr, "--create-pr"),
+        (settings.branches, "--branches"),
         (settings.replace_main, "--replace-main"),
     ):
         if given and settings.save_only:
@@ -303,6 +306,17 @@ def _check_publishing(settings: Settings) -> None:
         raise InputError(
             "--tag and --create-pr do not go together: a pull request is not yet the release.",
             hint="Leave --tag out, and tag the commit when the pull request is merged.",
+        )
+    if settings.branches and settings.create_pr:
+        raise InputError(
+            "--branches and --create-pr do not go together: a branch repeats what main has, and a pull "
+            "request is not yet merged into it.",
+            hint="Leave --branches out, and run again with it alone when the pull request is merged.",
+        )
+    if settings.branches and settings.tag in BY_VARIANT:
+        raise InputError(
+            f"--tag {settings.tag} has the name of a variant, and with --branches a branch may have it.",
+            hint="Choose another tag, such as the release's own, or leave --branches out.",
         )
 
 

@@ -20,7 +20,8 @@ from publications import publication
 from smolquant.checkpoint.repository import HubSource
 from smolquant.errors import SmolquantError
 from smolquant.hub import Hub
-from smolquant.publish.commit import COMMIT_TITLE, Publication, publish
+from smolquant.publish.commit import publish
+from smolquant.publish.operations import COMMIT_TITLE, Publication
 from smolquant.publish.target import inspect_target
 
 MODEL, WRITE = "alice/model", "hf_write"

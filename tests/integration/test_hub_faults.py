@@ -22,8 +22,9 @@ from smolquant.checkpoint import remote
 from smolquant.checkpoint.repository import HubSource
 from smolquant.errors import CheckpointError, HubError, InputError, SmolquantError
 from smolquant.hub import Hub, hub_errors
-from smolquant.publish import commit as commit_module
-from smolquant.publish.commit import Publication, Published, publish, tag_commit
+from smolquant.publish import attempts
+from smolquant.publish.commit import Published, publish, tag_commit
+from smolquant.publish.operations import COMMIT_TITLE, Publication
 from smolquant.publish.preupload import PreuploadedShards
 from smolquant.publish.target import (
     check_readme,
@@ -45,7 +46,7 @@ PATIENCE = 0.4
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     """A Hub with a repository to publish into, which has a card, and one with a model."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    for module in (commit_module, wire):
+    for module in (attempts, wire):
         monkeypatch.setattr(module, "_FIRST_PAUSE", 0.01)
     with LocalHub(tmp_path / "hub", [Token(WRITE, "alice")]) as hub:
         hub.create_repo(REPO)
@@ -217,7 +218,7 @@ def test_one_503_anywhere_is_overcome(
     published = release(hub, publication(tmp_path))
     assert [one.status for one in server.requests].count(503) == 1
     assert published.commit_sha == server.repo(REPO).head == find_tag(hub, REPO, "v1")
-    assert commits(server)[0] == commit_module.COMMIT_TITLE and len(commits(server)) == 3
+    assert commits(server)[0] == COMMIT_TITLE and len(commits(server)) == 3
 
 
 @pytest.mark.fault(
@@ -332,7 +333,7 @@ def test_anothers_commit_is_not_taken_for_ours(server: LocalHub, hub: Hub, tmp_p
     server.before_commit = push
     published = release(hub, publication(tmp_path))
     assert published.commit_sha == server.repo(REPO).head
-    assert commits(server)[:2] == [commit_module.COMMIT_TITLE] * 2
+    assert commits(server)[:2] == [COMMIT_TITLE] * 2
 
 
 @pytest.mark.fault(

@@ -25,7 +25,7 @@ from smolquant.checkpoint import remote
 from smolquant.errors import HubError
 from smolquant.hub import Hub
 from smolquant.publish import commit
-from smolquant.publish.commit import Publication
+from smolquant.publish.operations import Publication
 from smolquant.publish.target import Target, inspect_target
 
 SOURCE, TARGET = "alice/source", "alice/target"

@@ -10,7 +10,7 @@ from conftest import WRITE
 from localhub import LocalHub
 from publications import publication
 from smolquant.hub import Hub
-from smolquant.publish import commit as commit_module
+from smolquant.publish import attempts
 from smolquant.publish.commit import publish
 from smolquant.publish.target import inspect_target
 from smolquant.schemes import BY_VARIANT
@@ -27,7 +27,7 @@ RUNS = 8
 def test_eight_runs_at_once_are_all_published(
     hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commit_module, "_FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(attempts, "_FIRST_PAUSE", 0.05)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     hub.create_repo(REPO)
     client = Hub(WRITE.value, endpoint=hub.url)

@@ -20,10 +20,11 @@ from smolquant.checkpoint.download import RemoteFile
 from smolquant.checkpoint.folder import FolderSource, LocalFile
 from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub
-from smolquant.publish import commit as commit_module
-from smolquant.publish.commit import COMMIT_TITLE, Publication, Published, publish, tag_commit
+from smolquant.publish import attempts
+from smolquant.publish.commit import Published, publish, tag_commit
 from smolquant.publish.local import write_cards
 from smolquant.publish.main_model import MainModel, main_model_change
+from smolquant.publish.operations import COMMIT_TITLE, Publication
 from smolquant.publish.section import BEGIN
 from smolquant.publish.target import (
     Target,
@@ -49,7 +50,7 @@ PART = 4096
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub]:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(commit_module, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(attempts, "_FIRST_PAUSE", 0.01)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
@@ -438,7 +439,7 @@ def test_a_repository_that_never_comes_to_rest_is_given_up(
     server.before_commit = push_again
     with pytest.raises(HubError, match="kept pushing"):
         run(hub, publication(tmp_path))
-    assert len(pushes) == commit_module.MAX_TRIES
+    assert len(pushes) == attempts.MAX_TRIES
     assert server.repo(REPO).head == pushes[-1]
 
 
@@ -540,7 +541,7 @@ def test_an_outage_of_xet_itself_is_told_as_such(
 def test_a_new_repository_that_could_not_be_filled_is_filled_by_the_next_run(
     server: LocalHub, hub: Hub, tmp_path: Path
 ) -> None:
-    server.fail_next("POST", "/commit/main$", 500, times=commit_module.MAX_TRIES)
+    server.fail_next("POST", "/commit/main$", 500, times=attempts.MAX_TRIES)
     with pytest.raises(HubError, match="HTTP 500"):
         run(hub, publication(tmp_path))
     assert len(server.repo(REPO).commits) == 1

@@ -165,6 +165,15 @@ def test_vllm_is_given_the_folder_since_it_knows_no_subfolders() -> None:
     assert shell(here.program) == [["vllm", "serve", "./my variants/toy"]]
 
 
+def test_vllm_is_given_the_branch_where_there_is_one() -> None:
+    shown = loading(Served(), made(Served(), tensors=linear()), "you/tiny", has_branch=True)
+    vllm = {way.library: way for way in shown}["vLLM"]
+    assert shell(vllm.program) == [["vllm", "serve", "you/tiny", "--revision", "toy"]]
+    assert "serve the branch toy" in vllm.note
+    longest = loading(Served(), made(Served(), tensors=linear()), LONGEST, has_branch=True)
+    assert longest[-1].program.endswith("--revision toy\n```")
+
+
 @pytest.mark.parametrize(
     "changes",
     [

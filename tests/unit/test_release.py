@@ -14,11 +14,13 @@ from smolquant.checkpoint.files import sha256_of
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.errors import InputError
 from smolquant.hub import Hub
-from smolquant.publish import commit, release
+from smolquant.publish import operations, release
+from smolquant.publish.branches import Branch
 from smolquant.publish.target import Target
 from smolquant.report.console import Console
 from smolquant.secrecy import remember
 from smolquant.settings import Settings, make_settings
+from unit.report_samples import variant_record
 
 REPO = "alice/model"
 
@@ -110,6 +112,45 @@ def test_a_tag_that_names_another_commit_is_refused(source: FolderSource) -> Non
         release.check(Tagged(v1="b" * 40), target, source, asked, [])
 
 
+def with_int8(source: FolderSource, readme: str | None = None, **branches: Branch) -> Target:
+    """A target that has the source as its main model, and one variant of it."""
+    head, record = "a" * 40, variant_record("int8")
+    made = replace(record, source=replace(record.source, identity=source.identity))
+    files = main_model(source)
+    return Target(REPO, True, head, readme, {"int8": made}, root_files=files, branches=branches)
+
+
+@pytest.mark.fault(
+    "hub",
+    "The tag names another commit already",
+    "Exit 2, before any work; it is not moved.",
+)
+def test_a_tag_stays_though_the_card_is_to_name_a_branch(source: FolderSource) -> None:
+    target, asked = with_int8(source), settings(source, tag="v1", branches=True)
+    assert release.changes_root(source, target, asked)
+    with pytest.raises(InputError, match="already exists"):
+        release.check(Tagged(v1="a" * 40), target, source, asked, [])
+    added = operations.operations(
+        target, operations.Publication({}, {}, source.identity, branches=True)
+    )
+    card = next(one for one in added if one.path_in_repo == "README.md")
+    with card.as_file() as file:  # type: ignore[union-attr]
+        told = with_int8(source, file.read().decode())
+    assert not release.changes_root(source, told, asked), "its card names the branch already"
+    release.check(Tagged(v1="a" * 40), told, source, asked, [])
+
+
+def test_a_run_without_branches_says_which_it_leaves_behind(source: FolderSource) -> None:
+    log = io.StringIO()
+    ours = Branch("c" * 40, {}, "ours")
+    target = with_int8(source, int8=ours, int4=replace(ours, whose="another's"))
+    release.announce(source, target, settings(source), ["int8", "int4"], Console({}, log))
+    assert "The branches stay as they are: int8" in log.getvalue()
+    log.truncate(0)
+    release.announce(source, target, settings(source, branches=True), ["int8"], Console({}, log))
+    assert "branches" not in log.getvalue()
+
+
 def test_nobody_looks_at_a_repository_that_nothing_is_published_to(source: FolderSource) -> None:
     asked = make_settings(model_path=str(source.folder), repo_name=None, save_only=True)
     assert release.open_target(Hub(), asked, warn=lambda title, text: None) is None
@@ -136,10 +177,10 @@ def test_a_token_in_a_file_that_travels_is_refused_before_the_work(source: Folde
 def test_a_token_in_the_repositorys_own_card_is_not_published_again(source: FolderSource) -> None:
     remember("hf_of_this_run")
     target = Target(REPO, exists=True, readme="# Mine\nrun with hf%5Fof%5Fthis%5Frun")
-    publication = commit.Publication({}, {}, source.identity, base_model=REPO)
+    publication = operations.Publication({}, {}, source.identity, base_model=REPO)
     with pytest.raises(InputError, match=r"README.md holds a token"):
-        commit._operations(target, publication)
-    assert commit._operations(replace(target, readme="# Mine"), publication)
+        operations.operations(target, publication)
+    assert operations.operations(replace(target, readme="# Mine"), publication)
 
 
 def saving(folder: Path, output_dir: Path) -> None:

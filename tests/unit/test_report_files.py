@@ -48,6 +48,7 @@ def test_outputs_of_a_published_run(tmp_path: Path) -> None:
         "repo-url": REPO_URL,
         "commit-sha": SHA,
         "pull-request-url": "",
+        "branches": "",
         "int8-url": f"{REPO_URL}/tree/main/int8",
         "int4-url": "",
         "int8-dynamic-url": f"{REPO_URL}/tree/main/int8_dynamic",
@@ -225,7 +226,7 @@ def test_the_report_holds_what_the_design_promises(tmp_path: Path) -> None:
     assert path == tmp_path / "new" / "folder" / "report.json"
     report = json.loads(path.read_text())
     assert list(report) == [
-        "source", "variants", "commit_sha", "trackio_url", "unmeasured", "error",
+        "source", "variants", "commit_sha", "branches", "trackio_url", "unmeasured", "error",
     ]  # fmt: skip
     assert report["source"]["identity"] == result.source.identity  # type: ignore[union-attr]
     assert report["commit_sha"] == SHA

@@ -89,6 +89,10 @@ def test_shard_sizes_are_decimal(text: str, size: int) -> None:
         ({"tag": "v1", "save_only": True}, "publishes nothing"),
         ({"create_pr": True, "save_only": True}, "publishes nothing"),
         ({"replace_main": True, "save_only": True}, "publishes nothing"),
+        ({"branches": True, "save_only": True}, "publishes nothing"),
+        ({"branches": True, "create_pr": True}, "not yet merged"),
+        ({"branches": True, "tag": "int8"}, "the name of a variant"),
+        ({"branches": True, "tag": "v1"}, None),
     ],
 )
 def test_refusals(options: dict[str, Any], message: str | None) -> None:

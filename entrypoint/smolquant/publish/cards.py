@@ -7,13 +7,13 @@ reader loads from: the Hub id, or the folder that the variants were saved to.
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from smolquant.hub import valid_repo_id
-from smolquant.publish.front_matter import Readme
+from smolquant.publish.front_matter import Readme, declared_license
 from smolquant.publish.section import BEGIN, END, section
 from smolquant.publish.words import name_of, repo_link, sees, tokens_of
 from smolquant.record import (
@@ -46,6 +46,8 @@ _MARKER = re.compile(f"{BEGIN}|{END}")
 _STRAY = re.compile(f"^[ \t]*({BEGIN}|{END})[ \t]*(?:\r?\n|$)|({BEGIN}|{END})", re.MULTILINE)
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\r\n]*)", re.MULTILINE)
 """A line that begins or ends a block of code (https://spec.commonmark.org/0.31.2/#fenced-code-blocks)."""
+_RUN = re.compile(r"^- \*\*Run\*\*: It is recorded \[in Trackio\]\((\S+)\)\.$", re.MULTILINE)
+"""The line of a variant's card with the page of its run."""
 _TAGS = ("torchao", "smolquant")
 
 
@@ -57,10 +59,12 @@ def variant_card(
     terms: Mapping[str, str],
     name: str | None = None,
     tracking_url: str | None = None,
+    has_branch: bool = False,
 ) -> str:
     """The README of one variant's subfolder.
 
     Args:
+        has_branch: whether the repository has a branch of its name with the variant at its root.
         name: what the model is called; None for the last part of ``location``.
         tracking_url: the page of its run in Trackio, without any write token.
         base_model: Hub id of the model that was quantized; None where it is on no Hub.
@@ -77,7 +81,7 @@ def variant_card(
         scheme=scheme,
         name=name,
         base_model=repo_link(base_model),
-        ways=loading(scheme, record, location),
+        ways=loading(scheme, record, location, has_branch=has_branch),
         cautions=cautions_of(scheme, record.tensors),
         needs=needs(scheme, record.tensors),
         sees=sees(record),
@@ -95,6 +99,20 @@ def variant_card(
         picture=Markdown(plot.FILE_NAME) if plot.FILE_NAME in record.files else None,
         worst=plot.largest_error(record.tensors),
         run=link("in Trackio", tracking_url) if tracking_url else None,
+    )
+
+
+def card_again(card: str, record: VariantRecord, *, location: str, has_branch: bool) -> str:
+    """The README of a variant that is published, rendered again with what only ``card`` itself tells."""
+    base_model = Readme.split(card).values().get("base_model")
+    run = _RUN.search(card)
+    return variant_card(
+        record,
+        location=location,
+        base_model=base_model if isinstance(base_model, str) else None,
+        terms=declared_license(card),
+        tracking_url=run[1] if run else None,
+        has_branch=has_branch,
     )
 
 
@@ -128,6 +146,7 @@ def root_card(
     source_identity: str | None,
     name: str | None = None,
     has_picture: bool = True,
+    branches: Collection[str] = (),
 ) -> str:
     """The README at the root: ``existing`` with our part in it put up to date.
 
@@ -140,6 +159,7 @@ def root_card(
             such.
         name: what the model is called, for a new card's title; None for the last part of ``location``.
         has_picture: whether the picture of all variants lies beside the card.
+        branches: the variants that have a branch of their own.
 
     Raises:
         InputError: the front matter of ``existing`` cannot be read.
@@ -161,9 +181,32 @@ def root_card(
         has_main_model=has_main_model,
         source_identity=source_identity,
         has_picture=has_picture,
+        branches=branches,
     )
     body = _place(readme.newline.join(ours.splitlines()), readme.body, readme.newline)
     return Readme(readme.front, body, readme.newline).join()
+
+
+def without_our_part(existing: str, *, has_main_model: bool) -> str:
+    """The README at the root of a repository that has no variant any more.
+
+    Our part and our tags go, and where no main model stands there, the entries that say what the variants
+    were made from.
+
+    Raises:
+        InputError: the front matter of ``existing`` cannot be read.
+    """
+    readme = Readme.split(existing).without_tags(_TAGS)
+    if not has_main_model and readme.values().get("base_model_relation") == "quantized":
+        for key in ("library_name", "base_model_relation", "base_model"):
+            readme = readme.without(key)
+    first, *rest = _owners_parts(readme.body)
+    after = "".join(rest)
+    if rest:
+        gap = readme.newline * 2 if first.strip() and after.strip() else ""
+        end = after.lstrip("\r\n") if after.strip() else readme.newline
+        first = f"{first.rstrip()}{gap}{end}"
+    return Readme(readme.front, first, readme.newline).join()
 
 
 def same_owner_text(one: str, other: str) -> bool:

@@ -5,72 +5,26 @@ repository as it was. The commit names the head that its cards were rendered for
 have pushed meanwhile, all that depends on the head is made again.
 """
 
-import random
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from enum import Enum, auto
+from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from smolquant import record
 from smolquant.checkpoint.download import is_commit
-from smolquant.checkpoint.files import README, refuse_secrets
-from smolquant.errors import HubError, InputError, SmolquantError
+from smolquant.errors import HubError, InputError
 from smolquant.hub import Hub, OddAnswer, hub_errors, upload_errors
-from smolquant.publish.cards import root_card, variant_card
-from smolquant.publish.front_matter import declared_license
-from smolquant.publish.main_model import (
-    MainModel,
-    MainModelChange,
-    check_same_weights,
-    main_model_change,
-    main_weights,
-)
+from smolquant.publish.attempts import MAX_TRIES, Outcome, pause_after
+from smolquant.publish.main_model import MainModelChange, main_model_change
+from smolquant.publish.operations import Publication, changes_card
+from smolquant.publish.operations import operations as operations_on
 from smolquant.publish.preupload import refuse_ignored
 from smolquant.publish.target import Target, find_tag, inspect_target
-from smolquant.record import VariantRecord
-from smolquant.report import overview
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub import CommitInfo
 
-    CommitOperation = CommitOperationAdd | CommitOperationDelete
-
-COMMIT_TITLE = "Publish quantized variants"
-MAX_TRIES = 12
-"""Of many runs that push at the same moment one gets through, so this is how many may."""
-_FIRST_PAUSE = 1.0
-"""Seconds before the second try at most; it doubles with the next three."""
-
-
-@dataclass(frozen=True)
-class Publication:
-    """What one run puts into the repository."""
-
-    variants: Mapping[str, Path]
-    """Variant -> the folder with its finished files, quantization.json among them."""
-    records: Mapping[str, VariantRecord]
-    """The records of the same variants."""
-    source_identity: str
-    """The identity of the checkpoint that this run worked on; variants of another are marked."""
-    base_model: str | None = None
-    """Hub id of that checkpoint; None for a folder, which is the main model where there is one."""
-    source_weights: Mapping[str, str] = field(default_factory=dict)
-    """Name -> sha256 of its weights; held against the root's where that is the source itself."""
-    main_model: MainModel | None = None
-    """The local checkpoint; None for a Hub repository, whose weights are never pushed into another."""
-    license_entries: Mapping[str, str] | None = None
-    """What the source's card says of its license; None: what the target's own card says, or else the README
-    of the main model's folder."""
-    tracking_urls: Mapping[str, str | None] = field(default_factory=dict)
-    """Variant -> the page of its run in Trackio."""
-    preuploaded: "Mapping[str, CommitOperationAdd]" = field(default_factory=dict)
-    """Path in the repository -> a file of it that has been uploaded already, and may be gone here."""
-    private: bool = False
-    """Whether the repository is private if this run creates it."""
-    create_pr: bool = False
+    from smolquant.publish.operations import CommitOperation
 
 
 @dataclass(frozen=True)
@@ -164,23 +118,24 @@ def _commit_on_head(
     and is only done after looking: what was made is not made twice.
     """
     for attempt in range(1, MAX_TRIES + 1):
-        operations = _operations(target, publication)
-        notify(f"Uploading {len(operations)} files to {target.repo_id}")
+        operations = operations_on(target, publication)
+        doing, to = ("Changing", "of") if publication.withdrawn else ("Uploading", "to")
+        notify(f"{doing} {len(operations)} files {to} {target.repo_id}")
         with hub_errors(target.repo_id, f"publishing to {target.repo_id}"):
             _upload(hub, target, publication, operations)
             try:
                 return _create_commit(hub, target, publication, operations)
             except Exception as error:
-                outcome = _Outcome.of(error)
-                if outcome is _Outcome.REFUSED:
+                outcome = Outcome.of(error)
+                if outcome is Outcome.REFUSED:
                     raise
-                pause = _pause(attempt, error)
+                pause = pause_after(attempt, error)
                 notify(f"The Hub has not confirmed the commit; looking for it in {pause:.0f} s")
                 time.sleep(pause)
                 if made := _find_commit(hub, target, publication, error):
                     notify(f"The Hub has made the commit {made.oid[:7]}, and its answer was lost")
                     return made
-                if outcome is _Outcome.ODD or attempt == MAX_TRIES:
+                if outcome is Outcome.ODD or attempt == MAX_TRIES:
                     raise
         before, target = target, inspect_target(hub, target.repo_id)
         if target.head == before.head:
@@ -189,42 +144,6 @@ def _commit_on_head(
         notify(f"Others have pushed to {target.repo_id} meanwhile; starting from their commit")
         _refuse_changed_variants(before, target, publication)
     raise AssertionError("unreachable: the last try returns or raises")
-
-
-class _Outcome(Enum):
-    """What is known of a commit that ended with an error."""
-
-    REFUSED = auto()
-    """The Hub has refused it for good."""
-    PASSING = auto()
-    """Others have pushed, or the Hub was busy, or the answer was lost: it may be made, or made again."""
-    ODD = auto()
-    """The answer makes no sense: it may be made, and would not be answered better again."""
-
-    @classmethod
-    def of(cls, error: Exception) -> "_Outcome":
-        import httpx2
-        from huggingface_hub.errors import HfHubHTTPError
-
-        if isinstance(error, SmolquantError):
-            return cls.REFUSED
-        if isinstance(error, HfHubHTTPError):
-            status = error.response.status_code
-            return cls.PASSING if status in (408, 412, 429) or status >= 500 else cls.REFUSED
-        return cls.PASSING if isinstance(error, httpx2.TransportError) else cls.ODD
-
-
-def _pause(attempt: int, error: Exception) -> float:
-    """Seconds before looking what became of a commit: as the Hub asks, or longer with each try."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    from smolquant.wire import asked_pause
-
-    # Not the same for all who wait, or they would meet again.
-    pause = _FIRST_PAUSE * 2.0 ** min(attempt - 1, 3) * random.uniform(0.5, 1.0)  # noqa: S311
-    if isinstance(error, HfHubHTTPError):
-        pause = max(pause, asked_pause(error.response.headers) or 0.0)
-    return pause
 
 
 def _find_commit(
@@ -243,12 +162,12 @@ def _find_commit(
     repo_id = target.repo_id
     try:
         with hub_errors(repo_id, f"looking whether {repo_id} has the commit"):
-            for revision, pr_url in _candidates(hub, target, create_pr=publication.create_pr):
+            for revision, pr_url in _candidates(hub, target, publication):
                 there = inspect_target(hub, repo_id, revision)
                 if there.head is not None and _is_published(there, publication):
                     return CommitInfo(
                         commit_url=f"{hub.url(repo_id)}/commit/{there.head}",
-                        commit_message=COMMIT_TITLE,
+                        commit_message=publication.title,
                         commit_description="",
                         oid=there.head,
                         pr_url=pr_url,
@@ -262,26 +181,31 @@ def _find_commit(
     return None
 
 
-def _candidates(hub: Hub, target: Target, *, create_pr: bool) -> "Iterator[tuple[str, str | None]]":
+def _candidates(
+    hub: Hub, target: Target, publication: Publication
+) -> "Iterator[tuple[str, str | None]]":
     """The revisions that may be this run's commit, each with the address of its pull request."""
-    if create_pr:
+    if publication.create_pr:
         found = hub.api.get_repo_discussions(target.repo_id, discussion_type="pull_request")
-        ours = [one for one in found if one.title == COMMIT_TITLE and one.status == "open"]
+        ours = [one for one in found if one.title == publication.title and one.status == "open"]
         for one in sorted(ours, key=lambda pull_request: -pull_request.num):
             yield f"refs/pr/{one.num}", one.url
         return
     commits = hub.api.list_repo_commits(target.repo_id)
     since = list(takewhile(lambda commit: commit.commit_id != target.head, commits))
-    if since and since[-1].title == COMMIT_TITLE:
+    if since and since[-1].title == publication.title:
         yield since[-1].commit_id, None
 
 
 def _is_published(there: Target, publication: Publication) -> bool:
     """Whether a commit has what was to be published."""
     main = publication.main_model
-    return all(
-        there.records.get(variant) == made for variant, made in publication.records.items()
-    ) and (main is None or main_model_change(main, there.root_files) == MainModelChange())
+    return (
+        all(there.records.get(name) == made for name, made in publication.records.items())
+        and all(name not in there.folders for name in publication.withdrawn)
+        and not (publication.cards and changes_card(there, publication))
+        and (main is None or main_model_change(main, there.root_files) == MainModelChange())
+    )
 
 
 def _refuse_changed_variants(before: Target, now: Target, publication: Publication) -> None:
@@ -336,7 +260,7 @@ def _create_commit(
         made = hub.api.create_commit(
             target.repo_id,
             operations,
-            commit_message=COMMIT_TITLE,
+            commit_message=publication.title,
             parent_commit=target.head,
             create_pr=publication.create_pr,
         )
@@ -350,66 +274,3 @@ def _create_commit(
     if not is_commit(made.oid):
         raise OddAnswer(f"the commit is {made.oid!r}")
     return made
-
-
-def _is_free(own: Path | None) -> bool:
-    """Whether the checkpoint folder brings no file of somebody else's for the place of the picture."""
-    return own is None or overview.is_ours(own.read_bytes())
-
-
-def _operations(target: Target, publication: Publication) -> "list[CommitOperation]":
-    """All that the commit does, for the repository as it is in ``target``."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
-    if publication.base_model == target.repo_id:
-        check_same_weights(publication.source_weights, target.root_files)
-    change = MainModelChange()
-    if publication.main_model is not None:
-        change = main_model_change(publication.main_model, target.root_files)
-    own_readme = publication.main_model.readme if publication.main_model else None
-    readme = own_readme if target.readme is None else target.readme
-    contents: dict[str, bytes | Path] = dict(change.add)
-    stale = list(change.delete)
-    has_main_model = bool(main_weights([*target.root_files, *change.add]))
-    records = dict(target.records) | dict(publication.records)
-    picture = None
-    if not target.has_another_picture and _is_free(change.add.get(overview.FILE_NAME)):
-        picture = overview.overview(records, publication.source_identity)
-    if picture is not None:
-        contents[overview.FILE_NAME] = picture.encode()
-    contents[README] = root_card(
-        readme,
-        records,
-        location=target.repo_id,
-        has_main_model=has_main_model,
-        source_identity=publication.source_identity,
-        has_picture=picture is not None,
-    ).encode()
-    base_model = publication.base_model or (target.repo_id if has_main_model else None)
-    license_entries = publication.license_entries
-    if license_entries is None:
-        license_entries = declared_license(target.readme) or declared_license(own_readme)
-    for name, folder in publication.variants.items():
-        made = publication.records[name]
-        files: dict[str, bytes | Path] = {
-            file: folder / file for file in (*made.files, record.FILE_NAME)
-        }
-        card = variant_card(
-            made,
-            location=target.repo_id,
-            base_model=base_model,
-            terms=license_entries,
-            tracking_url=publication.tracking_urls.get(name),
-        )
-        files[README] = card.encode()
-        contents |= {f"{name}/{file}": content for file, content in files.items()}
-        gone = set(target.folders.get(name, ())) - set(files)
-        stale += [f"{name}/{file}" for file in sorted(gone)]
-    refuse_secrets({path: contents[path] for path in contents.keys() - publication.preuploaded})
-    return [
-        *(
-            publication.preuploaded.get(path) or CommitOperationAdd(path, content)
-            for path, content in contents.items()
-        ),
-        *(CommitOperationDelete(path, is_folder=False) for path in stale),
-    ]

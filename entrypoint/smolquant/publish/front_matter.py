@@ -1,7 +1,7 @@
 """A README's YAML front matter, edited key by key: every other line stays as its owner wrote it."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -78,6 +78,41 @@ class Readme:
         pair = self._find("tags")
         front = self._appended(_lines("tags", added)) if pair is None else self._with(pair, added)
         return self._edited(front, "tags", [*known, *added])
+
+    def without_tags(self, tags: Collection[str]) -> "Readme":
+        """The README without these tags; the others stay as they are written, where the style allows it."""
+        import yaml
+
+        present = self.values().get("tags")
+        known = [present] if isinstance(present, str) else (present or [])
+        if not isinstance(known, list):
+            return self
+        left = [tag for tag in known if tag not in tags]
+        pair = self._find("tags")
+        if left == known or pair is None:
+            return self
+        if not left:
+            return self.without("tags")
+        front, value = self.front, pair[1]
+        if isinstance(value, yaml.SequenceNode) and not value.flow_style:
+            for item in reversed(value.value):
+                if item.value in tags:
+                    front = _without_lines(front, item.start_mark.index, _end(item))
+        edited = self._edited(front, "tags", left)
+        return self.with_value("tags", left) if edited is self else edited
+
+    def without(self, key: str) -> "Readme":
+        """The README without one entry of the front matter; as it is where that would change another."""
+        pair = self._find(key)
+        if pair is None:
+            return self
+        front = _without_lines(self.front, pair[0].start_mark.index, _end(pair[1]))
+        edited = replace(self, front=front)
+        left = {name: value for name, value in self.values().items() if name != key}
+        try:
+            return edited if edited.values() == left else self
+        except InputError:  # front matter in an unusual style, such as {a: b}
+            return self
 
     def with_value(self, key: str, value: str | list[str]) -> "Readme":
         """The README with one entry of the front matter set; comments within the old one follow it."""
@@ -208,6 +243,13 @@ def _scalars(node: "yaml.Node") -> Iterator[tuple[int, int]]:
 
 def _lines(key: str, items: Iterable[str]) -> list[str]:
     return [f"{key}:", *(f"- {item}" for item in items)]
+
+
+def _without_lines(text: str, start: int, end: int) -> str:
+    """The text without the lines that ``start`` to ``end`` lie in."""
+    first = max(text.rfind(mark, 0, start) for mark in "\r\n") + 1
+    rest = re.sub(r"\A(?:\r\n|\r|\n)", "", text[_line_end(text, end) :])
+    return text[:first] + rest if rest else text[:first].rstrip("\r\n")
 
 
 def _line_end(text: str, start: int) -> int:

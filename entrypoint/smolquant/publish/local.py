@@ -5,6 +5,7 @@ it is.
 """
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from smolquant.checkpoint.files import README, has_size, is_code, is_intact, wri
 from smolquant.checkpoint.source import Source
 from smolquant.errors import InputError
 from smolquant.places import write_whole
-from smolquant.publish.cards import root_card, variant_card
+from smolquant.publish.cards import root_card, variant_card, without_our_part
 from smolquant.publish.front_matter import declared_license, own_readme, readme_text
+from smolquant.publish.section import identity_told
 from smolquant.publish.words import name_of
 from smolquant.record import FILE_NAME, InvalidRecord, VariantRecord
 from smolquant.report import overview
@@ -108,7 +110,7 @@ def write_cards(
     output_dir: Path,
     records: Mapping[str, VariantRecord],
     *,
-    source_identity: str,
+    source_identity: str | None,
     base_model: str | None,
     license_entries: Mapping[str, str],
     tracking_urls: Mapping[str, str | None],
@@ -121,7 +123,7 @@ def write_cards(
 
     Args:
         records: the variants whose own cards are written, by name.
-        source_identity: tells which variants were made from the source as it is now.
+        source_identity: tells which variants were made from the source as it is now, if that is known.
         base_model: the source's Hub id; None for a folder.
         license_entries: the source's, for the front matter.
         tracking_urls: the page of each variant's run in Trackio.
@@ -142,25 +144,68 @@ def write_cards(
             tracking_url=tracking_urls.get(variant),
         )
         _write(output_dir / variant / README, card)
-    readme = output_dir / README
     everything = saved_records(output_dir) | dict(records)
+    readme = _own_card(output_dir) or source_readme
+    _write_root(output_dir, readme, everything, source_identity=source_identity, name=name)
+
+
+def remove_saved(output_dir: Path, variant: str) -> None:
+    """Take a variant and its part of the card out of a folder of variants; the rest stays.
+
+    The card is first: what is left by an interruption is a folder that no card names, to be removed again.
+
+    Raises:
+        InputError: the README.md that is there cannot be edited, or it or the variant's folder is a link.
+    """
+    folder = output_dir / variant
+    if folder.is_symlink():
+        raise InputError(
+            f"{folder} is a link, and what it points to is not {output_dir}'s.",
+            hint="Remove the link itself.",
+        )
+    readme, left = _own_card(output_dir), saved_records(output_dir)
+    left.pop(variant, None)
+    if left:
+        identity = identity_told(readme or "", left)
+        _write_root(output_dir, readme, left, source_identity=identity)
+    else:
+        if readme is not None:
+            _write(output_dir / README, without_our_part(readme, has_main_model=False))
+        if _may_draw(output_dir / overview.FILE_NAME):
+            (output_dir / overview.FILE_NAME).unlink(missing_ok=True)
+    shutil.rmtree(folder)
+
+
+def _own_card(output_dir: Path) -> str | None:
+    """The root card that is there; None where there is none."""
+    readme = output_dir / README
+    return readme_text(readme.read_bytes(), output_dir.as_posix()) if readme.is_file() else None
+
+
+def _write_root(
+    output_dir: Path,
+    readme: str | None,
+    records: Mapping[str, VariantRecord],
+    *,
+    source_identity: str | None,
+    name: str | None = None,
+) -> None:
+    """Write the root card, made from ``readme``, and the picture of all variants."""
     picture = None
     if _may_draw(output_dir / overview.FILE_NAME):
-        picture = overview.overview(everything, source_identity)
+        picture = overview.overview(records, source_identity)
     if picture is not None:
         write_text(output_dir / overview.FILE_NAME, picture)
     card = root_card(
-        readme_text(readme.read_bytes(), output_dir.as_posix())
-        if readme.is_file()
-        else source_readme,
-        everything,
-        location=location,
+        readme,
+        records,
+        location=folder_location(output_dir),
         has_main_model=False,
         source_identity=source_identity,
         name=name,
         has_picture=picture is not None,
     )
-    _write(readme, card)
+    _write(output_dir / README, card)
 
 
 def _is_complete(folder: Path, made: VariantRecord) -> bool:

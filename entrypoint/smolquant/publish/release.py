@@ -4,15 +4,17 @@ It knows what was asked for and what a checkpoint is, and nothing of how variant
 """
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from smolquant.checkpoint.files import LARGEST_EXTRA, README, refuse_secrets
 from smolquant.checkpoint.folder import FolderSource
 from smolquant.checkpoint.source import Source
 from smolquant.hub import Hub
+from smolquant.publish.branches import InStep, put_in_step
 from smolquant.publish.cards import same_owner_text
-from smolquant.publish.commit import Publication, Published, create_repo, publish, tag_commit
+from smolquant.publish.commit import Published, create_repo, publish, tag_commit
 from smolquant.publish.front_matter import own_readme, readme_text
 from smolquant.publish.local import check_place
 from smolquant.publish.main_model import (
@@ -21,19 +23,23 @@ from smolquant.publish.main_model import (
     check_same_weights,
     main_model_change,
 )
+from smolquant.publish.operations import Publication, changes_card
 from smolquant.publish.preupload import PreuploadedShards
 from smolquant.publish.target import (
     Target,
+    check_branches,
     check_folder_is_ours,
     check_readme,
     check_tag,
     check_write_access,
     inspect_target,
+    read_cards,
 )
 from smolquant.record import FILE_NAME
 from smolquant.report import overview
 from smolquant.report.console import Console
 from smolquant.report.run_report import VariantResult
+from smolquant.schemes import BY_VARIANT, in_order
 from smolquant.settings import Settings
 from smolquant.text import human_size
 
@@ -73,8 +79,8 @@ def check(
         variants: those that the run will publish.
 
     Raises:
-        InputError: a subfolder holds something else, the tag names another commit, the main model
-            at the root is not the source's, or the folder's card is one that the Hub refuses.
+        InputError: a subfolder or a branch holds something else, the tag names another commit, the main
+            model at the root is not the source's, or the folder's card is one that the Hub refuses.
     """
     if target.readme is None:
         card = own_readme(source, needed=True)
@@ -83,7 +89,9 @@ def check(
         check_folder_is_ours(target, variant)
     if source.repo == target.repo_id:
         check_same_weights(source.weight_digests, target.root_files)
-    changes = changes_main_model(source, target, settings)
+    if settings.branches:
+        check_branches(hub, target, _with_branches({*target.records, *variants}))
+    changes = changes_root(source, target, settings)
     if settings.tag is not None:
         # A run with nothing to do tags the head, and may find an earlier try's tag there.
         expected = None if variants or changes else target.head
@@ -120,6 +128,7 @@ def announce(
             "The card will have no picture",
             f"{overview.FILE_NAME} in {target.repo_id} is not of smolquant's making, and stays.",
         )
+    _announce_branches(target, settings, variants, console)
     if not isinstance(source, FolderSource):
         return
     extras = source.extras
@@ -146,6 +155,19 @@ def announce(
         )
 
 
+def _announce_branches(
+    target: Target | None, settings: Settings, variants: Sequence[str], console: Console
+) -> None:
+    if target is None or settings.branches:
+        return
+    behind = [name for name in variants if name in target.own_branches]
+    if behind:
+        console.notice(
+            f"The branches stay as they are: {', '.join(behind)}",
+            "They hold these variants as they were, until a run with --branches puts them in step.",
+        )
+
+
 def changes_main_model(source: Source, target: Target, settings: Settings) -> bool:
     """Whether the source has to become the main model at the root of ``target``.
 
@@ -154,6 +176,19 @@ def changes_main_model(source: Source, target: Target, settings: Settings) -> bo
     """
     main = _main_model(source, target, settings)
     return main is not None and main_model_change(main, target.root_files) != MainModelChange()
+
+
+def changes_root(source: Source, target: Target, settings: Settings) -> bool:
+    """Whether the root changes though no variant does: the main model, or what the card says of branches.
+
+    Raises:
+        InputError: another main model stands there, and --replace-main was not given.
+    """
+    if changes_main_model(source, target, settings):
+        return True
+    if not _new_branches(target, settings):
+        return False
+    return changes_card(target, _publication(source, target, settings, {}))
 
 
 def preupload(hub: Hub, target: Target, settings: Settings) -> PreuploadedShards:
@@ -188,18 +223,11 @@ def publish_results(
         InputError: what others have pushed meanwhile conflicts.
     """
     folders = {name: one.folder for name, one in results.items() if one.folder is not None}
-    publication = Publication(
-        variants=folders,
-        records={name: one.record for name, one in results.items()},
-        source_identity=source.identity,
-        base_model=source.repo,
-        source_weights=source.weight_digests,
-        main_model=_main_model(source, target, settings),
-        license_entries=source.license if source.repo != settings.repo else None,
-        tracking_urls={name: one.tracking_url for name, one in results.items()},
+    renewed = [name for name in _new_branches(target, settings) if name not in results]
+    publication = replace(
+        _publication(source, target, settings, results),
         preuploaded=uploads.operations if uploads else {},
-        private=settings.private,
-        create_pr=settings.create_pr,
+        cards=read_cards(hub, target, renewed),
     )
     published = publish(hub, target, publication, notify=notify)
     notify(f"Published {published.commit_url}")
@@ -207,6 +235,23 @@ def publish_results(
         if folder != settings.output_dir / name:
             shutil.rmtree(folder, ignore_errors=True)
     return published
+
+
+def put_branches_in_step(
+    hub: Hub,
+    target: Target,
+    settings: Settings,
+    results: Mapping[str, VariantResult],
+    notify: Callable[[str], None],
+) -> Iterator[InStep]:
+    """Give every published variant its branch, as main has it now, if branches were asked for.
+
+    Raises:
+        HubError: the Hub refused or cannot be reached. It tells what is published and what is not.
+    """
+    if settings.branches:
+        made = {name: one.record for name, one in results.items()}
+        yield from put_in_step(hub, target.repo_id, dict(target.records) | made, notify)
 
 
 def tag(hub: Hub, target: Target, settings: Settings, commit: str | None) -> str | None:
@@ -230,6 +275,37 @@ def _travelling(source: Source) -> set[str]:
     if isinstance(source, FolderSource):
         names |= {*source.files, *source.extras.names}
     return names if source.readme is None else {*names, README}
+
+
+def _with_branches(variants: Iterable[str]) -> list[str]:
+    """Those of ``variants`` that get a branch: no folder of another name makes one, such as ``main``."""
+    return [name for name in in_order(variants) if name in BY_VARIANT]
+
+
+def _new_branches(target: Target, settings: Settings) -> list[str]:
+    """The variants in the target that get their branch by this run."""
+    if not settings.branches:
+        return []
+    there = target.own_branches
+    return [name for name in _with_branches(target.records) if name not in there]
+
+
+def _publication(
+    source: Source, target: Target, settings: Settings, results: Mapping[str, VariantResult]
+) -> Publication:
+    return Publication(
+        variants={name: one.folder for name, one in results.items() if one.folder is not None},
+        records={name: one.record for name, one in results.items()},
+        source_identity=source.identity,
+        base_model=source.repo,
+        source_weights=source.weight_digests,
+        main_model=_main_model(source, target, settings),
+        license_entries=source.license if source.repo != settings.repo else None,
+        tracking_urls={name: one.tracking_url for name, one in results.items()},
+        private=settings.private,
+        create_pr=settings.create_pr,
+        branches=settings.branches,
+    )
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

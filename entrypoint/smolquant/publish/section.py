@@ -3,7 +3,7 @@
 A pure function of the records, so that the same variants give the same bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -31,7 +31,7 @@ from smolquant.report.measures import (
 from smolquant.report.snippets import cautions_of, loading, main_model_program, needs
 from smolquant.report.templating import environment
 from smolquant.schemes import BY_VARIANT, Scheme, in_order
-from smolquant.text import Markdown, escape_markdown, human_size, listed, percent
+from smolquant.text import Markdown, code_span, escape_markdown, human_size, listed, percent
 
 BEGIN = "<!-- smolquant:begin -->"
 END = "<!-- smolquant:end -->"
@@ -43,6 +43,8 @@ class _Variants:
 
     records: Mapping[str, VariantRecord]
     location: str
+    branches: Collection[str]
+    """Those that have a branch of their own."""
     older: frozenset[str]
     """Those that were made from another source than the main model as it is now."""
     of_main: Sequence[str]
@@ -60,8 +62,28 @@ class _Variants:
 
     def name(self, variant: str) -> Markdown:
         """A variant's name with the link to its own card."""
-        mark = " †" if variant in self.older else ""
-        return Markdown(f"[{escape_markdown(variant)}]({quote(variant)}/README.md){mark}")
+        return _linked(variant, is_older=variant in self.older)
+
+
+def _linked(variant: str, *, is_older: bool) -> Markdown:
+    mark = " †" if is_older else ""
+    return Markdown(f"[{escape_markdown(variant)}]({quote(variant)}/README.md){mark}")
+
+
+def identity_told(readme: str, records: Mapping[str, VariantRecord]) -> str | None:
+    """The identity of the source as it was for a card that is there, told from the card's own marks.
+
+    Args:
+        records: the variants that are left of those in the card.
+
+    Returns:
+        That of a variant without a mark, empty where each is of another source; None where there are none.
+    """
+    if not records:
+        return None
+    unmarked = (one for name, one in records.items() if _linked(name, is_older=True) not in readme)
+    of_now = next(unmarked, None)
+    return "" if of_now is None else of_now.source.identity
 
 
 def section(
@@ -71,6 +93,7 @@ def section(
     has_main_model: bool,
     source_identity: str | None,
     has_picture: bool,
+    branches: Collection[str],
 ) -> str:
     """Our part of the root card, between its two markers; the arguments are those of ``root_card``."""
     ordered = {name: records[name] for name in in_order(records)}
@@ -84,7 +107,8 @@ def section(
         for name, record in ordered.items()
         if has_main_model and name not in older and record.source.repo in (None, location)
     ]
-    variants = _Variants(ordered, location, older, of_main)
+    with_branch = [name for name in ordered if name in branches]
+    variants = _Variants(ordered, location, with_branch, older, of_main)
     values = _to_choose_by(variants) | _to_load(variants) | _more_numbers(variants)
     return (
         environment("smolquant.publish")
@@ -108,6 +132,8 @@ def _to_choose_by(variants: _Variants) -> dict[str, Any]:
         "table": _main_table(variants),
         "meanings": _headlines(variants),
         "measured_on": _by_variant(_texts(variants)),
+        "branches": listed([code_span(name) for name in variants.branches]),
+        "are_one": len(variants.branches) == 1,
         "sees": any(map(sees, records)),
         "has_older": bool(variants.older),
         "measured_as": [
@@ -131,7 +157,12 @@ def _to_load(variants: _Variants) -> dict[str, Any]:
             (
                 scheme.variant,
                 cautions_of(scheme, record.tensors),
-                loading(scheme, record, variants.location),
+                loading(
+                    scheme,
+                    record,
+                    variants.location,
+                    has_branch=scheme.variant in variants.branches,
+                ),
             )
             for scheme, record in variants.known
         ],

@@ -3,7 +3,8 @@
 Everything is read at one commit, so that it is consistent whatever is pushed meanwhile.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from smolquant.checkpoint.download import Listing, RemoteFile, fetch, list_files
 from smolquant.checkpoint.files import README
 from smolquant.errors import HubError, InputError
 from smolquant.hub import HOW_TO_SIGN_IN, Hub, OddAnswer, hub_errors
+from smolquant.publish.branches import Branch, find_branches
 from smolquant.publish.front_matter import Readme, check_kinds, readme_text
 from smolquant.record import InvalidRecord, VariantRecord
 from smolquant.report import overview
@@ -42,6 +44,13 @@ class Target:
     """Whether a file of somebody else's has the name of our picture, so that there is none."""
     folders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The files in and below each subfolder, as paths in the subfolder."""
+    branches: Mapping[str, Branch] = field(default_factory=dict)
+    """The branches that have the names of variants; of now, whichever commit the rest was read at."""
+
+    @property
+    def own_branches(self) -> set[str]:
+        """The variants that have a branch of smolquant's making."""
+        return {name for name, one in self.branches.items() if one.whose == "ours"}
 
 
 def inspect_target(hub: Hub, repo_id: str, revision: str | None = None) -> Target:
@@ -63,6 +72,7 @@ def inspect_target(hub: Hub, repo_id: str, revision: str | None = None) -> Targe
             raise
         except RepositoryNotFoundError:
             return Target(repo_id, exists=False)
+        branches = find_branches(hub, repo_id)
     files = listing.files
     folders: dict[str, list[str]] = {}
     for path in sorted(files):
@@ -83,6 +93,7 @@ def inspect_target(hub: Hub, repo_id: str, revision: str | None = None) -> Targe
         has_another_picture=overview.FILE_NAME in files
         and not overview.is_ours(texts.get(overview.FILE_NAME, b"")),
         folders={folder: tuple(names) for folder, names in folders.items()},
+        branches=branches,
     )
 
 
@@ -165,6 +176,55 @@ def check_folder_is_ours(target: Target, variant: str) -> None:
             f"{variant}/ in {target.repo_id} holds something other than a variant ({names[0]}).",
             hint="Move it away, or add --force to replace everything in it.",
         )
+
+
+def read_cards(hub: Hub, target: Target, variants: Sequence[str]) -> dict[str, str]:
+    """The variants' own cards as they are published, by variant; one that cannot be read is left out.
+
+    Raises:
+        HubError: the repository cannot be read.
+    """
+    if not variants:
+        return {}
+    doing = f"reading the cards of {target.repo_id}"
+    with hub_errors(target.repo_id, doing):
+        listing = list_files(hub, target.repo_id, target.head)
+    paths = [f"{variant}/{README}" for variant in variants]
+    wanted = {path: listing.files[path] for path in paths if path in listing.files}
+    if not wanted:
+        return {}
+    folder, cards = fetch(hub, target.repo_id, listing.commit, wanted, doing=doing), {}
+    for variant in variants:
+        with suppress(InputError, FileNotFoundError):
+            content = (folder / variant / README).read_bytes()
+            cards[variant] = readme_text(content, f"{target.repo_id}'s {variant}")
+    return cards
+
+
+def check_branches(hub: Hub, target: Target, variants: Iterable[str]) -> None:
+    """Make sure that each variant may have the branch of its name.
+
+    Raises:
+        InputError: a branch holds something that smolquant has not put there, or a tag has the name.
+    """
+    if not target.exists:
+        return
+    with hub_errors(target.repo_id, f"reading the tags of {target.repo_id}"):
+        tags = {ref.name for ref in hub.api.list_repo_refs(target.repo_id).tags}
+    for variant in variants:
+        branch = target.branches.get(variant)
+        if branch is not None and branch.whose == "another's":
+            raise InputError(
+                f"The branch {variant} of {target.repo_id} has commits that smolquant has not made, and "
+                "--branches would replace what they put there.",
+                hint="Rename or delete that branch first, or leave --branches out.",
+            )
+        if variant in tags:
+            raise InputError(
+                f"{target.repo_id} has a tag {variant}, and a revision of that name could then be either, "
+                "the tag or the branch.",
+                hint="Delete or rename that tag first, or leave --branches out.",
+            )
 
 
 def check_tag(hub: Hub, target: Target, tag: str, expected: str | None = None) -> None:

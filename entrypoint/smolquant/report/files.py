@@ -76,6 +76,7 @@ def step_outputs(result: RunReport, environ: Mapping[str, str]) -> dict[str, str
         "repo-url": result.repo_url or "",
         "commit-sha": result.commit_sha or "",
         "pull-request-url": result.pull_request_url or "",
+        "branches": ",".join(result.branches),
         **{scheme.output_name: urls.get(name, "") for name, scheme in BY_VARIANT.items()},
         "trackio-url": result.trackio_url or "",
         "report": _path_for_later_steps(result.output_dir / REPORT_NAME, environ),

@@ -55,7 +55,11 @@ def overview(records: Mapping[str, VariantRecord], source_identity: str | None) 
     names = [name for name in in_order(records) if records[name].size_bytes]
     if not names:
         return None
-    older = {n for n in names if source_identity and records[n].source.identity != source_identity}
+    older = {
+        n
+        for n in names
+        if source_identity is not None and records[n].source.identity != source_identity
+    }
     rows = [_row(records[name], is_older=name in older) for name in names[:_MOST_ROWS]]
     of_now = next((name for name in names if name not in older), names[0])
     original = records[of_now].source.size_bytes

@@ -65,6 +65,8 @@ class RunReport:
     commit_sha: str | None = None
     tag: str | None = None
     """The tag that the commit was given on the Hub, or had."""
+    branches: dict[str, str] = field(default_factory=dict)
+    """Variant -> the address of the branch that has it at its root, as main has it."""
     pull_request_url: str | None = None
     changed: bool = False
     verdict: str = ""
@@ -113,6 +115,7 @@ class RunReport:
                 for name, variant in self.variants.items()
             },
             "commit_sha": self.commit_sha,
+            "branches": self.branches,
             "trackio_url": self.trackio_url,
             "unmeasured": self.unmeasured or None,
             "error": failure

@@ -106,17 +106,20 @@ _ONE_BY_ONE = (
 )
 _KERNELS = "smolquant computes with this machine's kernels."
 _NO_SUBFOLDERS = (
-    "vLLM knows no subfolders, so download this one and serve the folder; vLLM must know the model's "
-    "architecture. SGLang cannot load it: up to 0.5.23, it reads no files of torchao's."
+    "vLLM knows no subfolders, so {instead}; vLLM must know the model's architecture. SGLang cannot load "
+    "it: up to 0.5.23, it reads no files of torchao's."
 )
 _TABLES = ("embedding", "output head")
 
 
-def loading(scheme: Scheme, record: VariantRecord, location: str) -> tuple[Way, ...]:
+def loading(
+    scheme: Scheme, record: VariantRecord, location: str, *, has_branch: bool = False
+) -> tuple[Way, ...]:
     """How to load the variant of ``scheme``, the best way first.
 
     Args:
         location: what it is loaded from, a Hub id or a folder of variants.
+        has_branch: whether the repository has a branch of its name with the variant at its root.
     """
     kind = _kind(record)
     with_smolquant = Way(
@@ -142,7 +145,11 @@ def loading(scheme: Scheme, record: VariantRecord, location: str) -> tuple[Way, 
         _install("torch torchao transformers accelerate" + kind.packages),
         _program(kind, _stock(kind, record, location)),
     )
-    served = (_with_vllm(record, location),) if _vllm_serves(scheme, record) else ()
+    served = (
+        (_with_vllm(record, location, has_branch=has_branch),)
+        if _vllm_serves(scheme, record)
+        else ()
+    )
     return by_stock, with_smolquant, *served
 
 
@@ -213,9 +220,15 @@ def _vllm_serves(scheme: Scheme, record: VariantRecord) -> bool:
     )
 
 
-def _with_vllm(record: VariantRecord, location: str) -> Way:
+def _with_vllm(record: VariantRecord, location: str, *, has_branch: bool) -> Way:
     folder = location.rstrip("/").rpartition("/")[2]
-    if is_folder_location(location):
+    instead = "download this one and serve the folder"
+    if has_branch:
+        instead = f"serve the branch {record.variant}, which has this variant at its root"
+        commands = _broken(
+            f"vllm serve {shlex.quote(location)}", [f"--revision {shlex.quote(record.variant)}"]
+        )
+    elif is_folder_location(location):
         commands = [f"vllm serve {shlex.quote(f'{location}/{record.variant}')}"]
     else:
         commands = [
@@ -229,7 +242,10 @@ def _with_vllm(record: VariantRecord, location: str) -> Way:
             f"vllm serve {shlex.quote(f'{folder}/{record.variant}')}",
         ]
     return Way(
-        "vLLM", _NO_SUBFOLDERS, _install("vllm torchao"), code_block("\n".join(commands), "sh")
+        "vLLM",
+        _NO_SUBFOLDERS.format(instead=instead),
+        _install("vllm torchao"),
+        code_block("\n".join(commands), "sh"),
     )
 
 

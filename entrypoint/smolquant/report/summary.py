@@ -96,6 +96,7 @@ def render_summary(result: RunReport) -> str:
         chart=_chart(rows),
         change=_change(result),
         tag=code_span(result.tag or ""),
+        branches=listed([link(code_span(name), url) for name, url in result.branches.items()]),
         embeddings=_embeddings(rows),
         made=_listed_names(made),
         made_and_passed=_listed_names(passed),
