@@ -1,21 +1,22 @@
 """Extracts the bundled texts from translated manuals, and records where they came from.
 
-    apt-get download apache2-doc
+    apt-get download apache2-doc apache2-data
     for package in electron-i18n@1.908.0 electron@4.0.0 learnyounode@4.2.2 javascripting@2.7.4 \
         learn-sass@1.7.0; do npm pack $package; done
     python tools/make_eval_text.py FOLDER
 
-Models are measured on the manual of the Apache HTTP Server, which has no Italian, and on NodeSchool's Italian
-workshops; they are calibrated on Electron's documentation: what a variant was made with is never what it is
-judged by. Only whole paragraphs of prose are taken: no tables, code or headings, and none with a sentence that
-a translator left in English. Of each work every language has pages of its own, so that no passage is a
-translation of another.
+Models are measured on the manual of the Apache HTTP Server, which has no Italian, and on NodeSchool's
+Italian workshops; they are calibrated on Electron's documentation: what a variant was made with is never
+what it is judged by. Only whole paragraphs of prose are taken: no tables, code or headings, and none with
+a sentence that a translator left in English. Of each work every language has pages of its own, so that no
+passage is a translation of another.
 """
 
 import argparse
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -28,19 +29,28 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[1]
 TEXT_FOLDER = ROOT / "entrypoint/smolquant/evaluate/text"
-LANGUAGES = {"en": "en-US", "fr": "fr-FR", "de": "de-DE", "es": "es-ES", "it": "it-IT", "pt": "pt-BR"}
+LANGUAGES = {
+    "en": "en-US",
+    "fr": "fr-FR",
+    "de": "de-DE",
+    "es": "es-ES",
+    "it": "it-IT",
+    "pt": "pt-BR",
+}
 """What a text's file is called -> the locale that Electron's documentation has it under."""
 CHARACTERS = 24_000
 """A language: 5,000 to 10,000 tokens, by how well a tokenizer knows it."""
 
-PACKAGES = {
-    "apache2-doc_2.4.71-1~deb12u1_all.deb": "a7b3d1131c1c63dbf9999b28e75f9a133d30f70492b419936bd51759ac77a01f",
-    "electron-i18n-1.908.0.tgz": "b060c2c2f6d9181d078878cd9db926b8766b9e25cf027fd850874dd40d574645",
-    "electron-4.0.0.tgz": "003b065b76f6a926ff1cc1f13471ffb2e5d6541eb6e5e0339d58cfc3eb692787",
-    "learnyounode-4.2.2.tgz": "c51ff981a2751b7daf141a92ecf1c7eff4a5d9bca1cff3b879b1fee2c268745f",
-    "javascripting-2.7.4.tgz": "0809c317a49fcee9d2c0c20cb759b51087a37d91ca266f008522b304b4b94786",
-    "learn-sass-1.7.0.tgz": "a8b77c8e8dc18a6287a0d22bde455e8f2e1f307e9d4ed7e6205a9e96dcd5bf41",
-}
+_SHA256SUMS = """\
+cabb433e1ae9e32267f94088680860fe4289fc5f66e6f8858fd5098e7fc5af9c  apache2-data_2.4.71-1~deb12u1_all.deb
+a7b3d1131c1c63dbf9999b28e75f9a133d30f70492b419936bd51759ac77a01f  apache2-doc_2.4.71-1~deb12u1_all.deb
+b060c2c2f6d9181d078878cd9db926b8766b9e25cf027fd850874dd40d574645  electron-i18n-1.908.0.tgz
+003b065b76f6a926ff1cc1f13471ffb2e5d6541eb6e5e0339d58cfc3eb692787  electron-4.0.0.tgz
+c51ff981a2751b7daf141a92ecf1c7eff4a5d9bca1cff3b879b1fee2c268745f  learnyounode-4.2.2.tgz
+0809c317a49fcee9d2c0c20cb759b51087a37d91ca266f008522b304b4b94786  javascripting-2.7.4.tgz
+a8b77c8e8dc18a6287a0d22bde455e8f2e1f307e9d4ed7e6205a9e96dcd5bf41  learn-sass-1.7.0.tgz
+"""
+PACKAGES = {name: digest for digest, name in map(str.split, _SHA256SUMS.splitlines())}
 """File -> its sha256: no other version is read."""
 
 _LICENSES = {
@@ -52,6 +62,7 @@ _LICENSES = {
 }
 """npm package -> the notice that its licence wants kept beside what is taken from it."""
 
+_NOTICE = "usr/share/doc/apache2-data/NOTICE"
 _MANUAL = "usr/share/doc/apache2-doc/manual"
 _MANUAL_LANGUAGES = {"en": "en", "fr": "fr", "de": "de", "es": "es", "pt": "pt-br"}
 _WORKSHOPS = ("learnyounode", "javascripting", "learn-sass")
@@ -62,6 +73,37 @@ _REFERENCE = re.compile(r"/api/|\bmod/")
 _ENGLISH = re.compile(r"\b(?:the|of|to|is|and|will|be|you|this|for|with|are)\b", re.IGNORECASE)
 _ENGLISH_SHARE = 0.15
 """More of such words are in a sentence that was not translated."""
+
+_ORIGIN = """\
+The texts in this folder are paragraphs of prose from the works below, extracted by tools/make_eval_text.py
+from these packages of Debian and npm:
+
+{packages}
+
+Apart from the choice of paragraphs nothing was changed but markup and white space.
+
+en.txt, fr.txt, de.txt, es.txt, pt.txt: the manual of the Apache HTTP Server 2.4, which has no Italian
+translation. The Portuguese is that of Brazil.
+Copyright: The Apache Software Foundation; see NOTICE.httpd.
+License: Apache-2.0, the text of which is smolquant's own LICENSE.
+Source: https://httpd.apache.org/docs/2.4/
+
+it.txt: Italian exercises of NodeSchool's workshops learnyounode 4.2.2, javascripting 2.7.4 and learn-sass
+1.7.0. They are exercises and not a manual, and their sentences shorter.
+Copyright: the contributors of each; see LICENSE.learnyounode, LICENSE.javascripting, LICENSE.learn-sass.
+License: MIT.
+Source: https://github.com/workshopper
+
+calibration-*.txt: the documentation of Electron, of December 2018, and its translations by volunteers, of
+uneven care, as electron-i18n 1.908.0 has them. The Portuguese is that of Brazil.
+Copyright: GitHub Inc.; see LICENSE.electron and LICENSE.electron-i18n.
+License: MIT, that of Electron and the one that electron-i18n's package.json names; the file that lies in
+electron-i18n has the terms of BSD-3-Clause.
+Source: https://www.electronjs.org/docs and https://github.com/electron/i18n
+
+They are data that smolquant measures and calibrates models with, not part of the program, and stay under
+their own licences. `--eval-text` measures and `--calibration-text` calibrates on another text.
+"""
 
 Pages = dict[str, list[str]]
 """Name of a page -> its paragraphs."""
@@ -84,7 +126,9 @@ class _Paragraphs(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "p" and self._open is not None:
-            text = "".join(self._open).replace("\u200b", "")  # a place to break the line, not a letter
+            text = "".join(self._open).replace(
+                "\u200b", ""
+            )  # a place to break the line, not a letter
             self.found.append(" ".join(text.split()))
             self._open = None
 
@@ -102,19 +146,22 @@ def main() -> None:
         digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
         if digest != expected:
             raise SystemExit(f"{name} has the sha256 {digest}, not {expected}.")
-    packages = {name.rpartition("-")[0]: folder / name for name in PACKAGES if name.endswith(".tgz")}
+    packages = {
+        name.rpartition("-")[0]: folder / name for name in PACKAGES if name.endswith(".tgz")
+    }
     _write("calibration-", _electron(packages["electron-i18n"]))
     with tempfile.TemporaryDirectory() as unpacked:
-        (debian,) = (folder / name for name in PACKAGES if name.endswith(".deb"))
-        subprocess.run(["dpkg-deb", "-x", debian, unpacked], check=True)
+        for name in PACKAGES:
+            if name.endswith(".deb"):
+                subprocess.run(["dpkg-deb", "-x", folder / name, unpacked], check=True)
+        shutil.copyfile(Path(unpacked) / _NOTICE, TEXT_FOLDER / "NOTICE.httpd")
         _write("", _httpd(Path(unpacked) / _MANUAL))
     _write("", {"it": _workshops([packages[name] for name in _WORKSHOPS])})
     for name, member in _LICENSES.items():
         notice = _text(packages[name], member)
         (TEXT_FOLDER / f"LICENSE.{name}").write_text(notice, encoding="utf-8")
-    origin = (Path(__file__).parent / "eval_text_origin.txt").read_text(encoding="utf-8")
     names = "\n".join(f"  {name}\n    sha256 {digest}" for name, digest in PACKAGES.items())
-    (TEXT_FOLDER / "ORIGIN").write_text(origin.replace("PACKAGES", names), encoding="utf-8")
+    (TEXT_FOLDER / "ORIGIN").write_text(_ORIGIN.format(packages=names), encoding="utf-8")
 
 
 def _text(package: Path, member: str) -> str:
@@ -157,7 +204,9 @@ def _workshops(packages: Iterable[Path]) -> Pages:
     pages: Pages = {}
     for package in packages:
         with tarfile.open(package) as archive:
-            members = sorted(name for name in archive.getnames() if name.endswith((".it.md", "_it.md")))
+            members = sorted(
+                name for name in archive.getnames() if name.endswith((".it.md", "_it.md"))
+            )
         for member in members:
             html = markdown.render(_text(package, member))
             pages[f"{package.name}/{member}"] = _paragraphs(html)
@@ -174,7 +223,7 @@ def _write(prefix: str, work: Mapping[str, Pages]) -> None:
     """One text a language, of pages that no other language has; who has least chooses first."""
     english = {text for page in work.get("en", {}).values() for text in page}
     prose = {
-        language: _prose(pages, english if language != "en" else set(), language != "en")
+        language: _prose(pages, None if language == "en" else english)
         for language, pages in work.items()
     }
     taken: set[str] = set()
@@ -197,15 +246,19 @@ def _length(pages: Iterable[list[str]]) -> int:
     return sum(len(paragraph) for page in pages for paragraph in page)
 
 
-def _prose(pages: Pages, english: set[str], translated: bool) -> Pages:
-    """The paragraphs of prose; what stands on several pages is no part of what they say."""
+def _prose(pages: Pages, english: set[str] | None) -> Pages:
+    """The paragraphs of prose; what stands on several pages is no part of what they say.
+
+    Args:
+        english: the paragraphs of the original; None where ``pages`` are the original.
+    """
     times = Counter(text for page in pages.values() for text in set(page))
 
     def kept(page: list[str]) -> Iterator[str]:
         for text in dict.fromkeys(page):
-            if times[text] == 1 and text not in english and _is_prose(text):
-                if not (translated and _has_english(text)):
-                    yield text
+            untranslated = english is not None and (text in english or _has_english(text))
+            if times[text] == 1 and not untranslated and _is_prose(text):
+                yield text
 
     return {name: list(kept(page)) for name, page in pages.items()}
 
