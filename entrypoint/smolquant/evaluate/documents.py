@@ -17,12 +17,12 @@ from smolquant.places import nearby
 from smolquant.text import one_of
 
 BUNDLED_NAME = (
-    "the Apache HTTP Server 2.4.71 manual in English, French, German, Spanish and Portuguese, and "
-    "NodeSchool workshops in Italian"
+    "Apache HTTP Server 2.4.71 documentation, a manual in English, French, German, Spanish and "
+    "Portuguese, and NodeSchool workshops in Italian"
 )
 CALIBRATION_NAME = (
-    "Electron's documentation of December 2018, a manual in English, French, German, Spanish, Italian "
-    "and Portuguese"
+    "Electron documentation of December 2018, a manual in English, French, German, Spanish, Italian and "
+    "Portuguese"
 )
 _EARLIER = frozenset({"fd49bfeb4bb15aec0ca521eca12b6f43f143ec6e0e5e4ba09e2df8e4403bb05c"})
 _EARLIER_CALIBRATION = frozenset(
