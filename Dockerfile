@@ -46,7 +46,7 @@ RUN rm -rf test torch/include torch/share torch/test \
 FROM dependencies AS product
 # hadolint ignore=DL3008,DL3009
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev
-COPY pyproject.toml README.md /src/
+COPY pyproject.toml README.md LICENSE /src/
 COPY entrypoint /src/entrypoint
 RUN /pip/bin/pip install --no-compile --no-index --no-deps --no-build-isolation \
         --prefix /product /src \
@@ -67,7 +67,7 @@ ARG CUDA_IMAGE=
 LABEL org.opencontainers.image.title="smolquant" \
       org.opencontainers.image.description="Quantize Hugging Face language models with torchao, measure what it cost, publish the variants" \
       org.opencontainers.image.source="https://github.com/org/smolquant-action" \
-      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.licenses="Apache-2.0 AND MIT AND BSD-3-Clause" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.base.name="docker.io/library/debian:bookworm-slim" \

@@ -316,6 +316,33 @@ def section(title: str, note: str, bench: Bench) -> str:
     return "\n".join([f"## {title}", "", note, "", head, *lines, ""])
 
 
+def _on_bundled_text(options: argparse.Namespace) -> str:
+    smollm2 = make_checkpoint(options.models / "smollm2")
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    windows = token_windows(bundled_text(), tokenizer, options.tokens)
+    calibration = token_windows(bundled_calibration_text(), tokenizer, TOKENS)
+    return section(
+        "SmolLM2-135M-Instruct",
+        f"On {windows.numel()} tokens of smolquant's evaluation text. This copy's weights lie on a\n"
+        "4-bit grid with groups of 32 already, which rounding in groups of 32 can find again.",
+        Bench(smollm2, windows, calibration),
+    )
+
+
+def _on_python(options: argparse.Namespace) -> str:
+    trained = make_trained_model(options.models / "trained")
+    held_out = held_out_windows(trained)
+    stride = max(4, len(held_out) * held_out.shape[1] // options.tokens)
+    # Calibrated on what lies between the windows that are measured on, a quarter of the way from each.
+    place = torch.arange(len(held_out)) % stride
+    between = held_out[(place >= stride // 4) & (place <= stride - stride // 4)]
+    return section(
+        "A Qwen3 of 3.9 million parameters, trained by bench/quality_model.py",
+        f"On {held_out[::stride].numel()} tokens of Python that it was not trained on.",
+        Bench(trained, held_out[::stride], between[: TOKENS // between.shape[1]]),
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=4_096, help="to measure each model on")
@@ -324,29 +351,7 @@ def main() -> None:
     options = parser.parse_args()
     options.models.mkdir(exist_ok=True)
     keep_freed_blocks()  # as the product does, so that page faults are not what is timed
-    smollm2 = make_checkpoint(options.models / "smollm2")
-    trained = make_trained_model(options.models / "trained")
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
-    windows = token_windows(bundled_text(), tokenizer, options.tokens)
-    calibration = token_windows(bundled_calibration_text(), tokenizer, TOKENS)
-    held_out = held_out_windows(trained)
-    stride = max(4, len(held_out) * held_out.shape[1] // options.tokens)
-    # Calibrated on what lies between the windows that are measured on, a quarter of the way from each.
-    place = torch.arange(len(held_out)) % stride
-    between = held_out[(place >= stride // 4) & (place <= stride - stride // 4)]
-    sections = [
-        section(
-            "SmolLM2-135M-Instruct",
-            f"On {windows.numel()} tokens of smolquant's evaluation text. This copy's weights lie on a\n"
-            "4-bit grid with groups of 32 already, which rounding in groups of 32 can find again.",
-            Bench(smollm2, windows, calibration),
-        ),
-        section(
-            "A Qwen3 of 3.9 million parameters, trained by bench/quality_model.py",
-            f"On {held_out[::stride].numel()} tokens of Python that it was not trained on.",
-            Bench(trained, held_out[::stride], between[: TOKENS // between.shape[1]]),
-        ),
-    ]
+    sections = [_on_bundled_text(options), _on_python(options)]
     libraries = ", ".join(
         f"{name} {version(name)}" for name in ("torch", "torchao", "transformers")
     )

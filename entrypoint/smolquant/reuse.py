@@ -81,12 +81,14 @@ def _why_not_current(
         return ""
     if settings.force:
         return "--force asks for it"
-    if not record.is_made_by(quant_type=quant_type, options=settings.options_of(quant_type)):
+    # What smolquant bundles is no change of the owner's: only --force calibrates and measures on it anew.
+    same = (settings.options_of(quant_type), *settings.earlier_options_of(quant_type))
+    if not any(record.is_made_by(quant_type=quant_type, options=options) for options in same):
         return "it was made with other options, or by another version"
     if record.source.identity != source.identity:
         return "it was made from another source"
     demanded = settings.evaluate == "always" or settings.gate.covers(record.variant)
-    if demanded and not settings.measurement.is_that_of(record.metrics):
+    if demanded and not settings.measurement.is_that_of(record.metrics, or_earlier=True):
         return "it was not measured as asked for now"
     return None
 

@@ -170,8 +170,20 @@ class Settings:
 
     def options_of(self, quant_type: str) -> Options:
         """The options that decide the stored bytes of one variant; what "unchanged" means."""
+        return self._options_of(self.scheme(quant_type))
+
+    def earlier_options_of(self, quant_type: str) -> list[Options]:
+        """What those options were in versions that bundled another text to calibrate on."""
+        earlier = self.calibration.earlier if self.calibration else ()
+        schemes = [
+            scheme_of(quant_type, int4_method=self.int4_method, calibration=digest)
+            for digest in sorted(earlier)
+        ]
+        return [self._options_of(scheme) for scheme in schemes]
+
+    def _options_of(self, scheme: Scheme) -> Options:
         return {
-            **self.scheme(quant_type).options(self.group_size),
+            **scheme.options(self.group_size),
             "dtype": self.dtype,
             "embeddings": self.embeddings,
             "max_shard_size": self.max_shard_size,

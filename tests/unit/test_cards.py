@@ -38,7 +38,7 @@ METRICS = Metrics(
     peak_memory_bytes=700_000_000,
     source_peak_memory_bytes=900_000_000,
     tokens=4088,
-    text="Debian Reference, six languages",
+    text="A Manual, six languages",
     text_sha256="e" * 64,
     machine="AMD EPYC, 2 cores",
 )
@@ -552,7 +552,7 @@ def pair(int4: Metrics, **changes: Any) -> str:
 
 def test_a_card_says_once_what_all_its_numbers_were_measured_on() -> None:
     text = pair(replace(METRICS, perplexity=13.5, tokens_per_second=50.0))
-    assert "\n- **Measured on** 4,088 tokens of Debian Reference, six languages.\n" in text
+    assert "\n- **Measured on** 4,088 tokens of A Manual, six languages.\n" in text
     assert text.count("AMD EPYC, 2 cores.") == 1
 
 
@@ -561,18 +561,17 @@ def test_a_card_says_once_what_all_its_numbers_were_measured_on() -> None:
     [
         (
             {"text": "notes.txt", "text_sha256": "f" * 64, "tokens": 2000},
-            "4,088 tokens of Debian Reference, six languages (int8) "
-            "and 2,000 tokens of notes.txt (int4).",
+            "4,088 tokens of A Manual, six languages (int8) and 2,000 tokens of notes.txt (int4).",
         ),
         (
             {"tokens": 2044},
-            "4,088 tokens of Debian Reference, six languages (int8) "
-            "and 2,044 tokens of Debian Reference, six languages (int4).",
+            "4,088 tokens of A Manual, six languages (int8) "
+            "and 2,044 tokens of A Manual, six languages (int4).",
         ),
         (
             {"text_sha256": "f" * 64},
-            "4,088 tokens of Debian Reference, six languages, sha256 eeeeeeee (int8) "
-            "and 4,088 tokens of Debian Reference, six languages, sha256 ffffffff (int4).",
+            "4,088 tokens of A Manual, six languages, sha256 eeeeeeee (int8) "
+            "and 4,088 tokens of A Manual, six languages, sha256 ffffffff (int4).",
         ),
     ],
     ids=["another text", "less of it", "another text of that name"],
@@ -752,7 +751,7 @@ def test_a_variants_card_says_how_much_it_lost() -> None:
 
 def test_a_variants_card_says_what_was_measured_on_what() -> None:
     text = " ".join(card(record(metrics=METRICS)).split())
-    on_text = "on the same 4,088 tokens of `Debian Reference, six languages`."
+    on_text = "on the same 4,088 tokens of `A Manual, six languages`."
     on_machine = (
         "Speed and memory are those of one machine, and other machines differ: `AMD EPYC, 2 cores`."
     )

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from smolquant.checkpoint.source import Source
+from smolquant.evaluate.documents import bundled_calibration_text, bundled_text
 from smolquant.record import Metrics, SourceRecord, VariantRecord, stack_versions
 from smolquant.reuse import Reuse, decide_reuse
 from smolquant.settings import Settings, make_settings
@@ -55,13 +56,14 @@ def decide(
     there: VariantRecord | None = None,
     finished: VariantRecord | None = None,
     *,
+    int4: VariantRecord | None = None,
     intact: bool = True,
 ) -> Reuse:
     def by_name(one: VariantRecord | None) -> Mapping[str, VariantRecord]:
         return {} if one is None else {"int8": one}
 
     return decide_reuse(
-        by_name(there),
+        by_name(there) if int4 is None else {"int4": int4},
         by_name(finished),
         KnownSource(),
         asked,
@@ -110,6 +112,47 @@ def test_numbers_of_the_same_text_satisfy_a_limit() -> None:
     metrics = Metrics(text_sha256=asked.measurement.text.digest, tokens_asked=64, mean_kl=0.1)
     assert decide(asked, record(asked, metrics=metrics)).up_to_date
     assert not decide(asked, record(asked, metrics=replace(metrics, tokens_asked=65))).up_to_date
+
+
+CALIBRATED: dict[str, Any] = {"quant_type": "int4_weight_only", "int4_method": "calibrated"}
+
+
+def calibrated(asked: Settings, text: str, **changes: Any) -> VariantRecord:
+    options = {**asked.options_of("int4_weight_only"), "calibration_sha256": text}
+    return record(asked, variant="int4", options=options, **changes)
+
+
+@pytest.mark.parametrize("text", sorted(bundled_calibration_text().earlier))
+def test_a_text_that_smolquant_replaced_leaves_what_was_calibrated_on_it_up_to_date(
+    text: str, tmp_path: Path
+) -> None:
+    asked = settings(**CALIBRATED)
+    assert text != bundled_calibration_text().digest
+    made = calibrated(asked, text)
+    assert decide(asked, int4=made).up_to_date == {"int4": made}
+    assert decide(settings(**CALIBRATED, force=True), int4=made).to_make
+    assert decide(settings(**CALIBRATED, group_size=32), int4=made).to_make
+    assert decide(settings(**CALIBRATED | {"int4_method": "search"}), int4=made).to_make
+    assert decide(asked, int4=calibrated(asked, "0" * 64)).to_make, "it was the owner's own text"
+    (tmp_path / "own.txt").write_text("another text")
+    own = settings(**CALIBRATED, calibration_text=str(tmp_path / "own.txt"))
+    assert decide(own, int4=made).to_make
+
+
+def test_numbers_of_a_text_that_smolquant_replaced_are_kept_as_what_they_are(
+    tmp_path: Path,
+) -> None:
+    (earlier,) = bundled_text().earlier
+    asked = settings(evaluate="always", max_kl="1")
+    made = record(asked, metrics=Metrics(text="A Manual", text_sha256=earlier, mean_kl=0.1))
+    kept = decide(asked, made).up_to_date["int8"].metrics
+    assert kept is not None
+    assert (kept.text, kept.text_sha256) == ("A Manual", earlier)
+    assert not decide(asked, None, made).reusable, "what is published now is measured on today's"
+    assert decide(settings(evaluate="always", force=True), made).to_make
+    (tmp_path / "own.txt").write_text("another text")
+    own = settings(evaluate="always", eval_text=str(tmp_path / "own.txt"))
+    assert decide(own, made).to_make
 
 
 def test_what_an_earlier_run_has_finished_only_has_to_be_published() -> None:

@@ -43,12 +43,16 @@ class Measurement:
     """The number that was asked for; None for one that suits the model's size."""
     trust_remote_code: bool = False
 
-    def is_that_of(self, metrics: Metrics | None) -> bool:
-        """Whether ``metrics`` were taken on the same text, and on as much of it."""
-        return (
-            metrics is not None
-            and metrics.text_sha256 == self.text.digest
-            and metrics.tokens_asked == self.tokens
+    def is_that_of(self, metrics: Metrics | None, *, or_earlier: bool = False) -> bool:
+        """Whether ``metrics`` were taken on the same text, and on as much of it.
+
+        Args:
+            or_earlier: the text that an earlier version bundled will do where the bundled one is asked for.
+        """
+        if metrics is None or metrics.tokens_asked != self.tokens:
+            return False
+        return metrics.text_sha256 == self.text.digest or (
+            or_earlier and metrics.text_sha256 in self.text.earlier
         )
 
     def windows(

@@ -1,8 +1,7 @@
 """The texts to measure and to calibrate on: those that come along, and the owner's, of any size.
 
 A file is read as far as somebody asks for, and as a whole only in passing, for its digest. The bundled
-texts are prose in six languages, from one book to measure on and from another to calibrate on; see
-text/ORIGIN.
+texts are prose in six languages, from other works to measure on than to calibrate on; see text/ORIGIN.
 """
 
 import hashlib
@@ -17,9 +16,22 @@ from smolquant.errors import InputError
 from smolquant.places import nearby
 from smolquant.text import one_of
 
-_IN_SIX_LANGUAGES = "a manual in English, French, German, Spanish, Italian and Portuguese"
-BUNDLED_NAME = f"Debian Reference 2.100, {_IN_SIX_LANGUAGES}"
-CALIBRATION_NAME = f"Debian GNU/Linux Installation Guide 20230508, {_IN_SIX_LANGUAGES}"
+BUNDLED_NAME = (
+    "Apache HTTP Server 2.4.71 documentation, a manual in English, French, German, Spanish and "
+    "Portuguese, and NodeSchool workshops in Italian"
+)
+CALIBRATION_NAME = (
+    "Electron documentation of December 2018, a manual in English, French, German, Spanish, Italian and "
+    "Portuguese"
+)
+_EARLIER = frozenset({"fd49bfeb4bb15aec0ca521eca12b6f43f143ec6e0e5e4ba09e2df8e4403bb05c"})
+_EARLIER_CALIBRATION = frozenset(
+    {
+        "3403d7a5c268056560f741dd055f671f38f0af86f30cfb2c5ecfcb8a1eb2ea80",
+        "e41aa84b4118c309c2f284d2f21e666f45181b88654635ab29d54100be68c71d",
+    }
+)
+"""Digests of the texts that versions before bundled. A text that is replaced leaves its digest here."""
 
 _BUNDLED = Path(__file__).parent / "text"
 _LANGUAGES = ("en", "fr", "de", "es", "it", "pt")
@@ -77,6 +89,8 @@ class EvalText:
 
     name: str
     documents: Iterable[str | Conversation | TextFile]
+    earlier: frozenset[str] = frozenset()
+    """Digests of the texts that had this one's place in earlier versions of smolquant."""
 
     @cached_property
     def digest(self) -> str:
@@ -102,12 +116,12 @@ def _as_json(document: str | Conversation | TextFile) -> Iterator[str]:
 
 def bundled_text() -> EvalText:
     """The text to measure on that comes with smolquant."""
-    return EvalText(BUNDLED_NAME, _bundled(""))
+    return EvalText(BUNDLED_NAME, _bundled(""), _EARLIER)
 
 
 def bundled_calibration_text() -> EvalText:
-    """The text to calibrate on that comes with smolquant; from another book than the one above."""
-    return EvalText(CALIBRATION_NAME, _bundled("calibration-"))
+    """The text to calibrate on that comes with smolquant; from another work than the one above."""
+    return EvalText(CALIBRATION_NAME, _bundled("calibration-"), _EARLIER_CALIBRATION)
 
 
 def _bundled(prefix: str) -> list[str]:
