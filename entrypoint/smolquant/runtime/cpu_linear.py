@@ -12,10 +12,12 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+
+_COMPILED = Path(__file__).with_name("_cpu_linear.so")
+"""cpu_linear.c, where smolquant was installed with its compiled code."""
 
 _BLOCK_ELEMENTS = 1 << 20
 """The weights that are widened at a time for many tokens: 4 MB in float32, which caches hold."""
@@ -290,14 +292,11 @@ class _Library:
 
 @cache
 def _library() -> _Library | None:
-    spec = find_spec("smolquant.runtime._cpu_linear")
-    if spec is None or spec.origin is None:
-        return None
-    loaded = ctypes.CDLL(spec.origin)
-    linear = getattr(loaded, "smolquant_linear", None)
-    widen = getattr(loaded, "smolquant_widen", None)
-    if linear is None or widen is None:
-        return None  # from another version's source
+    try:
+        loaded = ctypes.CDLL(str(_COMPILED))
+        linear, widen = loaded.smolquant_linear, loaded.smolquant_widen
+    except (OSError, AttributeError):
+        return None  # never compiled, or from another version's source
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     start = (number, pointer, ctypes.c_uint, number, ctypes.POINTER(_Layer))
     linear.argtypes = (*start, size, pointer, number, size, size, size, pointer)
