@@ -22,7 +22,7 @@ _BLOCK_ELEMENTS = 1 << 17
 
 @dataclass(frozen=True)
 class _Groups:
-    """Groups of some rows, (rows, groups a row, size), and what is known of each, (rows, groups a row, 1)."""
+    """Groups of some rows, (rows, groups a row, size), and what is known of each, (…, 1)."""
 
     units: torch.Tensor
     """float32 whole numbers: value = low + units * unit."""
