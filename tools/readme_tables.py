@@ -1,4 +1,4 @@
-"""`make docs`: the blocks of README.md, docs/ and action.yml that follow code and tests, and names everywhere."""
+"""`make docs`: blocks of README.md, docs/ and action.yml that follow code and tests; names everywhere."""
 
 import itertools
 from collections.abc import Callable, Mapping

@@ -70,8 +70,8 @@ def test_another_organization_and_version_reach_every_file(checkout: Path) -> No
         ("ghcr.io/org/smolquant-action:1-cuda", "…:12-cuda"),
         ("ghcr.io/org/smolquant-action@sha256:12", "…@sha256:12"),
         (
-            "uses: actions/checkout@v4 # your/other-action@v0",
-            "uses: actions/checkout@v4 # your/other-action@v0",
+            "uses: a/checkout@v4 # b/other-action@v0",
+            "uses: a/checkout@v4 # b/other-action@v0",
         ),
         ("smolquant-action@v1", "smolquant-action@v12"),
     ],
