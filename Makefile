@@ -100,7 +100,7 @@ $(CHECKPOINT): | $(INSTALLED)
 	mkdir -p .demo
 	$(PYTHON) tools/smollm2.py $@
 
-$(INSTALLED): pyproject.toml entrypoint/smolquant/schemes/int4_search.c $(wildcard entrypoint/smolquant/runtime/cpu_linear*.[ch])
+$(INSTALLED): pyproject.toml setup.py entrypoint/smolquant/schemes/int4_search.c $(wildcard entrypoint/smolquant/runtime/cpu_linear*.[ch])
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install $(QUIETLY) --upgrade "pip>=25.1"
 	$(PYTHON) -m pip install $(QUIETLY) $(PIP_TORCH) $(TORCH)

@@ -1,8 +1,8 @@
 """The names that a release goes by, from pyproject.toml: whose it is, its version, its images.
 
 Every file that names the action or an image of it is written from here by `make docs`. The release asks for
-``python3 tools/release_names.py NAME``: version, action, image, major, or tags, which are one a line and, with
-``-cuda`` as well, of those images. It needs the standard library alone.
+``python3 tools/release_names.py NAME``: version, action, image, major, or tags, one a line, and with
+``-cuda`` as well those of that image. It needs the standard library alone.
 """
 
 import re

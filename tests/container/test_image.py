@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from container.engine import REPOSITORY, Engine
-from container.locks import read_lock
+from locks import read_lock
 from container.runner import Runner
 
 pytestmark = pytest.mark.container
