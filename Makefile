@@ -5,6 +5,7 @@
 # make test-container  the image, run as GitHub's runner does
 # make fuzz          the readers of foreign files with damaged ones, for SECONDS (20); SEED, TARGET and CASE repeat one
 # make check         lint, types, workflows and forms
+# make release-check what is still missing for a release
 # make bench         speed and memory against stock transformers, at 3 B parameters (SIZE= for others)
 # make bench-experts the same for a mixture of experts, beside a dense model of its size
 # make bench-runtime speed of loaded variants against bf16, down to single layers (PROMPT= for a slow machine)
@@ -38,7 +39,7 @@ CASE ?=
 WORKFLOWS_ELSEWHERE := examples/release.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
-.PHONY: demo test test-arm test-gpu test-container fuzz bench bench-experts bench-gpu bench-runtime bench-scale bench-quality families check docs clean
+.PHONY: demo test test-arm test-gpu test-container fuzz bench bench-experts bench-gpu bench-runtime bench-scale bench-quality families check release-check docs clean
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
@@ -95,6 +96,9 @@ check: $(INSTALLED)
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms $(ISSUE_FORMS)
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(VENV)/bin/pre-commit validate-config
+
+release-check: $(INSTALLED)
+	@PYTHONPATH=tools $(PYTHON) -m release_check
 
 $(CHECKPOINT): | $(INSTALLED)
 	mkdir -p .demo

@@ -1,8 +1,8 @@
-"""Whether a wheel or an sdist works where nothing of this checkout is: installs it, quantizes, loads.
+"""Whether a wheel works where nothing of this checkout is: installs it, quantizes a small model, loads it.
 
-``python3 tools/try_dist.py FOLDER [pure]`` takes the wheel of FOLDER that suits this machine, or the one for
-any platform, and tries it in an environment of its own with the pip that made it. The int4 weights of a small
-model are found by C code or by torch: their bytes are the recorded ones either way, on every platform.
+``python3 tools/try_dist.py FOLDER [pure] [OPTION...]`` takes the wheel of FOLDER that suits this machine,
+or the one for any platform, and installs it into an environment of its own; the options are pip's. The int4
+weights are found by C code or by torch: their bytes are the recorded ones either way, on every platform.
 """
 
 import hashlib
@@ -14,15 +14,11 @@ import venv
 from pathlib import Path
 
 EXPECTED = "cfc454859c72856ef7cef1a74fa52894ef84cd6f48a666300f425684a4997552"
-"""sha256 of the int4 variant's tensors; it changes only with the search itself, which then makes other variants."""
+"""sha256 of the int4 variant's tensors, which only another search than this one changes."""
 
 
 def install(folder: Path, environment: Path, *, pure: bool, options: list[str]) -> Path:
-    """A new environment with the suiting distribution of ``folder`` and its requirements; its Python.
-
-    Args:
-        options: more of pip's.
-    """
+    """Make an environment with the suiting wheel of ``folder`` and its requirements; its Python."""
     venv.EnvBuilder(with_pip=True).create(environment)
     python = environment / "bin/python"
     (wheel,) = folder.glob("*-none-any.whl") if pure else [None]
