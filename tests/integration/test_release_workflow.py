@@ -14,6 +14,7 @@ import tarfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def test_images_get_every_tag_and_are_known_by_digest(
     asked = [line.split() for line in Path(docker["DOCKER_LOG"]).read_text().splitlines()]
     created = [line for line in asked if "create" in line]
     for line, variant, expected in zip(created, ("-cuda", ""), (DIGESTS[:1], DIGESTS), strict=True):
-        tags = [tag for option, tag in zip(line, line[1:], strict=False) if option == "--tag"]
+        tags = [tag for option, tag in pairwise(line) if option == "--tag"]
         assert tags == NAMES.tags(variant)
         assert line[-len(expected) :] == [f"{NAMES.image}@{digest}" for digest in expected]
     assert Path(docker["GITHUB_OUTPUT"]).read_text() == f"image={IMAGE}\n"

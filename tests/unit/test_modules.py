@@ -229,6 +229,24 @@ def test_a_weight_without_the_best_kernel_falls_back_and_is_told_of(
         assert difference(logits(model, IDS[:, :1]), wanted[quant_type][:, :1]) < bound
 
 
+def test_levels_that_lie_anywhere_are_safe_with_the_kernel_of_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As those of a mapped file do; where the CPU has AVX512, torch's kernel would end the process."""
+    wanted = dequantized_logits("int8_weight_only")
+    monkeypatch.setattr("smolquant.runtime.cpu_linear._library", lambda: None)
+    model = stored_model("int8_weight_only")
+    for weight in model.parameters():
+        if isinstance(weight, Int8Tensor):
+            levels = weight.qdata
+            room = torch.empty(levels.numel() + 64, dtype=torch.int8)
+            start = (8 - room.data_ptr()) % 64
+            weight.qdata = room[start : start + levels.numel()].view(levels.shape).copy_(levels)
+            assert weight.qdata.data_ptr() % 64 == 8
+    use_kernels(model)
+    assert difference(logits(model, IDS[:, :6]), wanted[:, :6]) < 0.02
+
+
 def test_torch_compile_runs_a_model() -> None:
     model = stored_model("int8_weight_only")
     use_kernels(model)
