@@ -85,9 +85,9 @@ def try_here() -> str:
 
     with tempfile.TemporaryDirectory(prefix="smolquant-try-") as work:
         checkpoint, output = small_checkpoint(Path(work, "checkpoint")), Path(work, "output")
-        command = [sys.executable, "-m", "smolquant", "quantize", checkpoint, "--save-only"]
-        options = ["--quant-type", "both", "--evaluate", "never", "--output-dir", output]
-        subprocess.run([*command, *options], check=True)
+        command: list[str | Path] = [sys.executable, "-m", "smolquant", "quantize", checkpoint]
+        options: list[str | Path] = ["--quant-type", "both", "--output-dir", output]
+        subprocess.run([*command, *options, "--save-only", "--evaluate", "never"], check=True)
         tokens = torch.arange(16).view(1, 16)
         for variant in ("int8", "int4"):
             model, _ = smolquant.load(output, variant)
