@@ -80,6 +80,7 @@ def try_here() -> str:
         :func:`digest` of the int4 variant.
     """
     import torch
+    from transformers import AutoModelForCausalLM
 
     import smolquant
 
@@ -91,9 +92,10 @@ def try_here() -> str:
         tokens = torch.arange(16).view(1, 16)
         for variant in ("int8", "int4"):
             model, _ = smolquant.load(output, variant)
+            plain = AutoModelForCausalLM.from_pretrained(output / variant)
             with torch.inference_mode():
                 found = model(tokens).logits.float()
-                wanted = smolquant.dequantize(model)(tokens).logits.float()
+                wanted = smolquant.dequantize(plain)(tokens).logits.float()
             error = float((found - wanted).norm() / wanted.norm())
             assert error < 0.05, f"{variant}: its logits are {error:.1%} off those of plain weights"
         return digest(output / "int4")
