@@ -22,7 +22,13 @@ def install(folder: Path, environment: Path, *, pure: bool, options: list[str]) 
     venv.EnvBuilder(with_pip=True).create(environment)
     python = environment / "bin/python"
     (wheel,) = folder.glob("*-none-any.whl") if pure else [None]
-    which = f"smolquant[action] @ {wheel.resolve().as_uri()}" if wheel else "smolquant[action]"
+    # No other version, which the index might have.
+    version = next(folder.glob("smolquant-*.whl")).name.split("-")[1]
+    which = (
+        f"smolquant[action] @ {wheel.resolve().as_uri()}"
+        if wheel
+        else f"smolquant[action]=={version}"
+    )
     only = ["--only-binary", "smolquant", "--find-links", str(folder)]
     subprocess.run([python, "-m", "pip", "install", "--quiet", *only, *options, which], check=True)
     return python
