@@ -46,10 +46,14 @@ RUN rm -rf test torch/include torch/share torch/test \
 FROM dependencies AS product
 # hadolint ignore=DL3008,DL3009
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev
-COPY pyproject.toml README.md LICENSE /src/
+# A release's image holds the wheel that PyPI has: --build-arg PRODUCT=smolquant==X.Y.Z, with the wheels in
+# dist/. (The folder may be missing, which COPY allows where it finds another file to copy.)
+ARG PRODUCT=/src
+COPY pyproject.toml README.md LICENSE setup.py /src/
 COPY entrypoint /src/entrypoint
-RUN /pip/bin/pip install --no-compile --no-index --no-deps --no-build-isolation \
-        --prefix /product /src \
+COPY pyproject.toml dist/*.whl /dist/
+RUN /pip/bin/pip install --no-compile --no-index --find-links /dist --no-deps --no-build-isolation \
+        --prefix /product "$PRODUCT" \
     && /opt/smolquant/bin/python -m compileall -q --invalidation-mode unchecked-hash /product
 COPY entrypoint/smolquant-cleanup /product/bin/
 

@@ -6,6 +6,7 @@
 # make test-container  the image, run as GitHub's runner does
 # make fuzz          the readers of foreign files with damaged ones, for SECONDS (20); SEED, TARGET and CASE repeat one
 # make check         lint, types, workflows and forms
+# make release-check what is still missing for a release
 # make bench         speed and memory against stock transformers, at 3 B parameters (SIZE= for others)
 # make bench-experts the same for a mixture of experts, beside a dense model of its size
 # make bench-runtime speed of loaded variants against bf16, down to single layers (PROMPT= for a slow machine)
@@ -43,7 +44,7 @@ ALONE ?=
 WORKFLOWS_ELSEWHERE := examples/release.yml examples/canary.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
-.PHONY: demo test test-arm test-gpu test-container fuzz bench bench-experts bench-gpu bench-runtime bench-scale bench-quality families check docs picture clean compat
+.PHONY: demo test test-arm test-gpu test-container fuzz bench bench-experts bench-gpu bench-runtime bench-scale bench-quality families check docs picture clean compat release-check
 
 demo: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m demo
@@ -107,11 +108,14 @@ check: $(INSTALLED)
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 	$(VENV)/bin/pre-commit validate-config
 
+release-check: $(INSTALLED)
+	@PYTHONPATH=tools $(PYTHON) -m release_check
+
 $(CHECKPOINT): | $(INSTALLED)
 	mkdir -p .demo
 	$(PYTHON) tools/smollm2.py $@
 
-$(INSTALLED): pyproject.toml entrypoint/smolquant/schemes/int4_search.c $(wildcard entrypoint/smolquant/runtime/cpu_linear*.[ch])
+$(INSTALLED): pyproject.toml setup.py entrypoint/smolquant/schemes/int4_search.c $(wildcard entrypoint/smolquant/runtime/cpu_linear*.[ch])
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install $(QUIETLY) --upgrade "pip>=25.1"
 	$(PYTHON) -m pip install $(QUIETLY) $(PIP_TORCH) $(TORCH)

@@ -4,7 +4,8 @@
 #   requirements/lock.sh              needs uv (pip install uv); downloads metadata, not wheels
 #   requirements/lock.sh --upgrade    takes newer releases too, not only what pyproject.toml forces
 #
-# torch's CPU wheel comes from its public index, or from the folder that TORCH_WHEELS names.
+# torch's CPU wheel comes from its public index, or from the folder that TORCH_WHEELS names. The index has it for
+# ARM too, whose images need its hash; the packages themselves are the same ones there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,4 +1,4 @@
-"""`make docs`: the blocks of README.md, docs/ and action.yml that follow code and tests."""
+"""`make docs`: blocks of README.md, docs/ and action.yml that follow code and tests; names everywhere."""
 
 import itertools
 import re
@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import yaml
 
+import release_names
 import runtime_page
 from fault_page import all_faults, sections
 from smolquant.cli import quantize
@@ -237,3 +238,4 @@ if __name__ == "__main__":
     for page_name in PAGES:
         path = ROOT / page_name
         path.write_text(with_blocks(page_name, path.read_text(encoding="utf-8")), encoding="utf-8")
+    release_names.write(release_names.read(), release_names.naming_files())

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from container.engine import REPOSITORY, Engine
-from container.locks import read_lock
 from container.runner import Runner
+from locks import read_lock
 
 pytestmark = pytest.mark.container
 

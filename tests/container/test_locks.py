@@ -1,31 +1,17 @@
 """The two locks answer pyproject.toml and differ in nothing but torch's build. No engine needed."""
 
-import tomllib
-
 import pytest
-from packaging.requirements import Requirement
 
 from container.engine import REPOSITORY
-from container.locks import Lock, read_lock
+from locks import Lock, read_lock, requirements, unanswered
 
 CPU = read_lock(REPOSITORY / "requirements" / "cpu.txt")
 CUDA = read_lock(REPOSITORY / "requirements" / "cuda.txt")
 
 
-def requirements() -> list[Requirement]:
-    """What the image installs by name: smolquant[action]'s own requirements."""
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    return [
-        Requirement(text)
-        for text in (*project["dependencies"], *project["optional-dependencies"]["action"])
-    ]
-
-
 @pytest.mark.parametrize("lock", [CPU, CUDA], ids=["cpu", "cuda"])
 def test_a_lock_holds_what_pyproject_asks_for(lock: Lock) -> None:
-    for requirement in requirements():
-        version = lock.versions[requirement.name.replace("_", "-")]
-        assert requirement.specifier.contains(version), f"{requirement}: locked to {version}"
+    assert not list(unanswered(lock, requirements(REPOSITORY / "pyproject.toml")))
 
 
 @pytest.mark.parametrize("lock", [CPU, CUDA], ids=["cpu", "cuda"])

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+import release_names
 from container.engine import REPOSITORY, Engine
 from localhub import LocalHub, Token
 
 pytestmark = pytest.mark.container
 
+NAMES = release_names.read()
 WRITE = Token("hf_alice_writes", "alice")
 EXAMPLE = REPOSITORY / "examples" / "release.yml"
 
@@ -122,7 +124,12 @@ def test_the_example_for_a_model_repository(
     commit(repository, tag="v1.0")
 
     log = act(
-        engine, image, repository, hub, "--local-repository", f"org/smolquant-action@v0={action}"
+        engine,
+        image,
+        repository,
+        hub,
+        "--local-repository",
+        f"{NAMES.action}@{NAMES.major}={action}",
     )
 
     repo = hub.repo("alice/model")

@@ -8,14 +8,16 @@ import sysconfig
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from smolquant.errors import MachineError
 from smolquant.schemes import INT4_METHODS, SCHEMES, Scheme, int4_search, scheme_of
+from smolquant.schemes.base import GROUP_SIZES
 from smolquant.schemes.int4_search import search_grids
+from smolquant.schemes.int4_search_in_torch import search_rows
 from smolquant.schemes.int4_weight_only import Int4WeightOnly, values_of
 from stored_values import stored_values
 
@@ -181,66 +183,70 @@ def test_weights_of_columns_keep_every_sum_exact(group: int) -> None:
     assert 15 * 15 * int4_search._UNITS * (int4_search._MEAN_WEIGHT + 1) * 256 < 2**24
 
 
-def by_the_book(
-    groups: torch.Tensor, weights: torch.Tensor, candidates: torch.Tensor
+def without_compiled(
+    groups: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """int4_search.c, an operation on all groups at a time and every sum in float64."""
-    weight = weights.double().repeat(len(groups) // len(weights), 1)
-    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
-    unit = ((high - low) / 15).clamp(min=2.0**-117) / int4_search._UNITS
-    units = ((groups - low) * (1 / unit)).round()
-    total_weight, total_units = weight.sum(1), (weight * units).sum(1)
-    variance = total_weight * (weight * units.double().square()).sum(1) - total_units**2
+    """As ``int4_search._search``, where nothing was compiled."""
+    levels = torch.empty_like(groups, dtype=torch.int8)
+    found = torch.empty(len(groups), 3)
+    candidates = int4_search._candidates()
+    search_rows(groups, weights, int4_search._UNITS, candidates, levels, found)
+    return levels, found
 
-    def levels_of(factor: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-        product = units * factor
-        return (product + offset).round().clamp(0, 15)
 
-    def sums(levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        exact = weight * levels.double()
-        total = exact.sum(1)
-        covariance = total_weight * (exact * units).sum(1) - total * total_units
-        return total, covariance, total_weight * (exact * levels).sum(1) - total * total
-
-    best = (torch.zeros_like(total_units),) * 3
-    least = torch.full_like(total_units, torch.inf)
-    for factor, offset, dearness in candidates:
-        tried = sums(levels_of(factor, offset))
-        explained = torch.where(tried[2] > 0, tried[1] ** 2 / tried[2], 0)
-        price = (variance - explained) * dearness.double()
-        better = price < least
-        least = torch.where(better, price, least)
-        best = tuple(torch.where(better, new, old) for new, old in zip(tried, best, strict=True))  # type: ignore[assignment]
-    slope = torch.ones_like(total_units)
-    for _ in range(2):
-        total, covariance, spread = best
-        slope = torch.where(covariance > 0, covariance / spread, slope)
-        factor, offset = (1 / slope).float(), ((total - total_units / slope) / total_weight).float()
-        levels = levels_of(factor.unsqueeze(1), offset.unsqueeze(1))
-        best = sums(levels)
-    total, covariance, _ = best
-    slope = torch.where(covariance > 0, variance / covariance, slope)
-    scale = (slope * unit[:, 0]).float()
-    mean = low[:, 0] + (total_units / total_weight).float() * unit[:, 0]
-    mean_level = (total / total_weight - 8).float()
-    return levels.char() - 8, torch.stack([scale, mean, mean_level], 1)
+def assert_same_bytes(groups: torch.Tensor, weights: torch.Tensor) -> None:
+    """That the compiled loops and those in torch choose the same levels, and find the same to the bit."""
+    levels, found = int4_search._search(groups, weights)
+    in_torch, found_in_torch = without_compiled(groups, weights)
+    assert torch.equal(levels, in_torch)
+    assert torch.equal(found.view(torch.int32), found_in_torch.view(torch.int32))
 
 
 @pytest.mark.parametrize("mean_squares", [None, gaussian(1, 1024)[0].square()])
 @pytest.mark.parametrize("group", [32, 64, 128, 256])
-def test_the_compiled_loops_do_to_the_bit_what_plain_arithmetic_does(
+def test_torch_finds_to_the_bit_what_the_compiled_loops_find(
     group: int, mean_squares: torch.Tensor | None
 ) -> None:
     weight = torch.cat([gaussian(64, 1024), heavy_tailed(64, 1024), gaussian(64, 1024).abs()])
     # A row of equal weights beside others, as rows are searched together, and one row too many for it.
     groups = torch.cat([torch.full((1, 1024), 0.3), weight]).view(-1, group)
-    weights = int4_search._column_weights(1024, group, mean_squares)
+    assert_same_bytes(groups, int4_search._column_weights(1024, group, mean_squares))
 
-    levels, found = int4_search._search(groups, weights)
 
-    expected_levels, expected = by_the_book(groups, weights, int4_search._candidates())
-    assert torch.equal(levels, expected_levels)
-    assert torch.equal(found, expected)
+@st.composite
+def any_weights(draw: st.DrawFn) -> tuple[torch.Tensor, int]:
+    """A few rows of weights of any dtype, of kinds that sit badly with rounding; a group size."""
+    group, dtype = draw(st.sampled_from(GROUP_SIZES)), draw(st.sampled_from(DTYPES))
+    rows, a_row = draw(st.integers(1, 18)), draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    weight = torch.randn(rows, a_row * group, generator=generator)
+    weight *= 2.0 ** draw(st.integers(-148, 100))
+    if draw(st.booleans()):  # ties
+        weight = torch.randint(-15, 16, weight.shape, generator=generator) * 0.5
+    odd = st.one_of(
+        st.floats(-(2.0**126), 2.0**126, width=32), st.sampled_from([0.0, -0.0, 2.0**-149])
+    )
+    for row in range(rows):
+        if draw(st.booleans()):
+            weight[row] = draw(odd)  # all equal
+        for column in draw(st.lists(st.integers(0, a_row * group - 1), max_size=3)):
+            weight[row, column] = draw(odd)  # outliers
+    largest = min(torch.finfo(dtype).max, 2.0**126)
+    return weight.clamp(-largest, largest).to(dtype), group
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_weights(), st.none() | st.integers(0, 2**32))
+def test_any_weights_get_the_same_bytes_with_and_without_a_compiler(
+    drawn: tuple[torch.Tensor, int], energies: int | None
+) -> None:
+    weight, group = drawn
+    mean_squares = None
+    if energies is not None:
+        generator = torch.Generator().manual_seed(energies)
+        mean_squares = torch.randn(weight.shape[1], generator=generator).mul(3).exp()
+    weights = int4_search._column_weights(weight.shape[1], group, mean_squares)
+    assert_same_bytes(weight.float().view(-1, group), weights)
 
 
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
@@ -262,8 +268,7 @@ def use_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], No
     """Search with another library than the installed one."""
 
     def use(library: Path) -> None:
-        spec = SimpleNamespace(origin=str(library))
-        monkeypatch.setattr(int4_search, "find_spec", lambda name: spec)
+        monkeypatch.setattr(int4_search, "_LIBRARY", library)
         int4_search._compiled.cache_clear()
 
     yield use
@@ -315,9 +320,14 @@ def test_what_is_not_a_number_shows_in_the_norms_and_stays_in_its_group(value: f
     assert not differs.any()
 
 
-def test_what_torch_makes_by_default_does_not_reach_the_compiled_loops() -> None:
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_what_torch_makes_by_default_does_not_reach_the_search(
+    tmp_path: Path, use_library: Callable[[Path], None], is_compiled: bool
+) -> None:
     weight = gaussian(8, 256)
     expected = search_grids(weight, 64)
+    if not is_compiled:
+        use_library(tmp_path / "missing.so")
     default = torch.get_default_dtype()
     int4_search._candidates.cache_clear()
     try:
@@ -333,27 +343,29 @@ def test_what_torch_makes_by_default_does_not_reach_the_compiled_loops() -> None
 @pytest.mark.fault(
     "machine",
     "The compiled part of int4 is missing, or another version's",
-    "Exit 4 with what to do.",
+    "torch finds the same bytes, slower; that is said once.",
 )
-def test_without_the_compiled_loops_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    int4_search._compiled.cache_clear()
-    monkeypatch.setattr(int4_search, "find_spec", lambda name: None)
-    with pytest.raises(MachineError, match="was not compiled") as refused:
-        search_grids(gaussian(1, 64), 64)
-    assert "pip install ." in (refused.value.hint or "")
-
-
-@pytest.mark.fault(
-    "machine",
-    "The compiled part of int4 is missing, or another version's",
-    "Exit 4 with what to do.",
-)
-def test_what_another_version_compiled_is_not_called(
-    tmp_path: Path, use_library: Callable[[Path], None]
+@pytest.mark.parametrize("what", ["missing", "another version's", "no library"])
+def test_without_the_compiled_loops_the_same_is_found_and_said_once(
+    tmp_path: Path,
+    use_library: Callable[[Path], None],
+    caplog: pytest.LogCaptureFixture,
+    what: str,
 ) -> None:
-    use_library(compiled(tmp_path / "old.so", "-Dsmolquant_int4_search_rows=another_name"))
-    with pytest.raises(MachineError, match="was not compiled"):
-        search_grids(gaussian(1, 64), 64)
+    weight = torch.cat([heavy_tailed(300, 1024), gaussian(3, 1024)]).bfloat16()
+    expected = search_grids(weight, 64, uneven(1024))
+    library = tmp_path / "library.so"
+    if what == "another version's":
+        compiled(library, "-Dsmolquant_int4_search_rows=another_name")
+    elif what == "no library":
+        library.write_text("of another machine")
+    use_library(library)
+    for _ in range(2):
+        found = search_grids(weight, 64, uneven(1024))
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    (told,) = caplog.messages
+    assert "without its compiled code" in told
+    assert "several times as slow" in told
 
 
 def test_the_arithmetic_is_the_same_with_any_number_of_threads() -> None:

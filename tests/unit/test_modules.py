@@ -15,6 +15,7 @@ from torchao.quantization import Int4Tensor, Int8Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TorchAoConfig
 
 import smolquant
+from smolquant.runtime import compiled
 from smolquant.runtime.kernels import dequantize, kernels, use_kernels
 from smolquant.runtime.modules import QuantizedLinear
 from smolquant.runtime.registry import plain
@@ -212,19 +213,39 @@ def test_a_weight_without_the_best_kernel_falls_back_and_is_told_of(
 ) -> None:
     """Where nothing was compiled, torch's packed kernels compute, in one line said once."""
     wanted = {quant_type: dequantized_logits(quant_type) for quant_type in CPU_TYPES}
+    monkeypatch.setattr(compiled, "_COMPILED", Path("/never/compiled.so"))
     for module in ("cpu_linear", "many_tokens"):
-        monkeypatch.setattr(f"smolquant.runtime.{module}.library", lambda: None)
+        monkeypatch.setattr(f"smolquant.runtime.{module}.library", compiled.library.__wrapped__)
     for quant_type in CPU_TYPES:
         model = stored_model(quant_type)
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="smolquant"):
             use_kernels(model)
+        (told,) = caplog.messages
+        assert "without its compiled code (14)" in told
         if quant_type != "int4_weight_only":  # that one is another weight now
-            assert "without its compiled code (14)" in caplog.text
             assert all("without its compiled code" in why for why in kernels(model).values())
         bound = 0.05 if "dynamic" in quant_type else 0.02
         assert difference(logits(model), wanted[quant_type]) < bound
         assert difference(logits(model, IDS[:, :1]), wanted[quant_type][:, :1]) < bound
+
+
+def test_levels_that_lie_anywhere_are_safe_with_the_kernel_of_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As those of a mapped file do; where the CPU has AVX512, torch's kernel would end the process."""
+    wanted = dequantized_logits("int8_weight_only")
+    monkeypatch.setattr("smolquant.runtime.cpu_linear.library", lambda: None)
+    model = stored_model("int8_weight_only")
+    for weight in model.parameters():
+        if isinstance(weight, Int8Tensor):
+            levels = weight.qdata
+            room = torch.empty(levels.numel() + 64, dtype=torch.int8)
+            start = (8 - room.data_ptr()) % 64
+            weight.qdata = room[start : start + levels.numel()].view(levels.shape).copy_(levels)
+            assert weight.qdata.data_ptr() % 64 == 8
+    use_kernels(model)
+    assert difference(logits(model, IDS[:, :6]), wanted[:, :6]) < 0.02
 
 
 def test_torch_compile_runs_a_model() -> None:

@@ -7,11 +7,13 @@ import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+
+_COMPILED = Path(__file__).with_name("_cpu_linear.so")
+"""cpu_linear.c, where smolquant was installed with its compiled code."""
 
 INT8, INT8_DYNAMIC, INT4 = range(3)
 """Kinds of layers, as cpu_linear.c counts them."""
@@ -113,14 +115,13 @@ class Library:
 
 @cache
 def library() -> Library | None:
-    spec = find_spec("smolquant.runtime._cpu_linear")
-    if spec is None or spec.origin is None:
+    """The compiled code; None where smolquant was installed without it, or with another version's."""
+    try:
+        loaded = ctypes.CDLL(str(_COMPILED))
+        names = ("linear", "widen", "quantize", "finish")
+        linear, widen, quantize, finish = (loaded[f"smolquant_{name}"] for name in names)
+    except (OSError, AttributeError):
         return None
-    loaded = ctypes.CDLL(spec.origin)
-    names = ("linear", "widen", "quantize", "finish")
-    if not all(hasattr(loaded, f"smolquant_{name}") for name in names):
-        return None  # from another version's source
-    linear, widen, quantize, finish = (getattr(loaded, f"smolquant_{name}") for name in names)
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     start, layers = (number, pointer, ctypes.c_uint), ctypes.POINTER(Layer)
     linear.argtypes = (

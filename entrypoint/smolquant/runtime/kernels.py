@@ -18,14 +18,18 @@ from smolquant.schemes import Scheme
 def use_kernels(model: nn.Module) -> None:
     """Make every stored weight of ``model`` run with its device's kernel, in place.
 
-    A weight that its best kernel cannot take is computed with the next one; that is said once.
+    A weight that its best kernel cannot take is computed with the next one; on a CPU that is said once.
     """
+    lacks = Counter(
+        why
+        for _, weight in _stored_weights(model)
+        if weight.device.type == "cpu" and (why := lacking(weight))
+    )
     _replace_stored(model, _with_kernel)
     if hasattr(model, "save_pretrained") and next(_stored_weights(model), None) is None:
         _call_plain(model)  # the weights that it now has are what its config has to tell of
     call_directly(model)
     widen_plain(model)
-    lacks = Counter(why for _, weight in _stored_weights(model) if (why := lacking(weight)))
     if lacks:
         told = "; ".join(f"{why} ({count})" for why, count in lacks.most_common())
         logging.getLogger("smolquant").warning(

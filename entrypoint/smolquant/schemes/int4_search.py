@@ -13,20 +13,24 @@ squares shrinks: what it fits is smaller than the weights by the share of its er
 same direction. So the scale is set to where the error is orthogonal to the weights. And the zero point
 is chosen for the scale as stored, rounded to the model's precision, so that a group keeps its mean.
 
-The loops over a group's weights are in int4_search.c: the same weights give the same bytes on every CPU.
+The loops over a group's weights are in int4_search.c, and, for where that was not compiled, in
+int4_search_in_torch.py: the same weights give the same bytes on every CPU.
 """
 
 import ctypes
 import itertools
-import platform
+import logging
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 
-from smolquant.errors import MachineError
+from smolquant.schemes import int4_search_in_torch
 from smolquant.schemes.base import last_place
+
+_LIBRARY = Path(__file__).with_name("_int4_search.so")
+"""int4_search.c, where smolquant was installed with its compiled code."""
 
 LOWEST, HIGHEST = -8, 7
 _STEPS = HIGHEST - LOWEST
@@ -138,7 +142,11 @@ def _search(groups: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, 
     candidates = _candidates()
     groups_a_row, group_size = weights.shape
     assert len(groups) % groups_a_row == 0
-    failed = _compiled()(
+    compiled = _compiled()
+    if compiled is None:
+        int4_search_in_torch.search_rows(groups, weights, _UNITS, candidates, levels, found)
+        return levels, found
+    failed = compiled(
         groups.data_ptr(),
         len(groups) // groups_a_row,
         groups_a_row,
@@ -173,23 +181,20 @@ def _candidates() -> torch.Tensor:
 
 
 @cache
-def _compiled() -> Callable[..., int]:
+def _compiled() -> Callable[..., int] | None:
     """``smolquant_int4_search_rows`` of int4_search.c, which runs without Python's lock.
 
-    Raises:
-        MachineError: it was never compiled, or from another version's source.
+    None where it was never compiled, or from another version's source; that is said, once.
     """
-    library = find_spec("smolquant.schemes._int4_search")
-    search = None
-    if library is not None and library.origin is not None:
-        search = getattr(ctypes.CDLL(library.origin), "smolquant_int4_search_rows", None)
-    if search is None:
-        raise MachineError(
-            "int4 is searched for by compiled code, and this version of smolquant was not compiled for "
-            f"Python {platform.python_version()}.",
-            hint="Install it: `pip install .` where it was cloned, with a C compiler there. Or use "
-            "--int4-method rtn.",
+    try:
+        search = ctypes.CDLL(str(_LIBRARY)).smolquant_int4_search_rows
+    except (OSError, AttributeError):
+        logging.getLogger("smolquant").warning(
+            "smolquant was installed without its compiled code, so torch searches for int4 weights: the "
+            "same bytes, several times as slow. A wheel for this platform, or an installation from source "
+            "with a C compiler, has it."
         )
+        return None
     pointer, length = ctypes.c_void_p, ctypes.c_int
     sizes, candidates = (ctypes.c_int64, length, length), (pointer, length)
     search.argtypes = (pointer, *sizes, pointer, ctypes.c_float, *candidates, pointer, pointer)

@@ -1,8 +1,12 @@
-"""Reads the generated lock files in requirements/."""
+"""Reads the generated lock files in requirements/, and pyproject.toml, which they answer."""
 
 import re
+import tomllib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 
 @dataclass(frozen=True)
@@ -29,3 +33,20 @@ def read_lock(path: Path) -> Lock:
         else:
             raise ValueError(f"{path.name}: {line!r} is neither a package nor a hash")
     return Lock(versions, hashes)
+
+
+def requirements(pyproject: Path) -> list[Requirement]:
+    """What the image installs by name: smolquant[action]'s own requirements."""
+    project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
+    return [
+        Requirement(text)
+        for text in (*project["dependencies"], *project["optional-dependencies"]["action"])
+    ]
+
+
+def unanswered(lock: Lock, wanted: Sequence[Requirement]) -> Iterator[str]:
+    """Requirements that a lock does not keep, with what it holds instead."""
+    for requirement in wanted:
+        version = lock.versions.get(requirement.name.replace("_", "-"))
+        if version is None or not requirement.specifier.contains(version):
+            yield f"{requirement}: locked to {version or 'nothing'}"
