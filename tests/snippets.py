@@ -34,6 +34,10 @@ ONLY_READ = {
     "smolquant quantize ./checkpoint --save-only --quant-type both --max-kl int8=0.05,int4=0.8": (
         "measures for a minute; test_evaluate_run.py runs the gate"
     ),
+    "pip install vllm torchao": "installs gigabytes; docs/serving.md tells what was tried with it",
+    "vllm serve user/model --revision int8": "takes minutes to start; docs/serving.md tells how",
+    'hf download user/model --include "int8/*" --local-dir model': "the Hub's own command",
+    "vllm serve model/int8": "takes minutes to start",
     "sudo nvidia-ctk runtime configure --runtime=docker": "changes a GPU host",
     "sudo systemctl restart docker": "changes a GPU host",
     "docker run --rm --gpus all debian:bookworm-slim nvidia-smi": "needs a GPU host",

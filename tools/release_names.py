@@ -94,7 +94,10 @@ def naming_files(root: Path = ROOT) -> list[Path]:
 
 
 def _names(path: Path) -> bool:
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    content = path.read_bytes() if path.is_file() else b""
+    if b"\0" in content:  # a picture, or weights
+        return False
+    text = content.decode()
     return bool(_OWNED.search(text)) or any(pattern.search(text) for pattern, _ in _PROSE)
 
 
