@@ -28,7 +28,7 @@ def refused(path: Path) -> str:
     before, started = peak_bytes(), time.process_time()
     with pytest.raises(CheckpointError, match=path.name) as refusal:
         open_and_verify(path)
-    assert time.process_time() - started < 5
+    assert time.process_time() - started < 20, "what it would make takes minutes"
     assert peak_bytes() - before < 500_000_000
     said = str(refusal.value)
     assert "weights_only" not in said
