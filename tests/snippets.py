@@ -35,8 +35,8 @@ ONLY_READ = {
         "measures for a minute; test_evaluate_run.py runs the gate"
     ),
     "pip install vllm torchao": "installs gigabytes; docs/serving.md tells what was tried with it",
-    "vllm serve user/model --revision int8": "takes minutes to start; docs/serving.md tells how",
-    'hf download user/model --include "int8/*" --local-dir model': "the Hub's own command",
+    "vllm serve your-username/model-name --revision int8": "takes minutes to start",
+    'hf download your-username/model-name --include "int8/*" --local-dir model': "the Hub's own command",
     "vllm serve model/int8": "takes minutes to start",
     "sudo nvidia-ctk runtime configure --runtime=docker": "changes a GPU host",
     "sudo systemctl restart docker": "changes a GPU host",
