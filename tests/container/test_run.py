@@ -92,6 +92,7 @@ def test_a_run_that_saves(job: Runner) -> None:
         "float8-url": "",
         "float8-dynamic-url": "",
         "trackio-url": "",
+        "branches": "",
         "report": "quantized/report.json",
         "changed": "true",
     }

@@ -102,6 +102,7 @@ def test_a_release_of_a_real_model(
         "float8-url": "",
         "float8-dynamic-url": "",
         "trackio-url": "",
+        "branches": "",
         "report": "quantized/report.json",
         "changed": "true",
     }
