@@ -15,7 +15,7 @@ from smolquant.schemes import SCHEMES, scheme_of
 
 @pytest.fixture(scope="module")
 def bench(smollm2: Path) -> Iterator[quality.Bench]:
-    windows = token_windows(bundled_text(), AutoTokenizer.from_pretrained(smollm2), 1_024)
+    windows = token_windows(bundled_text(), AutoTokenizer.from_pretrained(smollm2), 512)
     yield quality.Bench(smollm2, windows, torch.empty(0, 512, dtype=torch.int64))
 
 
