@@ -1,7 +1,7 @@
 /* cpu_linear.c against plain loops in double precision, with every level of vectors that this CPU has.
  *
  * The library's file is included, so that it is compiled as this test is: for another CPU, with sanitizers, with
- * other vectors. What is checked is only what Python calls: smolquant_linear and smolquant_widen. */
+ * other vectors. What is checked is only what Python calls: linear, widen, quantize and finish. */
 
 #include "cpu_linear.c"
 
@@ -269,6 +269,85 @@ static void check_not_finite(int level, int kind, float value) {
     drop_layer(&stored);
 }
 
+/* --- Many tokens ---------------------------------------------------------------------------------------- */
+
+enum { MANY = 7 }; /* tokens, not a multiple of those that a thread takes at a time */
+
+/* Each token's levels and scale; one that holds what is no finite number has a scale that is none. */
+static void check_quantize(int level, int dtype, int64_t columns, float spoiled) {
+    void *const inputs = numbers(dtype, MANY * columns, 3);
+    write_at(inputs, dtype, 2 * columns + columns / 2, spoiled);
+    int8_t *const levels = room((size_t)(MANY * columns));
+    float *const scales = room(MANY * sizeof(float));
+    smolquant_quantize(level, in_threads, 3, inputs, dtype, MANY, columns, levels, scales);
+    for (int64_t t = 0; t < MANY; t++) {
+        double largest = 0;
+        for (int64_t k = 0; k < columns; k++)
+            largest = fmax(largest, fabs(get(inputs, dtype, t * columns + k)));
+        float rounded_scale;
+        write_at(&rounded_scale, dtype, 0, (float)largest / 127.5f);
+        const double scale = fmax(get(&rounded_scale, dtype, 0), 0x1p-23);
+        CHECK(t == 2 ? isnan(scales[t]) : scales[t] == scale, "%s, level %d: a token's scale is %g, not %g",
+              dtype_names[dtype], level, scales[t], scale);
+        for (int64_t k = 0; t != 2 && k < columns; k++) {
+            const double exact = get(inputs, dtype, t * columns + k) / scale;
+            const double off = fabs(levels[t * columns + k] - fmin(fmax(exact, -128), 127));
+            CHECK(off <= 0.5001, "%s, level %d: %g becomes %d", dtype_names[dtype], level, exact, levels[t * columns + k]);
+        }
+    }
+    free(inputs);
+    free(levels);
+    free(scales);
+}
+
+/* Sums of any dtype in rows of their own width; `parts` has a bit for each of scale, bias and token_scale. */
+static void check_finish(int level, int from, int dtype, int parts, int64_t outputs) {
+    const int64_t from_stride = outputs + 5, stride = outputs + 3;
+    const int number = from == INT32 ? FLOAT32 : from; /* int32 is as wide as float32 */
+    void *const sums = numbers(number, MANY * from_stride, 100);
+    for (int64_t i = 0; from == INT32 && i < MANY * from_stride; i++)
+        ((int32_t *)sums)[i] = (int32_t)random_bits() >> 12;
+    void *const scale = numbers(BFLOAT16, outputs, 1), *const bias = numbers(FLOAT16, outputs, 9);
+    float *const scales = numbers(FLOAT32, MANY, 1), *const result = room((size_t)(MANY * stride) * sizeof(float));
+    memset(result, 0x55, (size_t)(MANY * stride) * sizeof(float));
+    const layer of = {.outputs = outputs, .scale = parts & 1 ? scale : NULL, .scale_dtype = BFLOAT16,
+                      .bias = parts & 2 ? bias : NULL, .bias_dtype = FLOAT16};
+    smolquant_finish(level, in_threads, 3, &of, sums, from, parts & 4 ? scales : NULL, MANY, from_stride, result, dtype,
+                     stride);
+    for (int64_t t = 0; t < MANY; t++)
+        for (int64_t n = 0; n < stride; n++) {
+            const double got = get(result, dtype, t * stride + n);
+            if (n >= outputs) {
+                const double before = get(&(uint32_t){0x55555555}, dtype, 0);
+                CHECK(got == before, "level %d: %g is written beyond the outputs", level, got);
+                continue;
+            }
+            const int64_t place = t * from_stride + n;
+            double want = from == INT32 ? ((const int32_t *)sums)[place] : get(sums, from, place);
+            want *= (parts & 1 ? get(scale, BFLOAT16, n) : 1) * (parts & 4 ? scales[t] : 1);
+            const double shift = parts & 2 ? get(bias, FLOAT16, n) : 0;
+            const double bound = fabs(want + shift) * roundoff[dtype] + (fabs(want) + fabs(shift)) * 0x1p-21 + 0x1p-24;
+            const int too_large = dtype == FLOAT16 && fabs(want + shift) > 65000;
+            CHECK(too_large || fabs(got - want - shift) <= bound, "level %d, parts %d, to %s: %g instead of %g", level,
+                  parts, dtype_names[dtype], got, want + shift);
+        }
+    free(sums);
+    free(scale);
+    free(bias);
+    free(scales);
+    free(result);
+}
+
+static void check_many(int level) {
+    static const int64_t sizes[] = {1, 33, 256, 600};
+    for (int i = 0; i < 4; i++)
+        for (int dtype = BFLOAT16; dtype <= FLOAT32; dtype++) {
+            check_quantize(level, dtype, sizes[i], i % 2 ? NAN : -INFINITY);
+            for (int from = BFLOAT16; from <= INT32; from++)
+                check_finish(level, from, dtype, (i + 3 * dtype + from) % 8, sizes[i]);
+        }
+}
+
 /* --- Cases ---------------------------------------------------------------------------------------------- */
 
 static void check_shape(int number, shape of) {
@@ -340,6 +419,7 @@ int main(void) {
             check_not_finite(level, kind, NAN);
             check_not_finite(level, kind, INFINITY);
         }
+        check_many(level);
         printf("level %d (%s): %d shapes\n", level, names[level], cases);
     }
     printf("%d faults\n", faults);
