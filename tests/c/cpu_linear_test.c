@@ -282,8 +282,11 @@ static void check_quantize(int level, int dtype, int64_t columns, float spoiled)
     smolquant_quantize(level, in_threads, 3, inputs, dtype, MANY, columns, levels, scales);
     for (int64_t t = 0; t < MANY; t++) {
         double largest = 0;
-        for (int64_t k = 0; k < columns; k++)
-            largest = fmax(largest, fabs(get(inputs, dtype, t * columns + k)));
+        for (int64_t k = 0; k < columns; k++) { /* GCC 12 ends in an error of its own where this is fmax, on ARM */
+            const double size = fabs(get(inputs, dtype, t * columns + k));
+            if (size > largest)
+                largest = size;
+        }
         float rounded_scale;
         write_at(&rounded_scale, dtype, 0, (float)largest / 127.5f);
         const double scale = fmax(get(&rounded_scale, dtype, 0), 0x1p-23);
