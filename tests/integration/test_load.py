@@ -130,6 +130,23 @@ def test_a_dequantized_model_is_saved_as_a_plain_one(
     assert float((found - wanted).norm() / wanted.norm()) < 0.1
 
 
+@pytest.mark.parametrize("variant", ON_A_CPU)
+@pytest.mark.parametrize("how", ["static cache", "assistant"])
+def test_it_generates_the_same_in_every_way(variants: Path, variant: str, how: str) -> None:
+    """In float32, where no word is as likely as another. Both ways may warn of what they do without."""
+    computes_as_stored = BY_VARIANT[variant].computes_as_stored
+    options: dict[str, Any] = {} if computes_as_stored else {"dtype": torch.float32}
+    model: Any = smolquant.load(variants, variant, device="cpu", **options)[0]
+    ids = torch.arange(3, 23).unsqueeze(0)
+    asked: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12, "attention_mask": ids > 0}
+    wanted = model.generate(ids, **asked)
+    if how == "assistant":
+        asked["assistant_model"], _ = smolquant.load(variants, "int8", device="cpu", **options)
+    else:
+        asked |= {"cache_implementation": "static", "disable_compile": True}
+    assert torch.equal(model.generate(ids, **asked), wanted)
+
+
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}, torch.device("cpu")], ids=str)
 @pytest.mark.parametrize("variant", ON_A_CPU)
 def test_a_device_map_places_the_model_and_its_kernels(
