@@ -15,7 +15,7 @@ from command import Run, run_smolquant
 from smolquant.chat.conversation import Chat
 from smolquant.record import VariantRecord
 
-PROMPT = "The capital of France is"
+PROMPT = "The capital of France is the city of"
 
 GENERATE = """
 import sys, json, torch
@@ -122,7 +122,7 @@ def test_int4_means_the_same_on_every_cpu(quantized: Run, tmp_path: Path) -> Non
     assert "Paris" in exact_text
     best, second = reference.topk(2).values.unbind(-1)
     clear = best - second > 0.25
-    assert clear.float().mean().item() > 0.5, "most words are no ties"
+    assert clear.float().mean().item() > 0.75, "most words are no ties"
     for capability in ("avx2", "avx512"):
         texts, found = generate(OURS, where, tmp_path, capability, text, "exactly")
         assert texts[1] == exact_text

@@ -121,11 +121,12 @@ def test_layers_with_the_same_inputs_are_computed_together() -> None:
             (int8(n, 96) if quant_type == "int8" else int4(n, 96, 32), torch.randn(n))
             for n in (70, 5, 32)
         ]
-        for tokens in (3, FEW_TOKENS):
+        for tokens, tolerance in ((3, 0.0), (FEW_TOKENS, 1e-5)):  # torch's products may differ
             inputs = torch.randn(2, tokens, 96)
             together = Linears(layers)(inputs)
             for layer, output in zip(layers, together, strict=True):
-                torch.testing.assert_close(output, Linears([layer])(inputs)[0])
+                alone = Linears([layer])(inputs)[0]
+                torch.testing.assert_close(output, alone, rtol=tolerance, atol=tolerance)
 
 
 def test_what_is_too_large_to_be_widened_at_once_is_widened_in_blocks(

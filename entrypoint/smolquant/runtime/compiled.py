@@ -77,6 +77,7 @@ class Layer(ctypes.Structure):
 
 
 def described_layer(weight: Stored, bias: torch.Tensor | None) -> Layer:
+    """What C is told of a layer with its weight and bias (N,), which have to outlive it."""
     return described(
         weight.outputs,
         scale=weight.scale,
@@ -89,7 +90,10 @@ def described_layer(weight: Stored, bias: torch.Tensor | None) -> Layer:
 def described(
     outputs: int, *, scale: torch.Tensor | None, bias: torch.Tensor | None, **others: Any
 ) -> Layer:
-    """What C is told of a layer, whose tensors have to outlive it."""
+    """What C is told of a layer: its scale and bias, (N,) each, and ``others`` by the name of their field.
+
+    The tensors have to outlive it.
+    """
     parts = {**others, "scale": scale, "bias": bias}
     addresses = {name: part.data_ptr() for name, part in parts.items() if part is not None}
     dtypes = {
@@ -140,8 +144,9 @@ def library() -> Library | None:
 
 
 def required() -> Library:
+    """The compiled code, where :func:`library` has said that it is there."""
     loaded = library()
-    assert loaded is not None, "ask is_compiled() first"
+    assert loaded is not None
     return loaded
 
 

@@ -2,8 +2,7 @@
 
 Nothing is packed, copied or dequantized when a model is loaded: cpu_linear.c reads the published bytes.
 One token or a few are bounded by how fast memory gives the weights, so they are multiplied on their way
-from there. Many tokens are bounded by arithmetic, which torch's matrix product does best: there the weights
-are widened a block at a time, and each block is used for all tokens.
+from there; many tokens are left to :mod:`smolquant.runtime.many_tokens`.
 
 What this computes with is plain tensors; it knows neither torchao's classes nor models.
 """
