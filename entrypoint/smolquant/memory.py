@@ -3,6 +3,8 @@
 import ctypes
 import errno
 import gc
+import mmap
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +15,8 @@ _MEMINFO = Path("/proc/meminfo")
 _STATUS = Path("/proc/self/status")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's malloc.h."""
+_MADV_PAGEOUT = 21
+"""Of Linux's mman.h, since 5.4; Python's ``mmap`` does not name it."""
 
 
 def available_bytes(root: Path = cgroups.ROOT, own_groups: Path = cgroups.OWN) -> int:
@@ -73,6 +77,24 @@ def give_back_garbage() -> None:
     gc.collect()
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
         trim(0)
+
+
+def page_out(address: int, size: int) -> None:
+    """Let memory that was read once, and is not wanted soon, leave the process; nothing is lost.
+
+    Pages of a mapped file are read again where they are touched (madvise(2), ``MADV_PAGEOUT``). Where a
+    system has no such call, the memory stays.
+
+    Args:
+        address, size: in bytes. What shares its pages with others stays.
+    """
+    if sys.platform != "linux":
+        return
+    start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (address + size) // mmap.PAGESIZE * mmap.PAGESIZE - start
+    if length > 0:
+        madvise = ctypes.CDLL(None).madvise
+        madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_PAGEOUT)
 
 
 def _set_malloc(parameters: Mapping[int, int]) -> None:

@@ -3,11 +3,16 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from torchao.quantization import Int4Tensor
 
+from resident import leave_cache, resident_bytes_of
 from smolquant.runtime.kernels import use_kernels
 from smolquant.schemes import SCHEMES
 from stored_values import stored_values
@@ -80,3 +85,22 @@ def test_float8_on_a_cpu_is_made_plain_once() -> None:
     use_kernels(layer)
     assert type(layer.weight.data) is torch.Tensor
     assert layer.weight.dtype == torch.bfloat16
+
+
+def test_loading_int4_keeps_its_scales_once(tmp_path: Path) -> None:
+    """They are turned around in memory of their own; those of the mapped file are not needed any more."""
+    torch.manual_seed(0)
+    file, shape = tmp_path / "model.safetensors", (2048, 4096)
+    made: Any = SCHEMES["int4_weight_only"].quantize(torch.randn(shape).bfloat16(), 32)
+    parts = {name: getattr(made, name) for name in ("qdata", "scale", "zero_point")}
+    save_file(parts, file)
+    leave_cache(file)
+    mapped = load_file(file)
+    stored = Int4Tensor(**mapped, block_size=[1, 32], shape=torch.Size(shape))
+    layer = nn.Linear(shape[1], shape[0], bias=False, dtype=torch.bfloat16)
+    layer.weight = nn.Parameter(stored, requires_grad=False)
+    use_kernels(layer)
+    scales = parts["scale"].nbytes + parts["zero_point"].nbytes
+    assert resident_bytes_of(file) < scales / 10
+    for name, wanted in parts.items():
+        assert torch.equal(getattr(layer.weight, name), wanted)

@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from resident import leave_cache, resident_bytes_of
 from smolquant import memory
 
 MEMINFO = "MemTotal:       16000000 kB\nMemAvailable:    8000000 kB\n"
@@ -70,6 +72,27 @@ def test_the_peak_is_this_process_s_own_and_stays_when_memory_is_given_back() ->
     assert memory.peak_bytes() > before + 40_000_000
     del ballast
     assert memory.peak_bytes() > before + 40_000_000
+
+
+def test_a_mapped_file_s_pages_leave_the_process_and_are_read_again(tmp_path: Path) -> None:
+    """What was written over the mapping stays, too."""
+    size = 1 << 24
+    (tmp_path / "file").write_bytes(bytes(range(256)) * (size >> 8))
+    leave_cache(tmp_path / "file")
+    mapped = np.memmap(tmp_path / "file", mode="c")
+    mapped[5 * 4096] = 77
+    wanted = int(mapped.sum(dtype=np.int64))
+    assert resident_bytes_of(tmp_path / "file") == size
+    memory.page_out(mapped.ctypes.data + 1, size - 2)
+    assert resident_bytes_of(tmp_path / "file") < size / 100
+    assert mapped.sum(dtype=np.int64) == wanted
+
+
+def test_memory_of_no_file_keeps_its_values() -> None:
+    values = np.arange(1 << 20)
+    memory.page_out(values.ctypes.data, values.nbytes)
+    memory.page_out(values.ctypes.data, 1)
+    assert (values == np.arange(1 << 20)).all()
 
 
 _FREE_BLOCKS_BENEATH_ANOTHER = """

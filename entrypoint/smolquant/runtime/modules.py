@@ -7,7 +7,7 @@ nothing unusual.
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ class QuantizedLinear(nn.Linear):
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         bound_to, with_bias, linears = self._bound
         if bound_to() is not weight or with_bias is not bias:
-            linears = self._bind(weight, bias)
+            linears = self.bind()
         if linears is None or not can_compute(input):
             return super().forward(input)
         together = self._together
@@ -67,8 +67,14 @@ class QuantizedLinear(nn.Linear):
         weight, bias, _ = self._bound
         return weight() is self._parameters["weight"] and bias is self._parameters["bias"]
 
-    def _bind(self, weight: Any, bias: Any) -> cpu_linear.Linears | None:
-        layer = _layer(self)
+    def bind(self) -> cpu_linear.Linears | None:
+        """Make ready to compute with the weight and the bias that the module has now.
+
+        Returns:
+            What computes with them; None where that is left to torchao.
+        """
+        weight: Any = self._parameters["weight"]
+        bias, layer = self._parameters["bias"], _layer(self)
         linears = cpu_linear.Linears([layer]) if layer is not None else None
         # Held weakly, so that a layer whose weights are taken away keeps no part of them.
         this = weakref.ref(self)
@@ -141,6 +147,7 @@ def call_directly(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear and isinstance(module.weight, TorchAOBaseTensor):
             module.__class__ = QuantizedLinear
+            cast(QuantizedLinear, module).bind()
     for parent in model.modules():
         if type(parent).__module__.startswith("transformers."):
             for names in _TOGETHER:
@@ -179,8 +186,6 @@ def _join(modules: list[Any]) -> None:
     alike = {(weight.kind, weight.columns, weight.group) for weight, _ in known}
     if len(known) < len(modules) or len(alike) > 1:
         return
-    for module in modules:
-        module._bind(module.weight, module.bias)
     modules[0].__dict__["_together"] = Together(modules, cpu_linear.Linears(known))
 
 

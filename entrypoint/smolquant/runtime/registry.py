@@ -15,6 +15,7 @@ from torchao.quantization.granularity import PerRow
 from torchao.quantization.quant_primitives import MappingType
 
 from smolquant.errors import InputError
+from smolquant.memory import page_out
 from smolquant.runtime import cpu_linear
 from smolquant.runtime.compiled import Stored
 from smolquant.runtime.kleidiai import kleidiai_lacks, pack_for_kleidiai
@@ -139,12 +140,16 @@ def row_by_row(weight: Any) -> tuple[torch.Tensor, torch.Tensor]:
     Their memory is turned around at first use, so that a row's lie side by side; the weight keeps the shape
     that torchao wants, as a view, and nothing is kept twice. Stacks (E, N, K) are turned matrix by matrix.
     """
-    scale = weight.scale.transpose(-2, -1)
-    if not scale.is_contiguous():
-        weight.scale = scale.contiguous().transpose(-2, -1)
-        weight.zero_point = weight.zero_point.transpose(-2, -1).contiguous().transpose(-2, -1)
-        scale = weight.scale.transpose(-2, -1)
-    return scale, weight.zero_point.transpose(-2, -1)
+    if not weight.scale.transpose(-2, -1).is_contiguous():
+        weight.scale, weight.zero_point = _turned(weight.scale), _turned(weight.zero_point)
+    return weight.scale.transpose(-2, -1), weight.zero_point.transpose(-2, -1)
+
+
+def _turned(values: torch.Tensor) -> torch.Tensor:
+    """The same values, in the order of their transpose. Those of a mapped file leave the process."""
+    turned = values.transpose(-2, -1).contiguous().transpose(-2, -1)
+    page_out(values.data_ptr(), values.numel() * values.itemsize)
+    return turned
 
 
 def column_by_column(weight: Any) -> None:
