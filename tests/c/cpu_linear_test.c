@@ -238,11 +238,11 @@ static void check_widen(const shape *of) {
                     result);
     for (int64_t i = 0; i < weights; i++) {
         const weight w = weight_at(of, &stored, i / of->columns, i % of->columns);
-        const double got = get(result, of->dtype, i), want = of->kind == INT4 ? w.value : w.level;
-        const double sizes = of->kind == INT4 ? 23 * fabs(w.scale) + fabs(w.zero_point) : 0;
-        const double bound = of->kind == INT4 ? sizes * 0x1p-23 + fabs(want) * roundoff[of->dtype] : 0;
-        CHECK(fabs(got - want) <= bound, "%s widened, level %d, to %s: %g instead of %g (%d x %d)",
-              kind_names[of->kind], of->level, dtype_names[of->dtype], got, want, (int)of->columns, (int)of->group);
+        const double got = get(result, of->dtype, i);
+        const double sizes = of->kind == INT4 ? 23 * fabs(w.scale) + fabs(w.zero_point) : fabs(w.value);
+        CHECK(fabs(got - w.value) <= sizes * 0x1p-23 + fabs(w.value) * roundoff[of->dtype],
+              "%s widened, level %d, to %s: %g instead of %g (%d x %d)", kind_names[of->kind], of->level,
+              dtype_names[of->dtype], got, w.value, (int)of->columns, (int)of->group);
     }
     free(result);
     drop_layer(&stored);

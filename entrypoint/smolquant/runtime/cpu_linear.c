@@ -338,7 +338,7 @@ int smolquant_linear(int level, parallel_run parallel, unsigned threads, int kin
     return 0;
 }
 
-/* result = a layer's weight, (outputs, columns), in bfloat16 or float32; of int8 its levels, without the scale. */
+/* result = a layer's weight, (outputs, columns), in bfloat16 or float32. */
 void smolquant_widen(int level, parallel_run parallel, unsigned threads, int kind, const layer *of, int64_t columns,
                      int64_t group, int dtype, void *result) {
     job work = {.layers = of, .results = &result, .count = 1, .columns = columns, .group = group, .dtype = dtype};

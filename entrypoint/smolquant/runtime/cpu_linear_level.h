@@ -196,16 +196,17 @@ static void LEVEL(int8_tiles)(void *data) {
 
 static void LEVEL(int8_wide_tiles)(void *data) {
     job *work = data;
-    for (tile mine; take_tile(work, &mine);) {
-        const int64_t start = mine.from * work->columns, end = mine.to * work->columns;
-        const int8_t *const levels = mine.of->levels;
-        if (work->dtype == BFLOAT16)
-            for (int64_t i = start; i < end; i++)
-                ((uint16_t *)mine.result)[i] = (uint16_t)(bits_of((float)levels[i]) >> 16); /* exact: 8 bits */
-        else
-            for (int64_t i = start; i < end; i++)
-                ((float *)mine.result)[i] = (float)levels[i];
-    }
+    float wide[SOME];
+    for (tile mine; take_tile(work, &mine);)
+        for (int64_t output = mine.from; output < mine.to; output++) {
+            const float scale = read_at(mine.of->scale, mine.of->scale_dtype, output);
+            for (int64_t k = 0; k < work->columns; k += SOME) {
+                const int64_t count = smaller(SOME, work->columns - k), place = output * work->columns + k;
+                for (int64_t i = 0; i < count; i++)
+                    wide[i] = (float)mine.of->levels[place + i] * scale;
+                write_some(mine.result, work->dtype, place, count, wide);
+            }
+        }
 }
 
 /* --- int4: a scale and a zero point for each group of columns ------------------------------------------- */

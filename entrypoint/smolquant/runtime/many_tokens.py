@@ -5,6 +5,7 @@ block at a time, and each block is used for all tokens. Where a CPU multiplies w
 what is quantized to int8 is multiplied as it is.
 """
 
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -23,6 +24,10 @@ _BLOCK_BYTES = (32 if HAS_BFLOAT16 else 4) << 20
 """What is widened of a layer's weights at a time for many tokens. With instructions for bfloat16, products
 of fewer rows take up to twice as long; without, caches hold what was widened."""
 
+_kept = threading.local()
+"""Each thread's room for what is widened: the system takes as long to give new pages as it takes to fill
+them."""
+
 
 def in_blocks(
     inputs: torch.Tensor,
@@ -30,7 +35,6 @@ def in_blocks(
     widen: Callable[[int, int, torch.Tensor], object],
     bias: torch.Tensor | None,
     *,
-    scale: torch.Tensor | None = None,
     token_scale: torch.Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
@@ -40,8 +44,7 @@ def in_blocks(
         inputs: (n, K).
         outputs: N.
         widen: given the first row, the one after the last, and an empty (rows, K) tensor, fills it.
-        scale: (N,) that the outputs are multiplied with, if any.
-        token_scale: (n,) float32 that they are multiplied with, too.
+        token_scale: (n,) float32 that the outputs are multiplied with, if any.
         dtype: of the result; by default that of ``inputs``.
 
     Returns:
@@ -50,7 +53,7 @@ def in_blocks(
     columns, dtype = inputs.shape[1], dtype or inputs.dtype
     product = matmul_dtype(dtype)
     rows = min(max(1, _BLOCK_BYTES // (columns * product.itemsize)), outputs)
-    block = torch.empty(rows, columns, dtype=product)
+    block = _room(rows, columns, product)
     inputs = inputs.to(product)
 
     def sums(start: int, stop: int) -> torch.Tensor:
@@ -58,7 +61,17 @@ def in_blocks(
         widen(start, stop, wide)
         return torch.mm(inputs, wide.t())
 
-    return _joined(sums, (len(inputs), outputs), rows, scale, token_scale, bias, dtype)
+    return _joined(sums, (len(inputs), outputs), rows, None, token_scale, bias, dtype)
+
+
+def _room(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    """(rows, columns) of this thread's room, with any values."""
+    size = rows * columns * dtype.itemsize
+    kept: torch.Tensor | None = getattr(_kept, "room", None)
+    if kept is None or len(kept) < size:
+        with torch.inference_mode(False):  # what is made there may not be written to elsewhere
+            kept = _kept.room = torch.empty(size, dtype=torch.uint8)
+    return kept[:size].view(dtype).view(rows, columns)
 
 
 def _joined(
@@ -136,7 +149,7 @@ def many(
 ) -> list[torch.Tensor]:
     """The outputs (..., N) of layers with the same inputs (..., K), in their dtype.
 
-    int8's scales go on the outputs, so that its levels are exact in any dtype.
+    Those of several layers can be views of one tensor.
 
     Args:
         layers: weights and biases (N,), of one kind, group size and number of columns.
@@ -156,7 +169,6 @@ def many(
                 weight.outputs,
                 _widened(weight),
                 bias,
-                scale=_of_outputs(weight),
                 token_scale=token_scale,
                 dtype=dtype,
             )
@@ -169,11 +181,6 @@ def _bytes(layers: Sequence[tuple[Stored, torch.Tensor | None]], dtype: torch.dt
     """How large the layers' weights are when they are widened."""
     weights = sum(weight.outputs * weight.columns for weight, _ in layers)
     return weights * matmul_dtype(dtype).itemsize
-
-
-def _of_outputs(weight: Stored) -> torch.Tensor | None:
-    """(N,) scales of the outputs; None where each group of columns has its own."""
-    return weight.scale.flatten() if weight.zero_point is None else None
 
 
 def _by_levels(
@@ -189,7 +196,7 @@ def _by_levels(
         lambda start, stop: torch._int_mm(levels, by_column[:, start:stop]),
         (len(levels), weight.outputs),
         max(1, _BLOCK_BYTES // (4 * len(levels))),
-        _of_outputs(weight),
+        weight.scale.flatten(),
         token_scale,
         bias,
         dtype,
@@ -204,17 +211,16 @@ def _in_one_block(
 ) -> list[torch.Tensor]:
     """Each layer's (n, N) outputs, of one product."""
     product, sizes = matmul_dtype(dtype), [weight.outputs for weight, _ in layers]
-    block = torch.empty(sum(sizes), inputs.shape[1], dtype=product)
+    block = _room(sum(sizes), inputs.shape[1], product)
     for (weight, _), wide in zip(layers, torch.split(block, sizes), strict=True):
         _widen(weight, wide)
     sums = torch.mm(inputs.to(product), block.t())
     results = []
-    for (weight, bias), some in zip(layers, torch.split(sums, sizes, dim=1), strict=True):
-        parts = [_of_outputs(weight), bias]
-        in_place = some.dtype == dtype and some.is_contiguous()
-        result = some if in_place else torch.empty(some.shape, dtype=dtype)
-        if not in_place or any(of is not None for of in (*parts, token_scale)):
-            _finish(some, parts, token_scale, result)
+    for (_, bias), some in zip(layers, torch.split(sums, sizes, dim=1), strict=True):
+        result = some
+        if some.dtype != dtype or bias is not None or token_scale is not None:
+            result = torch.empty(some.shape, dtype=dtype)
+            _finish(some, (None, bias), token_scale, result)
         results.append(result)
     return results
 
@@ -248,7 +254,7 @@ def _rows(weight: Stored, start: int, stop: int) -> Stored:
 
 
 def _widen(weight: Stored, out: torch.Tensor) -> None:
-    """``out``, (N, K) in bfloat16 or float32, becomes the weight; of int8 its levels, without the scale."""
+    """``out``, (N, K) in bfloat16 or float32, becomes the weight."""
     compiled = required()
     compiled.widen(
         compiled.level,

@@ -102,7 +102,7 @@ def _torch_int8_linear(weight: Any) -> Linear:
     levels, stored_scale = weight.qdata, weight.scale.flatten()
 
     def widen(start: int, stop: int, out: torch.Tensor) -> None:
-        out.copy_(levels[start:stop])
+        torch.mul(levels[start:stop], stored_scale[start:stop].unsqueeze(1), out=out)
 
     def linear(inputs: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         flat = inputs.reshape(-1, inputs.shape[-1])
@@ -113,7 +113,7 @@ def _torch_int8_linear(weight: Any) -> Linear:
             )
             output = output if bias is None else output + bias
         else:
-            output = in_blocks(flat, len(levels), widen, bias, scale=stored_scale)
+            output = in_blocks(flat, len(levels), widen, bias)
         return output.view(*inputs.shape[:-1], -1)
 
     return linear
