@@ -1,7 +1,7 @@
 /* The instructions that cpu_linear_level.h uses for AVX512, in plain C, so that these loops are tested where no CPU
  * has them: QEMU does not emulate AVX512 either. Included ahead of the test, it takes x86's own levels away, and
  * the level of plain loops is made of the AVX512 ones. What a compiler makes of the instructions is not tested by
- * this; how the loops use them is. */
+ * this; how the loops use them is. With -DVNNI that has these instructions, too. */
 
 #include <math.h>
 #include <pthread.h>
@@ -12,6 +12,9 @@
 
 #undef __x86_64__ /* after the system's headers, which need it */
 #define AVX512
+#ifdef VNNI
+#define IN_FOURS 0
+#endif
 
 typedef union {
     uint8_t bytes[16];
@@ -101,12 +104,29 @@ PLAIN __m512 _mm512_cvtepi32_ps(__m512i a) { RESULT(__m512, 16, floats, (float)a
 
 PLAIN __m512i _mm512_slli_epi32(__m512i a, unsigned by) { RESULT(__m512i, 16, bits, a.bits[i] << by); }
 PLAIN __m512i _mm512_srli_epi32(__m512i a, unsigned by) { RESULT(__m512i, 16, bits, a.bits[i] >> by); }
+PLAIN __m512i _mm512_srlv_epi32(__m512i a, __m512i by) { RESULT(__m512i, 16, bits, a.bits[i] >> by.bits[i]); }
 PLAIN __m512i _mm512_set1_epi32(int value) { RESULT(__m512i, 16, ints, value); }
 PLAIN __m512i _mm512_add_epi32(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, a.bits[i] + b.bits[i]); }
 PLAIN __m512i _mm512_and_si512(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, a.bits[i] & b.bits[i]); }
 PLAIN __m512i _mm512_or_si512(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, a.bits[i] | b.bits[i]); }
 PLAIN __m256i _mm256_srli_epi16(__m256i a, int by) { RESULT(__m256i, 16, words, (uint16_t)(a.words[i] >> by)); }
 PLAIN __m256i _mm256_set1_epi16(short value) { RESULT(__m256i, 16, words, (uint16_t)value); }
+PLAIN __m512i _mm512_set1_epi8(char value) { RESULT(__m512i, 64, bytes, (uint8_t)value); }
+PLAIN __m512i _mm512_setzero_si512(void) { return _mm512_set1_epi8(0); }
+PLAIN __m512i _mm512_xor_si512(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, a.bits[i] ^ b.bits[i]); }
+PLAIN __m512i _mm512_srli_epi16(__m512i a, unsigned by) {
+    RESULT(__m512i, 32, words, (int16_t)((uint16_t)a.words[i] >> by));
+}
+PLAIN __m512i _mm512_maskz_loadu_epi8(uint64_t there, const void *from) {
+    RESULT(__m512i, 64, bytes, there >> i & 1 ? ((const uint8_t *)from)[i] : 0);
+}
+PLAIN __m256i _mm256_maskz_loadu_epi16(uint16_t there, const void *from) {
+    RESULT(__m256i, 16, words, there >> i & 1 ? ((const uint16_t *)from)[i] : 0);
+}
+PLAIN __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i a, __m512i b) {
+    EACH(64) sums.ints[i / 4] += a.bytes[i] * (int8_t)b.bytes[i];
+    return sums;
+}
 PLAIN __m128i _mm_set1_epi8(char value) { RESULT(__m128i, 16, bytes, (uint8_t)value); }
 PLAIN __m128i _mm_xor_si128(__m128i a, __m128i b) { RESULT(__m128i, 16, bytes, a.bytes[i] ^ b.bytes[i]); }
 PLAIN __m256i _mm256_and_si256(__m256i a, __m256i b) { RESULT(__m256i, 16, words, a.words[i] & b.words[i]); }
@@ -122,6 +142,7 @@ PLAIN __m256i _mm256_and_si256(__m256i a, __m256i b) { RESULT(__m256i, 16, words
 PLAIN __m512i _mm512_permutexvar_epi32(__m512i place, __m512i a) {
     RESULT(__m512i, 16, bits, a.bits[place.bits[i] & 15]);
 }
+PLAIN __m512 _mm512_permutexvar_ps(__m512i place, __m512 a) { return _mm512_permutexvar_epi32(place, a); }
 PLAIN __m512i _mm512_permutexvar_epi16(__m512i place, __m512i a) {
     RESULT(__m512i, 32, words, (int16_t)a.words[place.words[i] & 31]);
 }

@@ -24,6 +24,11 @@ enum { SUMS = 4 };    /* of a row, so that one product need not wait for the one
 enum { SOME = 256 };  /* numbers of a row that are widened at a time */
 enum { LINE = 64 };   /* bytes that memory gives at a time */
 enum { UNIT = 16 };   /* bytes of int4 levels, so 32 columns, which every group's size is a multiple of */
+enum { FOUR = 4 };    /* units whose levels fill the widest vector */
+
+#ifndef IN_FOURS
+#define IN_FOURS 3 /* the first level, see CHOOSE, that takes units four at a time; a test has another */
+#endif
 
 typedef struct { /* a layer's weights as they are stored, and its bias */
     const int8_t *levels;   /* (outputs, columns) int8, or (outputs, columns / 2) with two int4 a byte */
@@ -39,7 +44,7 @@ typedef struct {
     void *const *results;      /* of each layer (tokens, outputs); of dequantizing (outputs, columns) */
     const float *inputs;       /* int8 alone: (tokens, columns) */
     const float *token_scale;  /* (tokens,) that every output is multiplied with, or null */
-    const int16_t *halves;     /* int4 alone: (tokens, columns), see prepare_int4 */
+    const int16_t *halves;     /* int4 alone: (tokens, 32 * padded(columns / 32)), see prepare_int4 */
     const float *units, *sums; /* int4 alone: (tokens, padded(columns / 32)) */
     int64_t count, tokens, columns, group;
     int32_t dtype; /* of results */
@@ -241,13 +246,26 @@ static int take_tokens(token_job *work, int64_t *from, int64_t *to) {
 #define LEVEL(name) name##_avx512
 #include "cpu_linear_level.h"
 #undef LEVEL
+#pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
+#define VNNI
+#define LEVEL(name) name##_vnni
+#include "cpu_linear_level.h"
+#undef LEVEL
+#undef VNNI
 #undef AVX512
 #pragma GCC pop_options
 #endif
 
-/* What torch's capability of the same number may run: 0 anything, 1 AVX2, 2 AVX512. */
+/* What a CPU may run: with 0 any, with 1 one with AVX2, with 2 with AVX512, with 3 with its VNNI, too. */
 #ifdef HAS_X86_LEVELS
-#define CHOOSE(name, level) ((level) >= 2 ? name##_avx512 : (level) == 1 ? name##_avx2 : name##_portable)
+#define CHOOSE(name, level)                 \
+    ((level) >= IN_FOURS ? name##_vnni      \
+     : (level) == 2      ? name##_avx512    \
+     : (level) == 1      ? name##_avx2      \
+                         : name##_portable)
 #else
 #define CHOOSE(name, level) ((void)(level), name##_portable)
 #endif
@@ -261,16 +279,31 @@ static void run(void (*body)(void *), void *work, parallel_run parallel, unsigne
 
 /* --- What Python calls ---------------------------------------------------------------------------------- */
 
+/* The inputs of a unit, (2 * UNIT,), among those of the three units beside it: first the high bytes of all four,
+ * then the low ones; of each the even columns first. */
+static void place_in_fours(const int16_t *inputs, int64_t unit, int16_t *halves) {
+    uint8_t *const start = (uint8_t *)(halves + unit / FOUR * FOUR * 2 * UNIT) + unit % FOUR * UNIT;
+    if (unit % FOUR == 0)
+        memset(start, 0, FOUR * 4 * UNIT); /* the last ones may be fewer */
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < UNIT; i++) {
+            const uint16_t bits = (uint16_t)inputs[part * UNIT + i];
+            start[part * LINE + i] = (uint8_t)(bits >> 8);
+            start[(part + 2) * LINE + i] = (uint8_t)bits;
+        }
+}
+
 /* Inputs of int4 layers become whole numbers of a unit of their own for every 32 of them. With 15 bits and a
  * sign these keep more of a number than bfloat16 does, unless its neighbours are a hundred times larger, and
  * then it hardly matters. Those of even columns, which low levels are for, come first. */
-static void prepare_int4(const void *inputs, int dtype, int64_t tokens, int64_t units, int16_t *halves, float *unit,
-                         float *sums) {
+static void prepare_int4(const void *inputs, int dtype, int64_t tokens, int64_t units, int level, int16_t *halves,
+                         float *unit, float *sums) {
     float wide[2 * UNIT];
-    for (int64_t t = 0; t < tokens; t++, unit += padded(units), sums += padded(units)) {
+    int16_t whole[2 * UNIT];
+    for (int64_t t = 0; t < tokens; t++) {
         for (int64_t u = units; u < padded(units); u++)
             unit[u] = sums[u] = 0;
-        for (int64_t u = 0; u < units; u++, halves += 2 * UNIT) {
+        for (int64_t u = 0; u < units; u++) {
             read_some(inputs, dtype, (t * units + u) * 2 * UNIT, 2 * UNIT, wide);
             float largest = 0, sum = 0;
             for (int i = 0; i < 2 * UNIT; i++) {
@@ -282,10 +315,17 @@ static void prepare_int4(const void *inputs, int dtype, int64_t tokens, int64_t 
             unit[u] = largest / 32767;
             const float factor = largest > 0 ? 32767 / largest : 0;
             for (int i = 0; i < UNIT; i++) {
-                halves[i] = to_int16(wide[2 * i] * factor);
-                halves[UNIT + i] = to_int16(wide[2 * i + 1] * factor);
+                whole[i] = to_int16(wide[2 * i] * factor);
+                whole[UNIT + i] = to_int16(wide[2 * i + 1] * factor);
             }
+            if (level >= IN_FOURS)
+                place_in_fours(whole, u, halves);
+            else
+                memcpy(halves + u * 2 * UNIT, whole, sizeof whole);
         }
+        unit += padded(units);
+        sums += padded(units);
+        halves += padded(units) * 2 * UNIT;
     }
 }
 
@@ -313,14 +353,14 @@ int smolquant_linear(int level, parallel_run parallel, unsigned threads, int kin
     const int64_t values = tokens * columns, units = tokens * padded(columns / (2 * UNIT));
     job work = {.layers = layers, .results = results, .count = count, .tokens = tokens, .columns = columns,
                 .group = group, .dtype = dtype};
-    const size_t size = kind == INT4 ? units * 2 * sizeof(float) + values * sizeof(int16_t)
+    const size_t size = kind == INT4 ? units * (2 * sizeof(float) + 2 * UNIT * sizeof(int16_t))
                                      : (values + tokens) * sizeof(float);
     float *const prepared = malloc(size);
     if (!prepared)
         return 1;
     if (kind == INT4) {
         int16_t *const halves = (int16_t *)(prepared + 2 * units);
-        prepare_int4(inputs, dtype, tokens, columns / (2 * UNIT), halves, prepared, prepared + units);
+        prepare_int4(inputs, dtype, tokens, columns / (2 * UNIT), level, halves, prepared, prepared + units);
         work.halves = halves;
         work.units = prepared;
         work.sums = prepared + units;

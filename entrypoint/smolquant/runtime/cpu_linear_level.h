@@ -1,5 +1,5 @@
-/* The loops of cpu_linear.c for one level of vectors: AVX512, AVX2, or whatever the compiler makes of plain
- * loops (PORTABLE). Included once for each, with LEVEL(name) to tell the functions apart. */
+/* The loops of cpu_linear.c for one level of vectors: AVX512, with VNNI or without, AVX2, or whatever the compiler
+ * makes of plain loops (PORTABLE). Included once for each, with LEVEL(name) to tell the functions apart. */
 
 #define vec LEVEL(vec)
 #define zero LEVEL(zero)
@@ -14,6 +14,7 @@
 #define int4_products LEVEL(int4_products)
 #define int8_output LEVEL(int8_output)
 #define int4_output LEVEL(int4_output)
+#define add_units LEVEL(add_units)
 #define dequantize_unit LEVEL(dequantize_unit)
 #define dequantize_unit_short LEVEL(dequantize_unit_short)
 #define spread_bfloat16 LEVEL(spread_bfloat16)
@@ -30,20 +31,14 @@ INLINE vec splat(float value) { return _mm512_set1_ps(value); }
 INLINE vec load(const float *from) { return _mm512_loadu_ps(from); }
 INLINE void store(float *to, vec of) { _mm512_storeu_ps(to, of); }
 INLINE vec add(vec one, vec other) { return _mm512_add_ps(one, other); }
-INLINE vec load_bfloat16(const uint16_t *from) {
-    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
-}
 INLINE vec multiply_add(vec one, vec other, vec sum) { return _mm512_fmadd_ps(one, other, sum); }
 INLINE float total(vec of) { return _mm512_reduce_add_ps(of); }
-/* The first 16 / wide numbers, each in as many lanes. */
-INLINE vec spread_bfloat16(const uint16_t *from, const int wide) {
-    const __m128i some = wide == 2   ? _mm_loadu_si128((const __m128i *)from)
-                         : wide == 4 ? _mm_loadl_epi64((const __m128i *)from)
-                                     : _mm_loadu_si32(from);
+/* The first numbers, up to `count`, each in `wide` lanes, which is a power of two. */
+INLINE vec spread_bfloat16(const uint16_t *from, int64_t count, int64_t wide) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i place = _mm512_srli_epi32(lanes, wide == 2 ? 1 : wide == 4 ? 2 : 3);
-    const __m512i numbers = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_castsi128_si256(some)), 16);
+    const __m512i place = _mm512_srlv_epi32(lanes, _mm512_set1_epi32(__builtin_ctzll((uint64_t)wide)));
+    const __m256i some = _mm256_maskz_loadu_epi16((uint16_t)((1u << count) - 1), from);
+    const __m512i numbers = _mm512_slli_epi32(_mm512_cvtepu16_epi32(some), 16);
     return _mm512_castsi512_ps(_mm512_permutexvar_epi32(place, numbers));
 }
 INLINE vec widen(const int8_t *from) {
@@ -215,6 +210,10 @@ static void LEVEL(int8_wide_tiles)(void *data) {
 INLINE vec of_units(const job *work, const layer *of, const void *values, int64_t output, int64_t unit, int64_t count) {
     const int64_t wide = work->group / (2 * UNIT), start = output * (work->columns / work->group);
     const int dtype = of->scale_dtype;
+#if defined(AVX512)
+    if (dtype == BFLOAT16 && LANES % wide == 0)
+        return spread_bfloat16((const uint16_t *)values + start + unit / wide, (count + wide - 1) / wide, wide);
+#else
     if (count == LANES && dtype == BFLOAT16) {
         const uint16_t *const from = (const uint16_t *)values + start;
         if (wide == 1)
@@ -223,9 +222,8 @@ INLINE vec of_units(const job *work, const layer *of, const void *values, int64_
             return spread_bfloat16(from + unit / 2, 2);
         if (wide == 4)
             return spread_bfloat16(from + unit / 4, 4);
-        if (wide == 8 && LANES == 16)
-            return spread_bfloat16(from + unit / 8, 8);
     }
+#endif
     if (wide % LANES == 0)
         return splat(read_at(values, dtype, start + unit / wide));
     float some[LANES] = {0};
@@ -234,13 +232,57 @@ INLINE vec of_units(const job *work, const layer *of, const void *values, int64_
     return load(some);
 }
 
+/* To the sums of some tokens: products of up to LANES units with each token's, times that unit's factor. */
+#if defined(VNNI)
+/* Four units at a time, whose inputs place_in_fours has put in order: high bytes of all four, then low ones. */
+INLINE void add_units(const int8_t *levels, const int count, const int16_t *halves, int64_t stride,
+                      const vec *factors, vec (*sums)[TOKENS], const int tokens) {
+    const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    const __m512i nibble = _mm512_set1_epi8(15);
+    for (int unit = 0; unit < count; unit += FOUR) {
+        ask_for(levels + unit * UNIT);
+        const int some = (int)smaller(FOUR, count - unit) * UNIT;
+        const __m512i stored = _mm512_maskz_loadu_epi8(~0ull >> (LINE - some), levels + unit * UNIT);
+        const __m512i bytes = _mm512_xor_si512(stored, _mm512_set1_epi8((char)0x88));
+        const __m512i low = _mm512_and_si512(bytes, nibble);
+        const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
+        const __m512i place = _mm512_add_epi32(lanes, _mm512_set1_epi32(unit));
+        for (int t = 0; t < tokens; t++) {
+            const int16_t *const x = halves + t * stride + unit * 2 * UNIT;
+            __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, _mm512_loadu_si512(x));
+            sum = _mm512_dpbusd_epi32(sum, high, _mm512_loadu_si512(x + FOUR * UNIT / 2));
+            sum = _mm512_slli_epi32(sum, 8);
+            sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(x + FOUR * UNIT), low);
+            sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(x + FOUR * UNIT * 3 / 2), high);
+            const vec factor = _mm512_permutexvar_ps(place, factors[t]);
+            sums[unit / FOUR & 1][t] = multiply_add(_mm512_cvtepi32_ps(sum), factor, sums[unit / FOUR & 1][t]);
+        }
+    }
+}
+#else
+INLINE void add_units(const int8_t *levels, const int count, const int16_t *halves, int64_t stride,
+                      const vec *factors, vec (*sums)[TOKENS], const int tokens) {
+    float of_unit[TOKENS][LANES];
+    for (int t = 0; t < tokens; t++)
+        store(of_unit[t], factors[t]);
+    for (int unit = 0; unit < count; unit++) {
+        if (unit * UNIT % LINE == 0)
+            ask_for(levels + unit * UNIT);
+        for (int t = 0; t < tokens; t++) {
+            const vec product = int4_products(levels + unit * UNIT, halves + t * stride + unit * 2 * UNIT);
+            sums[unit & 1][t] = multiply_add(product, splat(of_unit[t][unit]), sums[unit & 1][t]);
+        }
+    }
+}
+#endif
+
 /* One output. Levels are counted from 0, so eight scales come off the zero point. */
 INLINE void int4_output(const job *work, const tile *mine, int64_t output, int64_t token, const int tokens) {
-    const int64_t all = work->columns / (2 * UNIT), stride = padded(all);
+    const int64_t all = work->columns / (2 * UNIT), stride = padded(all), wide = stride * 2 * UNIT;
     const int8_t *const levels = mine->of->levels + output * (work->columns / 2);
-    const int16_t *const halves = work->halves + token * work->columns;
+    const int16_t *const halves = work->halves + token * wide;
     const float *const units = work->units + token * stride, *const sums = work->sums + token * stride;
-    vec offsets[TOKENS], products[2][TOKENS];
+    vec offsets[TOKENS], products[2][TOKENS], factors[TOKENS];
     for (int t = 0; t < tokens; t++)
         offsets[t] = products[0][t] = products[1][t] = zero();
     for (int64_t unit = 0; unit < all; unit += LANES) {
@@ -248,28 +290,16 @@ INLINE void int4_output(const job *work, const tile *mine, int64_t output, int64
         const vec scale = of_units(work, mine->of, mine->of->scale, output, unit, count);
         const vec zero_point = of_units(work, mine->of, mine->of->zero_point, output, unit, count);
         const vec offset = multiply_add(scale, splat(-8), zero_point);
-        float factors[TOKENS][LANES];
         for (int t = 0; t < tokens; t++) {
             offsets[t] = multiply_add(offset, load(sums + t * stride + unit), offsets[t]);
-            store(factors[t], multiply_add(scale, load(units + t * stride + unit), zero()));
+            factors[t] = multiply_add(scale, load(units + t * stride + unit), zero());
         }
-        if (count == LANES)
-            for (int u = 0; u < LANES; u++) {
-                if (u * UNIT % LINE == 0)
-                    ask_for(levels + (unit + u) * UNIT);
-                for (int t = 0; t < tokens; t++) {
-                    const int16_t *const x = halves + t * work->columns + (unit + u) * 2 * UNIT;
-                    const vec product = int4_products(levels + (unit + u) * UNIT, x);
-                    products[u & 1][t] = multiply_add(product, splat(factors[t][u]), products[u & 1][t]);
-                }
-            }
+        const int8_t *const some = levels + unit * UNIT;
+        const int16_t *const inputs = halves + unit * 2 * UNIT;
+        if (count == LANES) /* known to the compiler, which unrolls the loop */
+            add_units(some, LANES, inputs, wide, factors, products, tokens);
         else
-            for (int u = 0; u < count; u++)
-                for (int t = 0; t < tokens; t++) {
-                    const int16_t *const x = halves + t * work->columns + (unit + u) * 2 * UNIT;
-                    const vec product = int4_products(levels + (unit + u) * UNIT, x);
-                    products[0][t] = multiply_add(product, splat(factors[t][u]), products[0][t]);
-                }
+            add_units(some, count, inputs, wide, factors, products, tokens);
     }
     for (int t = 0; t < tokens; t++)
         write_output(work, mine, token + t, output, total(add(offsets[t], add(products[0][t], products[1][t]))));
@@ -413,6 +443,7 @@ static void LEVEL(finish_some)(void *data) {
 #undef int4_products
 #undef int8_output
 #undef int4_output
+#undef add_units
 #undef dequantize_unit
 #undef dequantize_unit_short
 #undef spread_bfloat16
