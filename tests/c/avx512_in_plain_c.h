@@ -1,4 +1,4 @@
-/* The instructions that cpu_linear_level.h uses for AVX512, in plain C, so that these loops are tested where no CPU
+/* The instructions that cpu_linear.c's loops use for AVX512, in plain C, so that these are tested where no CPU
  * has them: QEMU does not emulate AVX512 either. Included ahead of the test, it takes x86's own levels away, and
  * the level of plain loops is made of the AVX512 ones. What a compiler makes of the instructions is not tested by
  * this; how the loops use them is. With -DVNNI that has these instructions, too. */

@@ -2,8 +2,8 @@
  *
  * A layer that computes one token reads each of its weights once and multiplies it once, so it is as fast as
  * memory is. Nothing is packed beforehand: levels are widened to float32 in registers on their way, a few
- * outputs at a time, and the sums are float32's. What differs between CPUs, their vectors, is in
- * cpu_linear_level.h, which is compiled once for each level below.
+ * outputs at a time, and the sums are float32's. The loops are in cpu_linear_level.h, which is compiled once for
+ * each level below, with what differs between CPUs, their vectors, in cpu_linear_vectors.h.
  *
  * Threads are torch's own: the caller passes OpenMP's GOMP_parallel out of the library that torch has loaded.
  * A pool of ours would compete with its threads, which spin for a while after each of its operations. */
