@@ -137,8 +137,12 @@ def test_a_new_weight_is_the_one_that_counts() -> None:
         attention.q_proj(inputs)
         attention.k_proj(inputs)
         attention.v_proj(inputs)
+        compiled: Any = torch.compile(attention.k_proj, backend="eager")
+        assert compiled(inputs).count_nonzero()
         zeros = SCHEMES["int8_weight_only"].quantize(torch.zeros(32, 64).bfloat16(), None)
         attention.k_proj.weight = nn.Parameter(zeros, requires_grad=False)
+        attention.q_proj(inputs)
+        assert not compiled(inputs).count_nonzero()
         attention.q_proj(inputs)
         assert not attention.k_proj(inputs).count_nonzero()
 
