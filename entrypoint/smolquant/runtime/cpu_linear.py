@@ -9,6 +9,7 @@ What this computes with is plain tensors; it knows neither torchao's classes nor
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -125,7 +126,7 @@ def has_threads() -> bool:
     return required().parallel is not None or torch.get_num_threads() == 1
 
 
-_OPERATIONS = torch.library.Library("smolquant", "DEF")
+_OPERATIONS: Any = torch.library.Library("smolquant", "DEF")  # type: ignore[no-untyped-call]
 _OPERATIONS.define(
     "linear(Tensor inputs, Tensor levels, Tensor scale, Tensor? zero_point, bool dynamic, Tensor? bias) "
     "-> Tensor",
@@ -162,9 +163,9 @@ def _op(
     return _few(inputs, kind, (columns, weight.group), (outputs,), described)[0]
 
 
-_OPERATIONS.impl("linear", _op, "CPU")
-
-
-@torch.library.register_fake("smolquant::linear", lib=_OPERATIONS)
-def _(inputs: torch.Tensor, levels: torch.Tensor, *_: object) -> torch.Tensor:
+def _without_values(inputs: torch.Tensor, levels: torch.Tensor, *_: object) -> torch.Tensor:
     return inputs.new_empty((*inputs.shape[:-1], levels.shape[0]))
+
+
+_OPERATIONS.impl("linear", _op, "CPU")
+torch.library.register_fake("smolquant::linear", _without_values, lib=_OPERATIONS)
