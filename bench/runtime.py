@@ -327,9 +327,20 @@ def beside_llama(name: str) -> dict[str, Any]:
     return {**conditions(), "llama.cpp": stack, "rows": rows}
 
 
+def beside_eager(name: str) -> dict[str, Any]:
+    """Decoding compiled, with a static cache, beside eager decoding."""
+    import compiled
+
+    place = model_folder(name)
+    models = {one: load(place, one) for one in (SOURCE, *VARIANTS)}
+    return {**conditions(), "rows": compiled.compare(models, SOURCE, DECODED, enough_time)}
+
+
 STEPS: Mapping[str, Callable[[], dict[str, Any]]] = {
     "small": partial(whole_models, SMALL),
     "large": partial(whole_models, LARGE),
+    "compiled_small": partial(beside_eager, SMALL),
+    "compiled_large": partial(beside_eager, LARGE),
     "layers": layers,
     "llama_small": partial(beside_llama, SMALL),
     "llama_large": partial(beside_llama, LARGE),

@@ -17,12 +17,18 @@ def summary(path: Path = RESULTS) -> str:
     """The README's table: how many times as fast as bf16 each variant is."""
     found = _read(path)
     steps = [step for step in MODELS if step in found]
-    rows = [["", *(f"{MODELS[step]}, {what}" for step in steps for what in ("decoding", "prompt"))]]
+    heads = {step: ["decoding", "prompt"] for step in steps}
+    for step in steps:
+        heads[step] += ["decoding, compiled"] if f"compiled_{step}" in found else []
+    rows = [["", *(f"{MODELS[step]}, {what}" for step in steps for what in heads[step])]]
     for variant in (row["name"] for row in found[steps[0]]["rows"][1:]) if steps else ():
         row = [variant]
         for step in steps:
             measured = next(one for one in found[step]["rows"] if one["name"] == variant)
             row += [_ratio(measured["decode_ratio"]), _ratio(measured["prefill_ratio"])]
+            if compiled := found.get(f"compiled_{step}"):
+                measured = next(one for one in compiled["rows"] if one["name"] == variant)
+                row.append(_ratio(measured["of_compiled_source"]))
         rows.append(row)
     return _table(rows)
 
@@ -77,8 +83,40 @@ def _of_model(step: str, found: Mapping[str, Any]) -> Iterator[str]:
             ]
         )
     yield _table(rows).rstrip()
+    if f"compiled_{step}" in found:
+        yield from _of_compiled(found[f"compiled_{step}"])
     for variant, profile in part["profiles"].items():
         yield _where_time_goes(variant, profile)
+
+
+def _of_compiled(part: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        "Decoding as `generate` does it, eagerly with a dynamic cache, and with a static cache and its "
+        "forward compiled as one graph, which took a while before the first token:"
+    )
+    rows = [
+        [
+            "",
+            "eager, ms a token",
+            "compiled, ms a token",
+            "of itself, eager",
+            "of bf16, compiled",
+            "of bf16, eager",
+            "compiled in",
+        ]
+    ]
+    for row in part["rows"]:
+        speeds = [row["eager_per_second"], row["compiled_per_second"]]
+        rows.append(
+            [
+                row["name"],
+                *(f"{1000 / speed:.1f}" if speed else "" for speed in speeds),
+                *(_ratio(row[of]) for of in ("of_eager", "of_compiled_source", "of_eager_source")),
+                f"{row['compile_seconds']:.0f} s",
+            ]
+        )
+    yield _table(rows).rstrip()
+    yield _measured_on(part)
 
 
 def _where_time_goes(variant: str, profile: Mapping[str, Any]) -> str:

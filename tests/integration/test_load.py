@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -82,6 +83,7 @@ def test_what_was_loaded_is_saved_as_it_was_published(
     else:
         assert BY_VARIANT[variant].computes_as_stored
     assert torch.equal(logits(smolquant.load(tmp_path, variant, device="cpu")[0]), wanted)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model))), wanted)
 
 
 @pytest.mark.parametrize("variant", [name for name in ON_A_CPU if name.startswith("int")])
@@ -90,7 +92,8 @@ def test_what_stock_transformers_loaded_is_saved_as_it_was_published(
 ) -> None:
     importlib.import_module("smolquant.torchao")
     model = AutoModelForCausalLM.from_pretrained(variants, subfolder=variant)
-    logits(model)
+    wanted = logits(model)
+    assert torch.equal(logits(pickle.loads(pickle.dumps(model))), wanted)
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
     published = load_file(variants / variant / "model.safetensors")

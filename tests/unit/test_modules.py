@@ -11,8 +11,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 from torchao.quantization import Int4Tensor, Int8Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TorchAoConfig
+from transformers import (
+    AutoModelForCausalLM,
+    CompileConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TorchAoConfig,
+)
 
 import smolquant
 from smolquant.runtime import compiled
@@ -130,8 +137,12 @@ def test_a_new_weight_is_the_one_that_counts() -> None:
         attention.q_proj(inputs)
         attention.k_proj(inputs)
         attention.v_proj(inputs)
+        compiled: Any = torch.compile(attention.k_proj, backend="eager")
+        assert compiled(inputs).count_nonzero()
         zeros = SCHEMES["int8_weight_only"].quantize(torch.zeros(32, 64).bfloat16(), None)
         attention.k_proj.weight = nn.Parameter(zeros, requires_grad=False)
+        attention.q_proj(inputs)
+        assert not compiled(inputs).count_nonzero()
         attention.q_proj(inputs)
         assert not attention.k_proj(inputs).count_nonzero()
 
@@ -248,11 +259,35 @@ def test_levels_that_lie_anywhere_are_safe_with_the_kernel_of_torch(
     assert difference(logits(model, IDS[:, :6]), wanted[:, :6]) < 0.02
 
 
-def test_torch_compile_runs_a_model() -> None:
-    model = stored_model("int8_weight_only")
+@pytest.mark.parametrize("quant_type", CPU_TYPES)
+def test_compiled_it_generates_the_same(quant_type: str) -> None:
+    """As ``generate`` compiles it, with a static cache: one graph for every token, int8 tables in it."""
+    model = stored_model(quant_type)
+    table = SCHEMES["int8_weight_only"].quantize(model.model.embed_tokens.weight.detach(), None)
+    for module in (model.model.embed_tokens, model.lm_head):
+        module.weight = nn.Parameter(table, requires_grad=False)
     use_kernels(model)
-    compiled = torch.compile(model, backend="eager")
-    assert difference(logits(compiled), logits(model)) < 0.01
+    graphs: list[torch.fx.GraphModule] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    as_whole = CompileConfig(fullgraph=True, backend=compiler, mode=None)
+    as_whole._compile_all_devices = True
+    static = {"cache_implementation": "static", "compile_config": as_whole}
+    found = [generated(model, **options) for options in ({}, static)]
+    assert len(graphs) == 1
+    assert torch.equal(*(one.sequences for one in found))
+    eager, compiled = (torch.stack(one.logits).float() for one in found)
+    assert difference(compiled, eager) < 0.01
+
+
+def generated(model: Any, **options: Any) -> Any:
+    """Six tokens after a prompt, and their logits."""
+    asked = {"do_sample": False, "max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0}
+    asked |= {"return_dict_in_generate": True, "output_logits": True}
+    return model.generate(IDS[:1], attention_mask=torch.ones_like(IDS[:1]), **asked, **options)
 
 
 def test_int8_tables_are_looked_up_by_row() -> None:

@@ -28,6 +28,9 @@ _Bound = tuple[Callable[[], Any], Any, cpu_linear.Linears | None]
 
 _UNBOUND: _Bound = (lambda: None, None, None)
 
+_OWN = ("_bound", "_stored", "_together", "_ready")
+"""What a :class:`QuantizedLinear` keeps beside its weight."""
+
 
 class QuantizedLinear(nn.Linear):
     """A linear layer whose weight is a stored one.
@@ -39,13 +42,15 @@ class QuantizedLinear(nn.Linear):
     _bound: _Bound = _UNBOUND
     _together: "Together | None" = None
     """On the first of the modules with the same inputs."""
+    _stored: Stored | None = None
+    """The weight's parts, for what compiles."""
     _ready: tuple[torch.Tensor, torch.Tensor] | None = None
     """Inputs, and what this module makes of them: computed together with those of the first."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as nn.Linear names it
         """(..., K) -> (..., N)."""
         if torch.compiler.is_compiling():
-            return super().forward(input)
+            return self._compiled(input)
         ready = self._ready
         if ready is not None:
             self.__dict__["_ready"] = None
@@ -62,6 +67,30 @@ class QuantizedLinear(nn.Linear):
             return together.compute(input)
         return linears(input)[0]
 
+    def _compiled(self, inputs: torch.Tensor) -> torch.Tensor:
+        """As one operation, of plain tensors where the module is bound.
+
+        A compiled model would look at each torchao tensor once more for every token, and take it apart.
+        """
+        stored = self._stored
+        if stored is None or not can_compute(inputs):
+            return super().forward(inputs)
+        output: torch.Tensor = torch.ops.smolquant.linear(
+            inputs,
+            stored.levels,
+            stored.scale,
+            stored.zero_point,
+            stored.dynamic,
+            self._parameters["bias"],
+        )
+        return output
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A new weight or bias is the one that counts, in what was compiled with the old one, too."""
+        if name in ("weight", "bias"):
+            self._forget()
+        super().__setattr__(name, value)
+
     def is_bound(self) -> bool:
         """Whether what this module computes with is still its weight."""
         weight, bias, _ = self._bound
@@ -76,6 +105,7 @@ class QuantizedLinear(nn.Linear):
         weight: Any = self._parameters["weight"]
         bias, layer = self._parameters["bias"], _layer(self)
         linears = cpu_linear.Linears([layer]) if layer is not None else None
+        self.__dict__["_stored"] = layer[0] if layer is not None else None
         # Held weakly, so that a layer whose weights are taken away keeps no part of them.
         this = weakref.ref(self)
 
@@ -88,7 +118,7 @@ class QuantizedLinear(nn.Linear):
         return linears
 
     def _forget(self) -> None:
-        self.__dict__.update(_bound=_UNBOUND, _together=None, _ready=None)
+        self.__dict__.update(_bound=_UNBOUND, _stored=None, _together=None, _ready=None)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "QuantizedLinear":
         self._forget()  # parts may move
@@ -97,8 +127,7 @@ class QuantizedLinear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to this process."""
-        own = ("_bound", "_together", "_ready")
-        return {name: value for name, value in self.__dict__.items() if name not in own}
+        return {name: value for name, value in self.__dict__.items() if name not in _OWN}
 
 
 class WideLinear(nn.Linear):
@@ -173,7 +202,7 @@ def make_plain(model: nn.Module) -> None:
         if isinstance(module, WideLinear):
             module.__class__ = nn.Linear  # type: ignore[assignment]
         if isinstance(module, QuantizedLinear):
-            for name in ("_bound", "_together", "_ready"):
+            for name in _OWN:
                 module.__dict__.pop(name, None)
             module.__class__ = nn.Linear  # type: ignore[assignment]
 

@@ -39,16 +39,18 @@ class OneByOne(TorchAoDeserialize):  # type: ignore[misc] # has no types
 
 
 class StoredWeights(TorchAoHfQuantizer):  # type: ignore[misc] # has no types
-    """Reads each weight alone, and leaves a model that ``save_pretrained`` writes as it was published."""
+    """Reads each weight alone, and leaves a model that is saved as it was published, and can be pickled."""
 
     def get_load_operations(self) -> dict[str, Any]:
         """Upstream's, with our reader of a weight."""
         return {**super().get_load_operations(), "deserialize": OneByOne}
 
     def _process_model_after_weight_loading(self, model: nn.Module, **options: Any) -> Any:
-        """Let the model be saved."""
+        """Let the model be saved and pickled."""
         let_be_saved(model)
-        return super()._process_model_after_weight_loading(model, **options)
+        processed = super()._process_model_after_weight_loading(model, **options)
+        let_be_pickled(model)
+        return processed
 
 
 def let_be_saved(model: nn.Module) -> None:
@@ -64,6 +66,16 @@ def let_be_saved(model: nn.Module) -> None:
             for one in conversions
             if not any(isinstance(op, TorchAoDeserialize) for op in getattr(one, "operations", ()))
         ]
+
+
+def let_be_pickled(model: nn.Module) -> None:
+    """Let the model be read again where it was pickled, or copied.
+
+    transformers gives each linear module a function as its ``extra_repr``, which pickle takes for a method
+    of the module's class, where nothing finds it.
+    """
+    for module in model.modules():
+        module.__dict__.pop("extra_repr", None)
 
 
 AUTO_QUANTIZER_MAPPING["torchao"] = StoredWeights
