@@ -53,7 +53,11 @@ def publish(hub: LocalHub, source: Path, tmp_path: Path) -> Published:
     def run(*options: str, model: str | Path = SOURCE, repo: str = TARGET) -> Run:
         arguments = ("--quant-type", "both", "--max-shard-size", "1MB", *options)
         return run_smolquant(
-            "quantize", model, repo, *arguments, folder=tmp_path, hub=hub, token=WRITE.value
+            *("quantize", model, repo, *arguments),
+            folder=tmp_path,
+            hub=hub,
+            token=WRITE.value,
+            timed="--evaluate" in options,
         )
 
     return run
