@@ -64,7 +64,7 @@ test-gpu:
 	python3 tools/on_gpu.py test
 
 test-container: $(INSTALLED)
-	$(PYTHON) -m pytest -m container
+	$(PYTHON) -m pytest -m container -n auto --dist loadfile --no-loadscope-reorder tests/container
 
 fuzz: $(INSTALLED)
 	PYTHONPATH=tests $(PYTHON) -m fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(if $(TARGET),--target '$(TARGET)') \

@@ -74,6 +74,27 @@ runpy.run_module("smolquant", run_name="__main__")
 """The command, killed the moment it has noted its n-th finished shard."""
 
 
+_UNTIMED = """
+from smolquant.evaluate import speed
+
+speed.measure_speeds = lambda source, variants, **_: speed._Found().speeds(variants)
+"""
+"""Measuring tells nothing about speed, as where no model fits in memory: loading and timing take 15 s."""
+
+_TIMED = """
+from smolquant.evaluate import speed
+
+speed.SECONDS_A_MODEL = 0.5
+"""
+"""Each model is timed in as many rounds as at least, and in short ones."""
+
+_RUN = """
+import runpy
+
+runpy.run_module("smolquant", run_name="__main__")
+"""
+
+
 def run_smolquant(
     *arguments: str | Path,
     folder: Path,
@@ -82,6 +103,7 @@ def run_smolquant(
     actions: bool = False,
     env: Mapping[str, str] | None = None,
     script: str | None = None,
+    timed: bool = False,
 ) -> Run:
     """Run ``smolquant`` in ``folder``.
 
@@ -91,8 +113,11 @@ def run_smolquant(
         actions: as inside GitHub Actions, with the runner's files fresh.
         env: further variables, such as INPUT_*.
         script: Python that runs the command after a change to its parts.
+        timed: whether measuring loads the models and times them, too.
     """
-    environ = _environ(folder, hub, token)
+    environ = _environ(hub, token)
+    if timed or "--evaluate" in arguments:
+        script = (_TIMED if timed else _UNTIMED) + (script or _RUN)
     if actions:
         for name in ("github_output", "github_summary"):
             (folder / name).write_text("")
@@ -116,15 +141,14 @@ def run_killed(
     arguments: Sequence[str], folder: Path, after: int, hub: Any = None, token: str | None = None
 ) -> None:
     """Run ``smolquant`` in ``folder``, and kill it the moment it has noted its n-th finished shard."""
-    killed = subprocess.run(
-        [sys.executable, "-c", _KILLED_AFTER, str(after), *arguments],
-        cwd=folder,
-        env=_environ(folder, hub, token),
-        capture_output=True,
+    exit_code, log = prepared.run(
+        [str(after), *arguments],
+        folder,
+        _environ(hub, token),
+        script=_KILLED_AFTER,
         timeout=300,
-        check=False,
     )
-    assert killed.returncode == -9, killed.stderr.decode()
+    assert exit_code == -signal.SIGKILL, log
 
 
 @dataclass(frozen=True)
@@ -160,7 +184,7 @@ def run_cancelled(
             *map(str, arguments),
         ],
         cwd=folder,
-        env={**_environ(folder, hub, token), **(env or {})},
+        env={**_environ(hub, token), **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -185,8 +209,9 @@ def run_cancelled(
     return CancelledRun(process.returncode, "".join(lines) + rest, seconds)
 
 
-def _environ(folder: Path, hub: Any, token: str | None) -> dict[str, str]:
-    environ = {**os.environ, "PYTHONPATH": str(_OURS), "HF_HOME": str(folder / "hf_home")}
+def _environ(hub: Any, token: str | None) -> dict[str, str]:
+    # The home is in the run's own folder, by a name that is the same for all: see prepared.py.
+    environ = {**os.environ, "PYTHONPATH": str(_OURS), "HF_HOME": "hf_home"}
     # Measuring takes processes of its own; the tests of it ask for it with --evaluate.
     environ["INPUT_EVALUATE"] = "never"
     environ["HF_ENDPOINT"] = hub.url if hub else "http://127.0.0.1:9"

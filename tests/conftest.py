@@ -1,6 +1,7 @@
 """Settings that must stand before the Hub client is imported, and the parts that tests share."""
 
 import os
+import random
 import tempfile
 
 os.environ["HF_HUB_DISABLE_XET"] = "1"  # the local Hub speaks LFS
@@ -12,7 +13,7 @@ for leaked in [name for name in os.environ if name.startswith(("INPUT_", "GITHUB
 ]:
     os.environ.pop(leaked, None)
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -66,10 +67,27 @@ def checkpoint(tmp_path: Path) -> Path:
     return models.save_with_tokenizer(tmp_path / "checkpoint", models.FAMILIES["smollm3"]())
 
 
+@pytest.fixture(scope="session")
+def make_hub() -> Callable[..., LocalHub]:
+    """Makes a local Hub, where that is possible at the address that the last one had: see prepared.py.
+
+    No connection gets a port of its own from so low.
+    """
+    port = random.SystemRandom().randrange(20_000, 32_000)
+
+    def make(folder: Path, tokens: Sequence[Token]) -> LocalHub:
+        try:
+            return LocalHub(folder, tokens, port=port)
+        except OSError:  # another program has the port, or another Hub of the test
+            return LocalHub(folder, tokens)
+
+    return make
+
+
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[LocalHub]:
+def hub(tmp_path: Path, make_hub: Callable[..., LocalHub]) -> Iterator[LocalHub]:
     """An empty local Hub that knows alice (read and write) and bob."""
-    with LocalHub(tmp_path / "hub", tokens=[WRITE, READ, OTHER]) as server:
+    with make_hub(tmp_path / "hub", [WRITE, READ, OTHER]) as server:
         yield server
 
 

@@ -1,11 +1,15 @@
-"""Processes that have torch and torchao imported before they begin.
+"""Processes that have imported what takes most of a short run before they begin.
 
-These imports take most of a short run. So one process takes them once, and each run is a fork of it that
-then is a process like any other: with its own arguments, environment, folder and output. It imports the
-command itself, transformers and the Hub's client, which read the environment when they are imported.
+One process imports it once, and each run is a fork of it that then is a process like any other: with its
+own arguments, environment, folder and output. The command itself is imported by each run.
+
+torch and torchao are the same for all. transformers and the Hub's client read the environment when they are
+imported, so a process that has them as well serves runs alone whose environment is the same to them. It is
+worth its start where there are several such runs.
 """
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -15,13 +19,38 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 _READ_BY_LIBRARIES = ("OMP_", "MKL_", "ATEN_", "TORCH_", "LD_", "PYTHON", "CUDA_")
-"""What is read before a fork would see it."""
+"""What is read before a fork would see it, by torch and what it is made of."""
+
+_READ_BY_CLIENTS = ("HF_", "HUGGING", "TRANSFORMERS_", "USE_", "DISABLE_TELEMETRY", "DO_NOT_TRACK")
+_READ_WHEN_USED = ("HF_TOKEN", "HF_OIDC_RESOURCE")
+"""What transformers and the Hub's client read when they are imported, and what of that they do not."""
+
+_OF_A_RUN = (
+    "accelerate",
+    "huggingface_hub.hf_api",
+    "jinja2",
+    "torchao.prototype.mx_formats.kernels",
+    "transformers.models.auto.modeling_auto",
+    "transformers.modeling_utils",
+    "transformers.models.smollm3.modeling_smollm3",
+    "yaml",
+)
+"""What a run imports besides torch and torchao, with what these import: nothing of the command itself."""
+
+_WORTH_IT_AFTER = 3
+"""Runs of one environment until a process with everything is started for the next."""
+
+_Variables = tuple[tuple[str, str], ...]
+
+_runs: Counter[_Variables] = Counter()
 
 
 def run(
@@ -52,7 +81,7 @@ def run(
         "script": script,
     }
     with tempfile.TemporaryFile() as log, socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(_server(_of_libraries(environ))))
+        connection.connect(str(_fitting_server(environ)))
         connection.settimeout(timeout)
         socket.send_fds(connection, [b"\0"], [log.fileno()])
         with connection.makefile("rw", encoding="utf-8") as stream:
@@ -68,18 +97,28 @@ def run(
         return exit_code, log.read().decode("utf-8", "replace")
 
 
-def _of_libraries(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((k, v) for k, v in environ.items() if k.startswith(_READ_BY_LIBRARIES)))
+def _fitting_server(environ: Mapping[str, str]) -> Path:
+    """The address of the process to fork for a run, with as much imported as serves it."""
+    of_torch, of_clients = (
+        tuple(sorted((k, v) for k, v in environ.items() if k.startswith(readers)))
+        for readers in (_READ_BY_LIBRARIES, _READ_BY_CLIENTS)
+    )
+    of_both = of_torch + tuple((k, v) for k, v in of_clients if k not in _READ_WHEN_USED)
+    _runs[of_both] += 1
+    if _runs[of_both] > _WORTH_IT_AFTER:
+        return _server(of_both, "everything")
+    return _server(of_torch, "torch")
 
 
 @cache
-def _server(read_before: tuple[tuple[str, str], ...]) -> Path:
+def _server(read_before: _Variables, imported: str) -> Path:
     """The address of the process that forks, started where that has not happened yet."""
     folder = tempfile.TemporaryDirectory(prefix="prepared-")
     address = Path(folder.name) / "socket"
-    others = {k: v for k, v in os.environ.items() if not k.startswith(_READ_BY_LIBRARIES)}
+    readers = (*_READ_BY_LIBRARIES, *_READ_BY_CLIENTS)
+    others = {k: v for k, v in os.environ.items() if not k.startswith(readers)}
     process = subprocess.Popen(
-        [sys.executable, __file__, str(address)],
+        [sys.executable, __file__, str(address), imported],
         env={**others, **dict(read_before)},
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,  # it ends when this is closed, which happens however the tests end
@@ -94,17 +133,26 @@ def _server(read_before: tuple[tuple[str, str], ...]) -> Path:
     return address
 
 
-def _serve(address: str) -> dict[str, Any]:
+def _import(imported: str) -> None:
+    for library in ("torch", "torchao.quantization"):
+        import_module(library)
+    if imported == "everything":
+        from smolquant.remarks import quiet_libraries
+
+        quiet_libraries()  # as the command does before it imports them
+        for library in _OF_A_RUN:
+            import_module(library)
+    gc.collect()
+    gc.freeze()  # no fork looks through all of this for garbage
+
+
+def _serve(address: str, imported: str) -> dict[str, Any]:
     """Import what is slow, and fork for each connection until stdin is closed.
 
     Returns:
         In each process that was asked for: what it was asked.
     """
-    import torch
-    import torchao.quantization
-
-    assert torch
-    assert torchao.quantization
+    _import(imported)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel buries them
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(address)
@@ -156,4 +204,4 @@ def _become(request: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _become(_serve(sys.argv[1]))
+    _become(_serve(*sys.argv[1:]))

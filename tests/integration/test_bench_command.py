@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bench(*arguments: str | Path, folder: Path) -> Run:
-    return run_smolquant("bench", *arguments, folder=folder)
+    return run_smolquant("bench", *arguments, folder=folder, timed=True)
 
 
 def test_a_table_of_a_variant_beside_its_source(folder: Path, tmp_path: Path) -> None:

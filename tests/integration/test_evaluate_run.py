@@ -109,7 +109,7 @@ def text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def evaluated(smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, text: Path) -> RunSmolquant:
-    def run(*options: str) -> Run:
+    def run(*options: str, timed: bool = False) -> Run:
         measured = ("--evaluate", "always", "--eval-text", str(text), "--eval-tokens", "200")
         return smolquant(
             "quantize",
@@ -117,6 +117,7 @@ def evaluated(smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, text: Pa
             hub=hub,
             token=WRITE.value,
             actions=True,
+            timed=timed,
         )
 
     return run
@@ -125,7 +126,7 @@ def evaluated(smolquant: RunSmolquant, hub: LocalHub, checkpoint: Path, text: Pa
 def test_what_was_measured_stands_in_record_report_card_and_summary(
     evaluated: RunSmolquant, hub: LocalHub
 ) -> None:
-    run = evaluated("--max-perplexity-increase", "int8=50,int4=500")
+    run = evaluated("--max-perplexity-increase", "int8=50,int4=500", timed=True)
 
     assert run.exit_code == 0, run.log
     for variant in ("int8", "int4"):

@@ -50,10 +50,16 @@ def source(hub: LocalHub, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def publish(hub: LocalHub, source: Path, tmp_path: Path) -> Published:
-    def run(*options: str, model: str | Path = SOURCE, repo: str = TARGET) -> Run:
+    def run(
+        *options: str, model: str | Path = SOURCE, repo: str = TARGET, timed: bool = False
+    ) -> Run:
         arguments = ("--quant-type", "both", "--max-shard-size", "1MB", *options)
         return run_smolquant(
-            "quantize", model, repo, *arguments, folder=tmp_path, hub=hub, token=WRITE.value
+            *("quantize", model, repo, *arguments),
+            folder=tmp_path,
+            hub=hub,
+            token=WRITE.value,
+            timed=timed,
         )
 
     return run
@@ -146,7 +152,7 @@ def test_what_is_measured_stays_and_the_source_is_read_again(
     (tmp_path / "quantized").rename(tmp_path / "plain")
 
     with peak_of(tmp_path / "hf_home") as peak:
-        run = publish(*measuring, "--low-disk", "always")
+        run = publish(*measuring, "--low-disk", "always", timed=True)
 
     assert run.exit_code == 0, run.log
     assert peak[0] == 0, "the source is not stored"

@@ -148,6 +148,7 @@ def test_a_folder_with_code_is_measured_saved_and_usable(
     run = smolquant(
         *("quantize", remote, "--save-only", "--trust-remote-code"),
         *("--evaluate", "always", "--eval-text", text, "--eval-tokens", "64"),
+        timed=True,
     )
     assert run.exit_code == 0, run.log
     assert "Not tried" not in run.log

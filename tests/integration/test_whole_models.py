@@ -25,7 +25,7 @@ TYPES = "int8_weight_only,int4_weight_only"
 def quantized(folder: Path, *options: str) -> Run:
     run = run_smolquant(
         "quantize", "checkpoint", "--save-only", "--quant-type", TYPES, *options,
-        folder=folder, actions=True,
+        folder=folder, actions=True, timed="--evaluate" in options,
     )  # fmt: skip
     assert run.exit_code == 0, run.log
     return run
