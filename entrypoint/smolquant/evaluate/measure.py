@@ -394,6 +394,26 @@ class _Divergence:
         return self._sum / source.total - source.log_normalizer + variant.log_normalizer
 
 
+def compared_seconds(entries: int, width: int, tokens: int) -> float:
+    """Seconds for comparing what two models of no other content predict, to tell how long a run will take.
+
+    Args:
+        entries: of the vocabulary.
+        width: the hidden size.
+        tokens: as many as a run takes at once, or fewer.
+    """
+    head, states = torch.ones(entries, width), torch.ones(tokens, width)
+    targets, at = torch.zeros(tokens, dtype=torch.int64), slice(0, tokens)
+    source, variant = _Predictions(targets), _Predictions(targets)
+    divergence = _Divergence(targets)
+    started = time.perf_counter()
+    reference, logits = (torch.nn.functional.linear(states, head) for _ in range(2))
+    shares, decay = source.add(at, 0, reference)
+    variant.add(at, 0, logits)
+    divergence.add(at, reference - logits, shares, decay)
+    return time.perf_counter() - started
+
+
 def _refuse_non_finite(source: _Predictions, variants: Mapping[str, _Predictions]) -> None:
     if not bool(torch.isfinite(source.nll).all()):
         raise CheckpointError(

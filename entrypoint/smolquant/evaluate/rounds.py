@@ -37,7 +37,7 @@ class Turn:
     """Tokens one at a time; 0 for none."""
     prompt: int
     """Tokens at once; 0 where there is no time for it."""
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
     """What a round of all models will probably take; 0 where that is not known."""
 
 
