@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 WITHIN = 0.3
 SILENCE = 10.0
 _WIDE = struct.pack("HHHH", 50, 250, 0, 0)
+_BAR = re.compile(r"^[━╌#-]+ +")
 _LEFT = re.compile(
     r"^(?:[━╌#-]+ +)?(?P<label>[\w ,]+?): .*, (?P<words>a few seconds|about .+?) left$"
 )
@@ -97,17 +98,19 @@ def lines_of(command: Sequence[str]) -> Iterator[tuple[float, str]]:
 def watch(command: Sequence[str]) -> tuple[dict[str, Phase], str, float]:
     """Run, and gather what was told: the phases, the forecast, and the longest silence in seconds."""
     phases: dict[str, Phase] = {}
+    begun: dict[str, float] = {}
     current, forecast, last, silence = "", "", 0.0, 0.0
     for at, line in lines_of(command):
         silence, last = max(silence, at - last), at
         found = _LEFT.match(line)
-        label = found["label"] if found else line.partition(":")[0]
+        label = found["label"] if found else _BAR.sub("", line).partition(":")[0]
         if label != current:
             if current in phases:
                 phases[current].ended = at
             current = label
+        begun.setdefault(label, at)
         if found:
-            phases.setdefault(label, Phase(at)).told.append(Told(at, found["words"]))
+            phases.setdefault(label, Phase(begun[label])).told.append(Told(at, found["words"]))
         elif label in phases:  # its last line
             phases[label].ended = at
         else:

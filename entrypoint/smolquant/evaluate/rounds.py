@@ -178,10 +178,11 @@ def in_turns(
     """
     times = {name: Times() for name in runners}
     order = list(runners)
+    begun, one = time.monotonic(), turn.seconds
     for number in range(most):
         if number >= least and clock.is_enough():
             break
-        left = clock.left_of(max(least - number, 1) * turn.seconds)
+        left = clock.left_of(max(least - number, 1) * one)
         told(f"{', '.join(runners)}: round {number + 1} of at most {most}", left)
         taken: dict[str, tuple[float | None, float | None]] = {}
         for name in order:
@@ -196,6 +197,7 @@ def in_turns(
             times[name].decode.extend([] if decode is None else [decode])
             times[name].prefill.extend([] if prefill is None else [prefill])
         order.reverse()  # so that nobody always comes after the same
+        one = (time.monotonic() - begun) / (number + 1)
     return times
 
 
