@@ -6,6 +6,7 @@ all of it and no table of (tokens, vocabulary) ever exists.
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -127,7 +128,7 @@ class Evaluation:
         """
         tokens = self._windows.numel()
         targets = self._windows.flatten()[:TOKEN_BLOCK].to(self._device)
-        rows = min(VOCABULARY_BLOCK, self._source.vocabulary_size)
+        rows = min(VOCABULARY_BLOCK // 2, self._source.vocabulary_size)
         states = torch.ones(len(targets), self._source.hidden_size, device=self._device)
 
         def compare(some: int) -> float:
@@ -139,8 +140,8 @@ class Evaluation:
 
         with _within_memory():
             compare(1)  # the first one prepares
-            seconds = compare(len(targets)) * tokens / len(targets)
-        share = rows / self._source.vocabulary_size
+            seconds = statistics.median(compare(len(targets)) for _ in range(3))
+        share = len(targets) / tokens * rows / self._source.vocabulary_size
         return [*(Part(tokens) for _ in self._models), Part(tokens, seconds / share)]
 
     @property

@@ -12,6 +12,8 @@ from smolquant.pace import Pace, Part
 from smolquant.text import about, human_duration, human_size, percent
 
 _BAR_WIDTH = 24
+_MEASURABLE = 0.05
+"""Seconds. What takes less was done before, and has no speed."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ class Progress:
     def totals(self) -> str:
         """What was done in all, once it is."""
         done, seconds = self._pace.done, self._clock() - self._start
-        rate = self._unit.rate(done / max(seconds, 1e-9))
+        rate = self._unit.rate(done / seconds) if seconds >= _MEASURABLE else ""
         line = f"{self._label}: {self._unit.amount(done)} in {human_duration(seconds)}"
         return f"{line}, {rate}" if rate else line
 
