@@ -7,6 +7,7 @@ class that its caller may choose. Only Xet's uploads are told to a class of the 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 Advance = Callable[[int], None]
@@ -66,7 +67,7 @@ def following_xet(advance: Advance) -> Iterator[None]:
 
     A byte counts when it is stored: sent, or found to be there already.
     """
-    from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
+    from huggingface_hub import constants
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         disable_progress_bars,
         enable_progress_bars,
@@ -78,9 +79,9 @@ def following_xet(advance: Advance) -> Iterator[None]:
         reporter = theirs.XetUploadProgressReporter
     except (ImportError, AttributeError):
         reporter = None
-    if (
-        reporter is None or HF_HUB_DISABLE_PROGRESS_BARS
-    ):  # which the client would not be talked out of
+    has_xet = find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET
+    # Without Xet, the client would draw bars; and what the environment says it will not be talked out of.
+    if reporter is None or not has_xet or constants.HF_HUB_DISABLE_PROGRESS_BARS:
         yield
         return
 
