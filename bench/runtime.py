@@ -308,7 +308,7 @@ def conditions() -> dict[str, Any]:
     }
 
 
-def heard(text: str) -> None:
+def heard(text: str, left: float) -> None:
     print(text, flush=True)
 
 

@@ -220,6 +220,7 @@ def quantize(context: click.Context, /, *, quiet: bool, as_json: bool, **options
         settings = make_settings(
             **options, trackio_write_token=os.environ.get("TRACKIO_WRITE_TOKEN")
         )
+        report.repo_id = settings.repo
         tell_beginning(settings, console)
 
         from smolquant import pipeline  # brings torch's users in; a refusal above answers at once

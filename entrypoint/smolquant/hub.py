@@ -7,7 +7,7 @@ import functools
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -18,6 +18,7 @@ from smolquant.places import nearby_folders
 from smolquant.secrecy import remember
 from smolquant.text import one_of, quoted
 from smolquant.tokens import clean_token
+from smolquant.transfer import Meter, bars, following_xet
 
 if TYPE_CHECKING:
     from httpx2 import Response
@@ -49,6 +50,12 @@ class Hub:
     """Is told a line for people when the Hub has to be waited for, from any thread."""
     endpoint: str | None = None
     """None: HF_ENDPOINT, or huggingface.co."""
+    progress: Callable[[str, int], AbstractContextManager[Any]] = field(
+        default=lambda label, n_bytes: nullcontext(), repr=False
+    )
+    """Shows how files move, given what is done and the bytes that this will take: until it is left, and by
+    the method ``advance`` of what it yields. None is yielded where nobody looks."""
+    _meter: Meter = field(default_factory=Meter, init=False, repr=False, compare=False)
 
     @functools.cached_property
     def api(self) -> "HfApi":
@@ -76,9 +83,35 @@ class Hub:
             library_version=__version__,
         )
         set_client_factory(
-            lambda: HubClient(api.endpoint, patience=self.timeout, notify=self.notify, hooks=hooks)
+            lambda: HubClient(
+                api.endpoint,
+                patience=self.timeout,
+                notify=self.notify,
+                hooks=hooks,
+                sent=self._meter.move,
+            )
         )
         return api
+
+    @contextmanager
+    def sending(self, n_bytes: int) -> Iterator[None]:
+        """Show how files are sent, until this is left, that have so many bytes in all."""
+        with self.progress("uploading", n_bytes) as shown:
+            if shown is None:
+                yield
+                return
+            with self._meter.telling(shown.advance), following_xet(shown.advance):
+                yield
+
+    @contextmanager
+    def receiving(self, n_bytes: int) -> Iterator[type | None]:
+        """Show how files come, until this is left, that have so many bytes in all.
+
+        Yields:
+            the class of progress bars that the client is to tell; None where nobody looks.
+        """
+        with self.progress("downloading", n_bytes) as shown:
+            yield None if shown is None else bars(shown.advance)
 
     def has_token(self) -> bool:
         """Whether the client will identify itself.

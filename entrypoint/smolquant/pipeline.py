@@ -32,7 +32,7 @@ def quantize(settings: Settings, console: Console, report: RunReport, tracker: T
     Raises:
         SmolquantError: one per exit code; the Hub is then as it was before.
     """
-    hub, report.repo_id = Hub(settings.token, settings.hub_timeout, console.info), settings.repo
+    hub = Hub(settings.token, settings.hub_timeout, console.info, progress=console.progress)
     if settings.device == "cuda":
         require_cuda()
     with console.group("Source"):

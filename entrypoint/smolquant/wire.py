@@ -68,6 +68,7 @@ class HubClient(httpx2.Client):
         patience: float,
         notify: Callable[[str], None],
         hooks: Mapping[str, list[Callable[..., Any]]],
+        sent: Callable[[int], None] = lambda n_bytes: None,
     ) -> None:
         """Prepare; nothing is sent yet.
 
@@ -76,6 +77,8 @@ class HubClient(httpx2.Client):
             patience: seconds, see the module.
             notify: is told a line for people before each pause, from any thread.
             hooks: the client library's own, called first.
+            sent: is told of the bytes of files that are sent, from any thread; of a negative number where
+                they are sent again.
         """
         super().__init__(
             follow_redirects=True,
@@ -83,7 +86,7 @@ class HubClient(httpx2.Client):
             event_hooks={**hooks, "request": [*hooks["request"], self._guard]},
         )
         self._endpoint = httpx2.URL(endpoint)
-        self._patience, self._notify = patience, notify
+        self._patience, self._notify, self._sent = patience, notify, sent
         self._reached = set[Origin]()
         self._known_hosts: dict[str, bool] = {}
 
@@ -128,7 +131,9 @@ class HubClient(httpx2.Client):
             tries += 1
             if file is not None:
                 file.seek(begin)
-            request.stream = _Watched(body, clock)
+                self._sent(-clock.counted)
+                clock.counted = 0
+            request.stream = _Watched(body, clock, self._sent if file is not None else None)
             try:
                 response = self._try(request, clock, stream, auth, follow_redirects)
             except _TROUBLE as trouble:
@@ -242,6 +247,8 @@ class _Clock:
 
     def __init__(self, patience: float) -> None:
         self._patience, self._moved = patience, 0
+        self.counted = 0
+        """Bytes of a file that somebody was told of."""
         self._until = time.monotonic() + patience
 
     @property
@@ -272,14 +279,19 @@ class _Clock:
 class _Watched(httpx2.SyncByteStream):
     """A body on its way out or in, which a clock looks at."""
 
-    def __init__(self, stream: Any, clock: _Clock) -> None:
-        self._stream, self._clock = stream, clock
+    def __init__(
+        self, stream: Any, clock: _Clock, told: Callable[[int], None] | None = None
+    ) -> None:
+        self._stream, self._clock, self._told = stream, clock, told
 
     def __iter__(self) -> Iterator[bytes]:
         self._clock.require_time()
         for chunk in self._stream:
             yield chunk
             self._clock.move(len(chunk))  # when it is sent, and before a file is read on
+            if self._told is not None:
+                self._clock.counted += len(chunk)
+                self._told(len(chunk))
 
     def close(self) -> None:
         self._stream.close()

@@ -113,8 +113,10 @@ def test_progress_reaches_its_total(made: tuple[Path, dict[str, Path]]) -> None:
         Checkpoint(sorted(source.glob("*.safetensors"))) as checkpoint,
         Evaluation(architecture, checkpoint, variants, WINDOWS) as evaluation,
     ):
+        work = evaluation.work()
         evaluation.run(told.append)
-        assert sum(told) == evaluation.work_tokens == WINDOWS.numel() * (1 + len(variants))
+        assert sum(told) == sum(part.amount for part in work)
+        assert len(work) == 1 + len(variants) + 1
 
 
 def spoil(folder: Path, spoiled: Path, parts: str, change: str) -> Path:

@@ -93,7 +93,7 @@ def test_each_model_is_told_of_on_its_own(
     """One that runs, one that no library can load, one without kernels here, and one that is nowhere."""
     source, variants = made
     (tmp_path / "nothing").mkdir()
-    heard: list[str] = []
+    heard: list[tuple[str, float | None]] = []
     found = measure_speeds(
         source,
         {
@@ -102,7 +102,7 @@ def test_each_model_is_told_of_on_its_own(
             "float8_dynamic": variants["float8_dynamic"],
             "int8_dynamic": tmp_path / "nothing",
         },
-        heard=heard.append,
+        heard=lambda begun, left: heard.append((begun, left)),
     )
     int4 = found.variants["int4"]
     for ran in (found.source, int4):

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from smolquant.errors import CheckpointError, HubError
+from smolquant.pace import Part
 from smolquant.report.console import WATCH, Console
 from smolquant.report.progress import BYTES, TOKENS, Progress, drawn
 from smolquant.secrecy import redact
@@ -373,7 +374,7 @@ def test_slow_work_names_no_speed_of_nothing() -> None:
         console.look()
     assert stream.getvalue().splitlines() == [
         "a: 20 s so far",
-        "a: 5 B of 100 B (5.0%), about 13 min left",
+        "a: 5 B of 100 B (5.0%), about 6 min left",
         "a: 5 B in 40.0 s",
     ]
 
@@ -441,7 +442,7 @@ def test_a_terminal_shows_what_goes_on_in_place_and_whole_lines_beside_it() -> N
 
 def test_a_narrow_terminal_gets_no_line_that_wraps() -> None:
     clock = Clock()
-    progress = Progress("a name that is long", 2_000_000, BYTES, clock)
+    progress = Progress("a name that is long", [Part(2_000_000)], BYTES, clock)
     clock.now += 1
     progress.advance(1_000_000)
     assert len(drawn(progress, 40, "utf-8")) == 39

@@ -4,26 +4,36 @@ from dataclasses import replace
 
 import pytest
 
-from smolquant.quantize.forecast import Amounts, multiplied_in_a_second, phases
+from smolquant.quantize.forecast import (
+    Amounts,
+    Machine,
+    compared_in,
+    multiplied_in_a_second,
+    phases,
+)
 from smolquant.text import about
 
 SMALL = Amounts(
     source_bytes=270_000_000,
     fetched_bytes=0,
     uploaded_bytes=0,
-    parameters=135_000_000,
+    parameters=106_000_000,
+    vocabulary=49_152,
     variants=2,
     calibrated=0,
     tokens=0,
 )
 
 
+TWO_CORES = Machine(cores=2, flops=3.6e11, comparing=2e-8, getting_ready=5.0)
+
+
 def test_only_what_will_be_done_is_told() -> None:
-    assert [name for name, _ in phases(SMALL, cores=2, flops=1e10)] == ["quantizing"]
+    assert [name for name, _ in phases(SMALL, TWO_CORES)] == ["quantizing"]
     everything = replace(
         SMALL, fetched_bytes=270_000_000, uploaded_bytes=300_000_000, calibrated=1, tokens=4_096
     )
-    assert [name for name, _ in phases(everything, cores=2, flops=1e10)] == [
+    assert [name for name, _ in phases(everything, TWO_CORES)] == [
         "downloading 270 MB",
         "calibrating",
         "quantizing",
@@ -33,18 +43,29 @@ def test_only_what_will_be_done_is_told() -> None:
     ]
 
 
-def test_more_work_takes_longer_and_more_cores_shorten_it() -> None:
+def test_more_work_takes_longer_and_a_faster_machine_shortens_it() -> None:
     measured = replace(SMALL, tokens=1_000)
-    once = dict(phases(measured, cores=2, flops=1e10))
-    assert dict(phases(measured, cores=4, flops=1e10))["quantizing"] == once["quantizing"] / 2
-    twice = dict(phases(replace(measured, tokens=2_000), cores=2, flops=1e10))
+    once = dict(phases(measured, TWO_CORES))
+    cores = dict(phases(measured, replace(TWO_CORES, cores=4)))
+    assert cores["quantizing"] == once["quantizing"] / 2
+    twice = dict(phases(replace(measured, tokens=2_000), TWO_CORES))
     assert twice["measuring quality"] == pytest.approx(2 * once["measuring quality"])
-    fast = dict(phases(measured, cores=2, flops=2e10))
+    fast = dict(phases(measured, replace(TWO_CORES, flops=7.2e11, comparing=1e-8)))
     assert fast["measuring quality"] == pytest.approx(once["measuring quality"] / 2)
+    hasty = dict(phases(measured, replace(TWO_CORES, getting_ready=1.0)))
+    assert hasty["measuring speed"] < once["measuring speed"]
 
 
-def test_this_machine_multiplies() -> None:
+def test_the_output_head_of_a_small_model_is_half_of_the_work() -> None:
+    measured = replace(SMALL, tokens=2_048)
+    whole = dict(phases(measured, TWO_CORES))["measuring quality"]
+    layers = dict(phases(replace(measured, vocabulary=0), TWO_CORES))["measuring quality"]
+    assert layers / whole == pytest.approx(0.53, abs=0.05)
+
+
+def test_this_machine_multiplies_and_compares() -> None:
     assert multiplied_in_a_second() > 1e7
+    assert 1e-11 < compared_in(64) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,20 @@ def test_a_failed_gate_shows_the_limits_that_would_be_kept() -> None:
     assert inputs(by_kl) == {"max-kl": "int8=0.01,int4=0.29"}
 
 
+def test_values_that_the_error_advises_are_those_of_the_workflow_file() -> None:
+    error = GateError(
+        "int4: perplexity changed by 42.7 %, above --max-perplexity-increase 5 %. Nothing.",
+        hint="For int4, in order of promise: --int4-method calibrated (slow), --group-size 32 (5 bits a "
+        r"weight), --skip 'layers\.15\.mlp\.down_proj' (its error is the largest). --evaluate always needs "
+        "memory.",
+    )
+    advised = inputs(error)
+    assert advised["int4-method"] == "calibrated"
+    assert advised["group-size"] == 32
+    assert advised["skip"] == r"layers\.15\.mlp\.down_proj"
+    assert advised["evaluate"] == "never"  # the words name what to leave out
+
+
 def test_a_missing_token_is_given_from_a_secret() -> None:
     assert inputs(HubError("No token.", hint=HOW_TO_SIGN_IN)) == {
         "hf-token": "${{ secrets.HF_TOKEN }}"

@@ -122,15 +122,30 @@ def fetch(
     return folder
 
 
-def snapshot(hub: Hub, repo_id: str, commit: str, names: Collection[str], *, doing: str) -> Path:
+def snapshot(
+    hub: Hub,
+    repo_id: str,
+    commit: str,
+    names: Collection[str],
+    *,
+    doing: str,
+    bars: type | None = None,
+) -> Path:
     """Download files of a commit into the client's cache, as they come, and return their folder.
+
+    Args:
+        bars: the class of progress bars that the client is to tell; None for no other than its own.
 
     Raises:
         HubError: the Hub cannot be reached, or does not stand by its own list of files.
     """
     with hub_errors(repo_id, doing):
         patterns = [glob.escape(name) for name in names]
-        folder = Path(hub.api.snapshot_download(repo_id, revision=commit, allow_patterns=patterns))
+        folder = Path(
+            hub.api.snapshot_download(
+                repo_id, revision=commit, allow_patterns=patterns, tqdm_class=bars
+            )
+        )
     for name in names:
         if not (folder / name).is_file():
             raise not_as_listed(name, "it is missing")

@@ -4,7 +4,7 @@ Small files are held against the Hub's list before anybody reads them. Weights a
 as a folder's are, and nothing that was made of them is kept before that is done.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from functools import cached_property
@@ -139,8 +139,7 @@ class HubSource(Source):
             large = [shard for shard in self._shards if shard in self._lfs]
             if small := [shard for shard in self._shards if shard not in self._lfs]:
                 self._fetch(small)
-            doing = "downloading the model"
-            folder = snapshot(self._hub, self.repo, self.revision, large, doing=doing)
+            folder = self._fetch_large(large)
             paths = {shard: folder / shard for shard in large}
             self._copies = {
                 shard: LocalFile(path, FileState.of(path), Future())
@@ -236,6 +235,16 @@ class HubSource(Source):
                 raise CheckpointError(
                     f"{shard} is truncated or corrupt: {error!r}", hint="Upload the file again."
                 ) from error
+
+    def _fetch_large(self, names: Sequence[str]) -> Path:
+        """Fetch weights as they come, and return their folder."""
+        assert self.repo is not None
+        assert self.revision is not None
+        doing, missing = "downloading the model", self.to_fetch().size
+        if not missing:
+            return snapshot(self._hub, self.repo, self.revision, names, doing=doing)
+        with self._hub.receiving(missing) as bars:
+            return snapshot(self._hub, self.repo, self.revision, names, doing=doing, bars=bars)
 
     def _fetch(self, names: Iterable[str]) -> Path:
         """Fetch small files, whole and as listed, and return their folder."""

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from smolquant.evaluate.text import (
     unknown_tokens,
 )
 from smolquant.model.context import known_tokens, longest_context
+from smolquant.pace import Part
 from smolquant.record import Behaviour, Metrics
 
 if TYPE_CHECKING:
@@ -29,9 +30,13 @@ if TYPE_CHECKING:
     from smolquant.model.architecture import Architecture
 
 
+Heard = Callable[[str, float | None], None]
+"""Is told whatever begins, and the seconds that are left of all of it, or None where nobody knows."""
+
+
 @contextmanager
-def _untold() -> Iterator[Callable[[str], None]]:
-    yield lambda begun: None
+def _untold() -> Iterator[Heard]:
+    yield lambda begun, left: None
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,8 @@ class Measurement:
         source_folder: Path,
         *,
         variants: Mapping[str, Path],
-        progress: Callable[[int], AbstractContextManager[Callable[[int], None]]],
-        timing: Callable[[], AbstractContextManager[Callable[[str], None]]] = _untold,
+        progress: Callable[[Sequence[Part]], AbstractContextManager[Callable[[int], None]]],
+        timing: Callable[[], AbstractContextManager[Heard]] = _untold,
         observed: Callable[[str, Behaviour], None] | None = None,
         device: str = "cpu",
     ) -> dict[str, Metrics]:
@@ -122,9 +127,9 @@ class Measurement:
             windows: the result of :meth:`windows`.
             source_folder: the folder of the whole checkpoint, tokenizer included.
             variants: variant -> its folder as it will be published, apart from the card.
-            progress: given the tokens to work through, those of the text once for each model, yields the
-                function that is called with each number of tokens that is done.
-            timing: entered while speed is measured, yields the function that is told whatever begins.
+            progress: given the tokens to work through, those of the text once for each model and once
+                more to compare them, yields the function that is called with each number that is done.
+            timing: entered while speed is measured.
             observed: as for :func:`smolquant.evaluate.speed.measure_speeds`.
             device: ``cpu`` or ``cuda``.
 
@@ -142,7 +147,7 @@ class Measurement:
                 architecture, checkpoint, variants, windows, device=device
             ) as evaluation:
                 evaluation.require_memory()
-                with progress(evaluation.work_tokens) as advance:
+                with progress(evaluation.work()) as advance:
                     quality = evaluation.run(advance)
                 tokens = evaluation.tokens
         except CannotMeasure:
@@ -168,7 +173,7 @@ class Measurement:
         source_folder: Path,
         variants: Mapping[str, Path],
         device: str,
-        heard: Callable[[str], None],
+        heard: Heard,
         observed: Callable[[str, Behaviour], None] | None,
     ) -> dict[str, dict[str, Any]]:
         """The fields of :class:`Metrics` about speed, per variant; None where it cannot be had here.

@@ -6,9 +6,11 @@ all of it and no table of (tokens, vocabulary) ever exists.
 """
 
 import math
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,6 +29,7 @@ from smolquant.memory import is_out_of_memory, return_freed_blocks
 from smolquant.model.architecture import Architecture
 from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights, VariantWeights
+from smolquant.pace import Part
 from smolquant.record import Metrics
 from smolquant.runtime.kernels import preparation
 from smolquant.runtime.modules import widen_plain
@@ -46,9 +49,6 @@ to know how much more."""
 
 _ELSEWHERE = "Leave --evaluate always and limits out, and measure it elsewhere."
 """What to do where a model does not run layer by layer."""
-
-_HEAD_COST = 0.5
-"""What a weight of an output head costs, in weights of a layer, for telling how far measuring is."""
 
 _DIGITS = 6
 """Significant digits of what is recorded; the rest is rounding of bfloat16 arithmetic."""
@@ -117,10 +117,32 @@ class Evaluation:
         """The number of tokens that are predicted and compared."""
         return self._windows.shape[0] * (self._windows.shape[1] - 1)
 
-    @property
-    def work_tokens(self) -> int:
-        """What :meth:`run` advances over: the tokens of the text, once for each model."""
-        return self._windows.numel() * len(self._models)
+    def work(self) -> list[Part]:
+        """What :meth:`run` advances over: the text's tokens for each model, and once more to compare them.
+
+        How long comparing takes is tried on some tokens and a part of the vocabulary, since it comes last
+        and has nothing in common with running layers.
+
+        Raises:
+            as :meth:`run` does.
+        """
+        tokens = self._windows.numel()
+        targets = self._windows.flatten()[:TOKEN_BLOCK].to(self._device)
+        rows = min(VOCABULARY_BLOCK // 2, self._source.vocabulary_size)
+        states = torch.ones(len(targets), self._source.hidden_size, device=self._device)
+
+        def compare(some: int) -> float:
+            started = time.perf_counter()
+            hidden = dict.fromkeys(self._variants, states[:some])
+            source, *_ = self._gathered(states[:some], hidden, targets[:some], rows)
+            float(source.nll.sum())  # a GPU may still compute
+            return time.perf_counter() - started
+
+        with _within_memory():
+            compare(1)  # the first one prepares
+            seconds = statistics.median(compare(len(targets)) for _ in range(3))
+        share = len(targets) / tokens * rows / self._source.vocabulary_size
+        return [*(Part(tokens) for _ in self._models), Part(tokens, seconds / share)]
 
     @property
     def needed_bytes(self) -> int:
@@ -159,7 +181,7 @@ class Evaluation:
         """Measure.
 
         Args:
-            advance: told of tokens that have been worked through, :attr:`work_tokens` in all.
+            advance: told of tokens that have been worked through, those of :meth:`work` in all.
 
         Raises:
             CannotMeasure: the source does not run layer by layer.
@@ -188,14 +210,7 @@ class Evaluation:
         self._tell_layer(self._variants[variant], n_bytes)
 
     def _tell_layer(self, model: StreamedModel, n_bytes: int) -> None:
-        self._tell((1 - self._head_share) * n_bytes / model.size_bytes)
-
-    @cached_property
-    def _head_share(self) -> float:
-        """The share of the output head in the work with one model, by the number of weights."""
-        source = self._source
-        head = _HEAD_COST * 2 * source.vocabulary_size * source.hidden_size  # as bytes of bfloat16
-        return head / (head + source.size_bytes)
+        self._tell(n_bytes / model.size_bytes)
 
     @property
     def _models(self) -> Sequence[StreamedModel]:
@@ -205,10 +220,34 @@ class Evaluation:
         self, source_hidden: torch.Tensor, hidden: Mapping[str, torch.Tensor]
     ) -> dict[str, Metrics]:
         targets = self._windows[:, 1:].flatten().to(self._device)
+        vocabulary = self._source.vocabulary_size
+        source, variants, divergences = self._gathered(
+            source_hidden, hidden, targets, vocabulary, self._tell
+        )
+        _refuse_non_finite(source, variants)
+        return {
+            variant: _metrics(source, predictions, divergences[variant])
+            for variant, predictions in variants.items()
+        }
+
+    def _gathered(
+        self,
+        source_hidden: torch.Tensor,
+        hidden: Mapping[str, torch.Tensor],
+        targets: torch.Tensor,
+        vocabulary: int,
+        tell: Callable[[float], None] = lambda share: None,
+    ) -> "tuple[_Predictions, dict[str, _Predictions], dict[str, _Divergence]]":
+        """What the models predict of the first ``vocabulary`` entries after each of the hidden states.
+
+        Args:
+            source_hidden: (tokens, hidden size); those of the variants by their names in ``hidden``.
+            targets: (tokens,) the ids that come next in the text.
+            tell: is told the share of it that each step is.
+        """
         source = _Predictions(targets)
         variants = {variant: _Predictions(targets) for variant in hidden}
         divergences = {variant: _Divergence(targets) for variant in hidden}
-        vocabulary = self._source.vocabulary_size
         for first in range(0, vocabulary, VOCABULARY_BLOCK):
             rows = (first, min(first + VOCABULARY_BLOCK, vocabulary))
             with ExitStack() as stack:
@@ -228,13 +267,8 @@ class Evaluation:
                             logits = head(hidden[variant][at])
                         variants[variant].add(at, first, logits)
                         divergences[variant].add(at, reference - logits, shares, decay)
-                    done = len(targets[at]) / len(targets) * (rows[1] - rows[0]) / vocabulary
-                    self._tell(self._head_share * done * len(self._models))
-        _refuse_non_finite(source, variants)
-        return {
-            variant: _metrics(source, predictions, divergences[variant])
-            for variant, predictions in variants.items()
-        }
+                    tell(len(targets[at]) / len(targets) * (rows[1] - rows[0]) / vocabulary)
+        return source, variants, divergences
 
 
 @contextmanager
@@ -359,6 +393,26 @@ class _Divergence:
     def of(self, source: _Predictions, variant: _Predictions) -> torch.Tensor:
         """(tokens,) KL(source || variant) in nats."""
         return self._sum / source.total - source.log_normalizer + variant.log_normalizer
+
+
+def compared_seconds(entries: int, width: int, tokens: int) -> float:
+    """Seconds for comparing what two models of no other content predict, to tell how long a run will take.
+
+    Args:
+        entries: of the vocabulary.
+        width: the hidden size.
+        tokens: as many as a run takes at once, or fewer.
+    """
+    head, states = torch.ones(entries, width), torch.ones(tokens, width)
+    targets, at = torch.zeros(tokens, dtype=torch.int64), slice(0, tokens)
+    source, variant = _Predictions(targets), _Predictions(targets)
+    divergence = _Divergence(targets)
+    started = time.perf_counter()
+    reference, logits = (torch.nn.functional.linear(states, head) for _ in range(2))
+    shares, decay = source.add(at, 0, reference)
+    variant.add(at, 0, logits)
+    divergence.add(at, reference - logits, shares, decay)
+    return time.perf_counter() - started
 
 
 def _refuse_non_finite(source: _Predictions, variants: Mapping[str, _Predictions]) -> None:

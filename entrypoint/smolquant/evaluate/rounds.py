@@ -37,6 +37,8 @@ class Turn:
     """Tokens one at a time; 0 for none."""
     prompt: int
     """Tokens at once; 0 where there is no time for it."""
+    seconds: float = field(default=0.0, compare=False)
+    """What a round of all models will probably take; 0 where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,11 @@ class Clock:
         """Seconds to the limit."""
         return self._started + self.limit - time.monotonic()
 
+    def left_of(self, rounds_seconds: float) -> float:
+        """Seconds until the time is enough and rounds are done that take so long, if the limit allows."""
+        enough = self._started + self.seconds - time.monotonic()
+        return max(min(max(enough, rounds_seconds), self.left), 0.0)
+
     def is_enough(self) -> bool:
         """Whether the time that should suffice is over."""
         return time.monotonic() >= self._started + self.seconds
@@ -138,22 +145,23 @@ def choose_turn(runners: Sequence[Runner], clock: Clock) -> Turn:
     def leaves_time(seconds: float) -> bool:
         return LEAST_ROUNDS * (token * decoded + seconds) <= clock.left
 
-    prompt, expected = 0, token * PROMPTS[0] / 8  # at once they are several times as fast
+    prompt, prompt_seconds = 0, 0.0
+    expected = token * PROMPTS[0] / 8  # at once they are several times as fast
     for length in PROMPTS:
         if length > longest or not leaves_time(expected) or (prompt and expected > share):
             break
         took = sum(runner.prefill(length) for runner in runners)
         if not leaves_time(took):
             break
-        prompt, expected = length, 2 * took
-    return Turn(decoded, prompt)
+        prompt, prompt_seconds, expected = length, took, 2 * took
+    return Turn(decoded, prompt, token * decoded + prompt_seconds)
 
 
 def in_turns(
     runners: Mapping[str, Runner],
     turn: Turn,
     clock: Clock,
-    told: Callable[[str], None] = lambda text: None,
+    told: Callable[[str, float], None] = lambda text, left: None,
     *,
     least: int = LEAST_ROUNDS,
     most: int = MOST_ROUNDS,
@@ -161,7 +169,7 @@ def in_turns(
     """Time models that are warm, in rounds until the time is enough.
 
     Args:
-        told: is told of each round.
+        told: is told of each round, and of the seconds that are left.
         least: rounds that there are however long they take, up to the clock's limit.
         most: rounds after which there are no more.
 
@@ -170,10 +178,12 @@ def in_turns(
     """
     times = {name: Times() for name in runners}
     order = list(runners)
+    begun, one = time.monotonic(), turn.seconds
     for number in range(most):
         if number >= least and clock.is_enough():
             break
-        told(f"{', '.join(runners)}: round {number + 1} of at most {most}")
+        left = clock.left_of(max(least - number, 1) * one)
+        told(f"{', '.join(runners)}: round {number + 1} of at most {most}", left)
         taken: dict[str, tuple[float | None, float | None]] = {}
         for name in order:
             if clock.left <= 0:
@@ -187,6 +197,7 @@ def in_turns(
             times[name].decode.extend([] if decode is None else [decode])
             times[name].prefill.extend([] if prefill is None else [prefill])
         order.reverse()  # so that nobody always comes after the same
+        one = (time.monotonic() - begun) / (number + 1)
     return times
 
 

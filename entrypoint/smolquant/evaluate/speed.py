@@ -75,7 +75,7 @@ def measure_speeds(
     *,
     device: str = "cpu",
     code: Path | None = None,
-    heard: Callable[[str], None] = lambda text: None,
+    heard: Callable[[str, float | None], None] = lambda begun, left: None,
     observed: Callable[[str, Behaviour], None] | None = None,
     timeout: float = TIMEOUT_SECONDS,
 ) -> Speeds:
@@ -88,7 +88,7 @@ def measure_speeds(
         source: its folder; None, or one without weights, where it is not to be had.
         variants: variant -> folder.
         code: a folder with code of the model's own, which may run; None where none may.
-        heard: is told whatever begins.
+        heard: is told whatever begins, and the seconds that are left of all, or None where nobody knows.
         observed: is told what each variant predicts on a short text, where that can be computed; None where
             nobody wants to know.
         timeout: seconds that loading and timing may take each.
@@ -174,7 +174,9 @@ class _Found:
         )
 
 
-def _events(asked: Asked, heard: Callable[[str], None]) -> Generator[Mapping[str, Any], None, None]:
+def _events(
+    asked: Asked, heard: Callable[[str, float | None], None]
+) -> Generator[Mapping[str, Any], None, None]:
     """What the measuring process tells, until it ends or says nothing for too long."""
     with _process(asked) as pipe:
         rest = b""
@@ -185,7 +187,7 @@ def _events(asked: Asked, heard: Callable[[str], None]) -> Generator[Mapping[str
             *lines, rest = (rest + block).split(b"\n")
             for event in map(json.loads, lines):
                 if doing := event.get("doing"):
-                    heard(doing)
+                    heard(doing, event["left"])
                 else:
                     yield event
 

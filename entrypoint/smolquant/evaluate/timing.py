@@ -14,14 +14,16 @@ import multiprocessing
 import os
 import pickle
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 from smolquant.evaluate.bytes_read import bytes_read
+from smolquant.evaluate.outlook import Outlook
 from smolquant.evaluate.rounds import PROMPTS, Clock, Runner, choose_turn, in_turns
 from smolquant.memory import available_bytes, is_out_of_memory, peak_bytes
 from smolquant.schemes import BY_VARIANT
@@ -79,6 +81,10 @@ class Trial:
     """Bytes of those that are the model's."""
     room: int = 0
     """Bytes that could be had before."""
+    loading: float = 0.0
+    """Seconds that loading it took."""
+    token: float = 0.0
+    """Seconds that it took for each token that it generated."""
 
 
 def plan_sessions(trials: Mapping[str, Trial]) -> list[list[str]]:
@@ -119,8 +125,8 @@ class _Events:
     def __init__(self, pipe: TextIO) -> None:
         self._pipe = pipe
 
-    def doing(self, text: str) -> None:
-        self.send({"doing": text})
+    def doing(self, text: str, left: float | None = None) -> None:
+        self.send({"doing": text, "left": left})
 
     def send(self, event: Mapping[str, Any]) -> None:
         self._pipe.write(json.dumps(event) + "\n")
@@ -138,27 +144,43 @@ def _measure(asked: Asked, events: _Events) -> None:
     import smolquant.runtime.kernels
     import smolquant.runtime.load  # noqa: F401
 
-    trials: dict[str, Trial] = {}
-    for number, entry in enumerate(asked.models, 1):
-        events.doing(f"loading and trying {entry.name}, {number} of {len(asked.models)}")
-        trial = forked(partial(_tried, entry, asked), asked.timeout)
-        if trial is None:
-            continue
-        trials[entry.name] = trial
-        events.send({"trial": {"name": entry.name, "fault": trial.fault, "peak": trial.peak}})
-        if asked.observe and entry.name != SOURCE and not trial.fault:
-            behaviour = forked(partial(_observed, entry, asked), asked.timeout)
-            if behaviour is not None:
-                events.send({"behaviour": {"name": entry.name, "is": asdict(behaviour)}})
+    observed = [entry for entry in asked.models if asked.observe and entry.name != SOURCE]
+    outlook = Outlook(len(asked.models), len(observed), asked.seconds, asked.limit)
+    trials = dict(_trials(asked, observed, outlook, events))
     ready = {name: trial for name, trial in trials.items() if trial.peak is not None}
     sessions = plan_sessions(ready)
+    outlook.planned(sessions)
     for names in sessions:
         some = [entry for entry in asked.models if entry.name in names]
         limit = asked.limit / len(sessions)
-        session = forked(partial(_timed, some, asked, limit, events), asked.timeout)
+        session = forked(partial(_timed, some, asked, limit, outlook, events), asked.timeout)
         if session is not None:
             events.send({"session": session})
     events.send({"capability": torch.backends.cpu.get_cpu_capability()})
+
+
+def _trials(
+    asked: Asked, observed: Sequence[Entry], outlook: Outlook, events: _Events
+) -> Iterator[tuple[str, Trial]]:
+    """Try each model, and have those that run observed that shall be."""
+    for number, entry in enumerate(asked.models, 1):
+        events.doing(
+            f"loading and trying {entry.name}, {number} of {len(asked.models)}", outlook.left()
+        )
+        with outlook.trying():
+            trial = forked(partial(_tried, entry, asked), asked.timeout)
+        if trial is None:
+            continue
+        yield entry.name, trial
+        if trial.peak is not None:
+            outlook.tried(trial.loading, trial.token)
+        events.send({"trial": {"name": entry.name, "fault": trial.fault, "peak": trial.peak}})
+        if entry in observed and not trial.fault:
+            events.doing(f"predicting with {entry.name}", outlook.left())
+            with outlook.observing():
+                behaviour = forked(partial(_observed, entry, asked), asked.timeout)
+            if behaviour is not None:
+                events.send({"behaviour": {"name": entry.name, "is": asdict(behaviour)}})
 
 
 def _load(entry: Entry, asked: Asked) -> Any:
@@ -215,7 +237,9 @@ def _tried(entry: Entry, asked: Asked) -> Trial:
     room = torch.cuda.mem_get_info()[0] if on_gpu else available_bytes()
     before = 0 if on_gpu else peak_bytes()
     try:
+        started = time.monotonic()
         runner = Runner(_load(entry, asked), asked.device)
+        loading = time.monotonic() - started
         logits = runner.predict(min(PROMPTS[0], runner.longest))
     except Exception as error:
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno is not None):
@@ -225,12 +249,14 @@ def _tried(entry: Entry, asked: Asked) -> Trial:
         return Trial("what it predicts is not finite")
     if entry.name != SOURCE and not has_kernels(BY_VARIANT[entry.name], asked.device):
         return Trial()
-    runner.decode(_TRIED_TOKENS)
+    token = runner.decode(_TRIED_TOKENS) / _TRIED_TOKENS
     peak = torch.cuda.max_memory_allocated() if on_gpu else peak_bytes()
-    return Trial(peak=peak, cost=peak - before, room=room)
+    return Trial(peak=peak, cost=peak - before, room=room, loading=loading, token=token)
 
 
-def _timed(entries: Sequence[Entry], asked: Asked, limit: float, events: _Events) -> dict[str, Any]:
+def _timed(
+    entries: Sequence[Entry], asked: Asked, limit: float, outlook: Outlook, events: _Events
+) -> dict[str, Any]:
     """Models that are loaded together, timed in turns: the length of the prompt, and of each its times."""
     from smolquant.runtime.kernels import kernels
 
@@ -238,10 +264,11 @@ def _timed(entries: Sequence[Entry], asked: Asked, limit: float, events: _Events
     load_average = os.getloadavg()[0]
     runners = {}
     for entry in entries:
-        events.doing(f"loading {entry.name} to be timed")
-        runners[entry.name] = Runner(_load(entry, asked), asked.device)
+        events.doing(f"loading {entry.name} to be timed", outlook.left())
+        with outlook.loading():
+            runners[entry.name] = Runner(_load(entry, asked), asked.device)
     clock = Clock(asked.seconds * len(entries), limit)
-    events.doing(f"{', '.join(runners)}: warming up")
+    events.doing(f"{', '.join(runners)}: warming up", outlook.left())
     turn = choose_turn(list(runners.values()), clock)
     times = in_turns(runners, turn, clock, events.doing)
     return {

@@ -228,7 +228,8 @@ def _upload(
     from huggingface_hub import CommitOperationAdd
 
     additions = [one for one in operations if isinstance(one, CommitOperationAdd)]
-    with upload_errors(target.repo_id):
+    size = sum(one.upload_info.size for one in additions)
+    with hub.sending(size), upload_errors(target.repo_id):
         hub.api.preupload_lfs_files(
             target.repo_id, additions, create_pr=publication.create_pr, free_memory=False
         )

@@ -1,7 +1,7 @@
 """Roughly how long each phase of a run will take on this machine, told before it begins.
 
-From the sizes, the number of cores, how fast this process multiplies just now, and a few constants that are
-on the careful side. Nothing is decided by it.
+From the sizes, the number of cores, how fast this process multiplies and compares predictions just now, how
+long it took to get ready, and a few constants that are on the careful side. Nothing is decided by it.
 """
 
 import os
@@ -23,12 +23,14 @@ _QUANTIZED_BYTES = 100_000_000
 """Bytes of the source that a core quantizes in a second, for each variant; docs/performance.md has more."""
 _HUB_BYTES = 20_000_000
 """Bytes a second to or from the Hub."""
-_MEASURING = 1.6
-"""What running a layer costs, beside multiplying its weights: attention, norms, unpacking."""
+_MEASURING = 1.9
+"""What running a layer costs, in multiplications of its weights: attention, norms, unpacking."""
 _CALIBRATING = 4.0
 """What calibrating costs in runs over the same text."""
-_LOADING_SECONDS = 8.0
-"""A small model that is loaded to be tried, and again to be timed, while speed is measured."""
+_IMPORTS = 0.8
+"""What the process that measures speed takes to get ready, as a share of what this one took until now."""
+_LOADING = 0.35
+"""What it takes for each model that it loads to be tried, and again to be timed: likewise."""
 _SPEED_TOKENS = 1_200
 """Tokens that a model then works through: prompts, and generated ones that cost more."""
 _PROBE_SECONDS = 0.05
@@ -42,11 +44,26 @@ class Amounts:
     fetched_bytes: int
     uploaded_bytes: int
     parameters: int
+    """Those of layers: the embeddings are not multiplied with."""
+    vocabulary: int
     variants: int
     calibrated: int
     """How many of the variants are calibrated."""
     tokens: int
     """Tokens that quality is measured on; 0 where it is not."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast this machine is just now."""
+
+    cores: int
+    flops: float
+    """Floating-point operations in a second."""
+    comparing: float
+    """Seconds that what two models predict of an entry of the vocabulary takes after a token, each."""
+    getting_ready: float
+    """Seconds of computing that this process took until now, most of them for importing libraries."""
 
 
 def forecast(plans: Plans, source: Source, settings: Settings, tokens: int) -> str:
@@ -58,41 +75,47 @@ def forecast(plans: Plans, source: Source, settings: Settings, tokens: int) -> s
     variants = plans.variants.values()
     model = plans.architecture.model
     made = sum(plan.size_bytes for plan in variants)
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = {id(end.weight): end.weight for end in ends if end is not None}
+    vocabulary, width = list(tables.values())[-1].shape if tables else (0, 1)
     amounts = Amounts(
         source_bytes=sum(parameter.nbytes for parameter in model.parameters()),
         fetched_bytes=source.to_fetch().size,
         uploaded_bytes=made if settings.publishes else 0,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=sum(
+            parameter.numel() for parameter in model.parameters() if id(parameter) not in tables
+        ),
+        vocabulary=vocabulary,
         variants=len(plans.variants),
         calibrated=sum(plan.scheme.calibration_sha256 is not None for plan in variants),
         tokens=tokens,
     )
-    cores = len(os.sched_getaffinity(0))
-    told = [
-        f"{name} {about(seconds)}"
-        for name, seconds in phases(amounts, cores, multiplied_in_a_second())
-    ]
-    machine = f"{cores} core{'s' if cores > 1 else ''}"
-    return f"Ahead, on {machine}: {', '.join(told)}"
+    machine = Machine(
+        cores=len(os.sched_getaffinity(0)),
+        flops=multiplied_in_a_second(),
+        comparing=compared_in(width) if tokens else 0.0,
+        getting_ready=time.process_time(),
+    )
+    told = [f"{name} {about(seconds)}" for name, seconds in phases(amounts, machine)]
+    cores = f"{machine.cores} core{'s' if machine.cores > 1 else ''}"
+    return f"Ahead, on {cores}: {', '.join(told)}"
 
 
-def phases(amounts: Amounts, cores: int, flops: float) -> Iterator[tuple[str, float]]:
-    """Each phase and its seconds, in the run's order.
-
-    Args:
-        flops: floating-point operations that this machine does in a second.
-    """
-    one_token = 2 * amounts.parameters * _MEASURING / flops
+def phases(amounts: Amounts, machine: Machine) -> Iterator[tuple[str, float]]:
+    """Each phase and its seconds, in the run's order."""
+    one_token = 2 * amounts.parameters * _MEASURING / machine.flops
     if amounts.fetched_bytes:
         yield f"downloading {human_size(amounts.fetched_bytes)}", amounts.fetched_bytes / _HUB_BYTES
     if amounts.calibrated:
         yield "calibrating", amounts.calibrated * CALIBRATION_TOKENS * one_token * _CALIBRATING
-    yield "quantizing", amounts.source_bytes * amounts.variants / (_QUANTIZED_BYTES * cores)
+    yield "quantizing", amounts.source_bytes * amounts.variants / (_QUANTIZED_BYTES * machine.cores)
     if amounts.tokens:
         models = 1 + amounts.variants
-        yield "measuring quality", models * amounts.tokens * one_token
+        comparing = amounts.vocabulary * machine.comparing
+        yield "measuring quality", models * amounts.tokens * (one_token + comparing)
+        loading = (_IMPORTS + models * _LOADING) * machine.getting_ready
         timing = models * max(SECONDS_A_MODEL, _SPEED_TOKENS * one_token)
-        yield "measuring speed", models * _LOADING_SECONDS + min(timing, LIMIT_SECONDS)
+        yield "measuring speed", loading + min(timing, LIMIT_SECONDS)
     if amounts.uploaded_bytes:
         yield f"uploading {human_size(amounts.uploaded_bytes)}", amounts.uploaded_bytes / _HUB_BYTES
 
@@ -109,3 +132,15 @@ def multiplied_in_a_second() -> float:
         torch.nn.functional.linear(inputs, weight)
         rounds += 1
     return 2 * weight.numel() * len(inputs) * rounds / seconds
+
+
+def compared_in(width: int) -> float:
+    """Seconds that what two models predict of an entry of the vocabulary takes after a token, each.
+
+    Args:
+        width: the hidden size.
+    """
+    from smolquant.evaluate.measure import compared_seconds
+
+    entries, tokens = 4_096, 512
+    return compared_seconds(entries, width, tokens) / (2 * entries * tokens)

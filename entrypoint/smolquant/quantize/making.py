@@ -29,6 +29,7 @@ from smolquant.machine import (
 )
 from smolquant.memory import give_back_garbage, peak_bytes
 from smolquant.model.task import runs_own_code
+from smolquant.pace import Part
 from smolquant.quantize.calibrate import (
     CalibratedWeights,
     Calibration,
@@ -46,7 +47,7 @@ from smolquant.report.console import Console
 from smolquant.report.progress import TOKENS
 from smolquant.report.run_report import VariantResult
 from smolquant.settings import Settings
-from smolquant.text import human_duration, human_size
+from smolquant.text import human_size
 from smolquant.threads import use_allowed_threads
 
 
@@ -124,8 +125,7 @@ def open_work(
                 "saved stay.",
             )
         require_memory()
-        with _fetching(source, console, streamed=use.stream_source):
-            checkpoint = cleanup.enter_context(source.checkpoint(streamed=use.stream_source))
+        checkpoint = cleanup.enter_context(source.checkpoint(streamed=use.stream_source))
         yield Work(settings, source, plans, checkpoint, folders, send if use.send_shards else None)
 
 
@@ -204,8 +204,8 @@ def measure_variants(
     """
 
     @contextmanager
-    def progress(n_tokens: int) -> Iterator[Callable[[int], None]]:
-        with console.progress("measuring quality", n_tokens, TOKENS) as shown:
+    def progress(tokens: Sequence[Part]) -> Iterator[Callable[[int], None]]:
+        with console.progress("measuring quality", tokens, TOKENS) as shown:
             yield shown.advance
 
     give_back_garbage()  # the blocks that quantizing has kept for itself
@@ -262,21 +262,6 @@ def keep_variants(
         _put_in_place(folder, place)
         kept[variant] = replace(one, folder=place)
     return kept
-
-
-@contextmanager
-def _fetching(source: Source, console: Console, *, streamed: bool) -> Iterator[None]:
-    """Say how much is fetched before the work can begin, if anything is."""
-    size = 0 if streamed else source.to_fetch().size
-    if not size:
-        yield
-        return
-    started = time.monotonic()
-    with console.doing(f"downloading {human_size(size)}"):
-        yield
-    seconds = max(time.monotonic() - started, 1e-9)
-    rate = human_size(int(size / seconds))
-    console.info(f"downloaded {human_size(size)} in {human_duration(seconds)}, {rate}/s")
 
 
 def _require_complete(folder: Path, record: VariantRecord) -> None:

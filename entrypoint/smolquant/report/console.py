@@ -13,11 +13,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from textwrap import indent
 from typing import TextIO
 
+from smolquant.pace import Part
 from smolquant.report.commands import MAX_ANNOTATION, defuse, workflow_command
 from smolquant.report.failure import Failure
 from smolquant.report.progress import BYTES, Activity, Progress, Unit, Waiting, drawn
@@ -132,23 +133,33 @@ class Console:
         self._annotate("error", failure.title, text, plain=plain)
 
     @contextmanager
-    def doing(self, label: str) -> Iterator[Callable[[str], None]]:
+    def doing(self, label: str) -> Iterator[Callable[[str, float | None], None]]:
         """Say what goes on until this is left, if it lasts: a library is imported, the Hub is awaited.
 
         Yields:
-            what can be told which part of it has begun.
+            what can be told which part of it has begun, and the seconds that are left of all of it, or
+            None where nobody knows.
         """
         waiting = Waiting(" ".join(self._clean(label)), self._clock)
         with self._going_on(waiting):
             yield waiting.tell
 
     @contextmanager
-    def progress(self, label: str, total: int, unit: Unit = BYTES) -> Iterator[Progress]:
-        """Show how work advances that is counted in ``unit``; totals come last, if it completes."""
-        progress = Progress(" ".join(self._clean(label)), total, unit, self._clock)
+    def progress(
+        self, label: str, work: int | Sequence[Part], unit: Unit = BYTES
+    ) -> Iterator[Progress]:
+        """Show how work advances that is counted in ``unit``; totals come last, if it completes and any was
+        done.
+
+        Args:
+            work: how much there is; in parts where they differ in pace.
+        """
+        parts = [Part(work)] if isinstance(work, int) else work
+        progress = Progress(" ".join(self._clean(label)), parts, unit, self._clock)
         with self._going_on(progress):
             yield progress
-        self.info(progress.totals())
+        if progress.done:
+            self.info(progress.totals())
 
     @contextmanager
     def _going_on(self, activity: Activity) -> Iterator[None]:

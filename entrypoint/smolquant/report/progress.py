@@ -4,14 +4,16 @@ Work is counted in its own unit. How fast it goes, and what is left, is told as 
 more precisely than it is.
 """
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from smolquant.pace import Pace, Part
 from smolquant.text import about, human_duration, human_size, percent
 
 _BAR_WIDTH = 24
+_MEASURABLE = 0.05
+"""Seconds. What takes less was done before, and has no speed."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Activity(Protocol):
 
 
 class Waiting:
-    """Work that does not tell how far it is."""
+    """Work that is not counted."""
 
     share = None
 
@@ -60,52 +62,67 @@ class Waiting:
         self._label, self._clock = label, clock
         self._start = clock()
         self._part = ""
+        self._until: float | None = None
 
-    def tell(self, part: str) -> None:
-        """Which part of it has begun."""
+    def tell(self, part: str, left: float | None = None) -> None:
+        """Which part of it has begun, and how many seconds are left of all of it, where that is known."""
         self._part = f"{part}, "
+        self._until = None if left is None else self._clock() + left
 
     def line(self) -> str:
         """See :meth:`Activity.line`."""
-        return f"{self._label}: {self._part}{_whole(self._clock() - self._start)} so far"
+        now = self._clock()
+        told = f"{self._label}: {self._part}{_whole(now - self._start)} so far"
+        if self._until is None:
+            return told
+        return f"{told}, {about(max(self._until - now, 0.0))} left"
 
 
 class Progress:
     """Work that is counted; workers report to it, from any thread."""
 
-    def __init__(self, label: str, total: int, unit: Unit, clock: Callable[[], float]) -> None:
-        self._label, self._total, self._unit, self._clock = label, total, unit, clock
-        self._lock = threading.Lock()
-        self._done = 0
+    def __init__(
+        self, label: str, parts: Sequence[Part], unit: Unit, clock: Callable[[], float]
+    ) -> None:
+        """``parts``: the work, by parts that differ in pace."""
+        self._label, self._unit, self._clock = label, unit, clock
         self._start = clock()
+        self._pace = Pace(parts, clock)
+        self.advance = self._pace.advance
+        """Is called with how much more is done."""
 
-    def advance(self, amount: int) -> None:
-        """So much more is done."""
-        with self._lock:
-            self._done += amount
+    @property
+    def done(self) -> int:
+        """How much is done."""
+        return self._pace.done
 
     @property
     def share(self) -> float | None:
         """See :attr:`Activity.share`."""
-        return self._done / self._total if 0 < self._done <= self._total else None
+        done, total = self._pace.done, self._pace.total
+        return done / total if 0 < done <= total else None
 
     def line(self) -> str:
         """See :meth:`Activity.line`."""
-        done, seconds, share = self._done, self._clock() - self._start, self.share
+        done, seconds, share = self._pace.done, self._clock() - self._start, self.share
+        left = self._pace.left()
         if share is None:
             told = [self._unit.amount(done)] if done else []
-            return ", ".join([f"{self._label}: {_whole(seconds)} so far", *told])
-        told = [f"{self._unit.share(done, self._total)} ({percent(share)})"]
-        if rate := self._unit.rate(done / max(seconds, 1e-9)):
-            told.append(rate)
-        told.append(f"{about(seconds * (1 - share) / share)} left")
+        else:
+            told = [f"{self._unit.share(done, self._pace.total)} ({percent(share)})"]
+            if rate := self._unit.rate(done / max(seconds, 1e-9)):
+                told.append(rate)
+        if share is None or left is None:
+            told.insert(0, f"{_whole(seconds)} so far")
+        else:
+            told.append(f"{about(left)} left")
         return f"{self._label}: {', '.join(told)}"
 
     def totals(self) -> str:
         """What was done in all, once it is."""
-        seconds = self._clock() - self._start
-        rate = self._unit.rate(self._done / max(seconds, 1e-9))
-        line = f"{self._label}: {self._unit.amount(self._done)} in {human_duration(seconds)}"
+        done, seconds = self._pace.done, self._clock() - self._start
+        rate = self._unit.rate(done / seconds) if seconds >= _MEASURABLE else ""
+        line = f"{self._label}: {self._unit.amount(done)} in {human_duration(seconds)}"
         return f"{line}, {rate}" if rate else line
 
 

@@ -10,7 +10,8 @@ from smolquant.report.failure import Failure
 from smolquant.report.measures import MEAN_KL, PERPLEXITY_INCREASE, Measure
 from smolquant.text import Markdown, code_block
 
-_OPTION = re.compile(r"--([a-z][a-z0-9-]*)|\b(HF_TOKEN)\b")
+_OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?: ('[^']*'|[\w.]+) \()?|\b(HF_TOKEN)\b")
+"""An option, with a value where the words in brackets after it tell what that is worth."""
 
 INPUTS = {
     "HF_TOKEN": ("hf-token", "${{ secrets.HF_TOKEN }}"),
@@ -51,9 +52,12 @@ def workflow_change(failure: Failure, measured: Mapping[str, Metrics | None]) ->
     Args:
         measured: each variant that was made, with what was measured of it: limits that would be kept.
     """
-    named = [option or token for option, token in _OPTION.findall(failure.hint)]
+    found = _OPTION.findall(failure.hint)
+    advised = {option: value for option, value, _ in found if value}
+    named = [option or token for option, _, token in found]
     named += [option for option in _LIMITS if f"--{option} " in failure.message]
-    inputs = dict(INPUTS[name] for name in named if name in INPUTS)
+    examples = {name: INPUTS[name] for name in named if name in INPUTS}
+    inputs = {key: advised.get(name, example) for name, (key, example) in examples.items()}
     inputs |= {
         name: limits for name in named if name in _LIMITS if (limits := _limits(name, measured))
     }
