@@ -122,7 +122,7 @@ def watch(command: Sequence[str]) -> tuple[dict[str, Phase], str, float]:
 
 def main() -> int:
     """Watch ``smolquant`` with the arguments given."""
-    phases, forecast, silence = watch(["smolquant", *sys.argv[1:]])
+    phases, forecast, silence = watch([sys.executable, "-m", "smolquant", *sys.argv[1:]])
     worst = 0.0
     for label, phase in phases.items():
         print(f"\n{label}: {phase.ended - phase.begun:.1f} s")

@@ -25,7 +25,7 @@ from smolquant.errors import (
     SmolquantError,
 )
 from smolquant.machine import require_memory_for
-from smolquant.memory import is_out_of_memory, return_freed_blocks
+from smolquant.memory import is_out_of_memory, keep_freed_blocks, return_freed_blocks
 from smolquant.model.architecture import Architecture
 from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights, VariantWeights
@@ -138,6 +138,7 @@ class Evaluation:
             float(source.nll.sum())  # a GPU may still compute
             return time.perf_counter() - started
 
+        keep_freed_blocks()  # as comparing does
         with _within_memory():
             compare(1)  # the first one prepares
             seconds = statistics.median(compare(len(targets)) for _ in range(3))
@@ -221,6 +222,7 @@ class Evaluation:
     ) -> dict[str, Metrics]:
         targets = self._windows[:, 1:].flatten().to(self._device)
         vocabulary = self._source.vocabulary_size
+        keep_freed_blocks()  # they are of few sizes, and clearing new ones would take as long as computing
         source, variants, divergences = self._gathered(
             source_hidden, hidden, targets, vocabulary, self._tell
         )
