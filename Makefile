@@ -13,7 +13,7 @@
 # make bench-gpu     each variant's speed on a GPU, beside bf16
 # make bench-scale   planning of very deep and very divided checkpoints
 # make bench-quality what each scheme and method costs in quality
-# make compat        published fixtures of each format with the oldest and newest libraries (ALONE=1: with this Python)
+# make compat        published fixtures of each format with the oldest and newest libraries (TORCHES=, PYTHONS=: with these)
 # make families       every model type of transformers that generates text, quantized and compared (JOBS= at a time)
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -38,8 +38,9 @@ SEED ?=
 TARGET ?=
 CASE ?=
 
-# For `make compat`: leave other Pythons to others.
-ALONE ?=
+# For `make compat`: versions to run, as TORCHES="2.13.0 2.15.0" PYTHONS="3.12 3.14"; by default those of .venv.
+TORCHES ?=
+PYTHONS ?=
 
 WORKFLOWS_ELSEWHERE := examples/release.yml examples/canary.yml tests/container/workflow/quantize.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
@@ -87,7 +88,7 @@ bench-scale: $(INSTALLED)
 	$(PYTHON) bench/scale.py
 
 compat: $(INSTALLED)
-	PYTHONPATH=entrypoint:tools TORCH_INDEX=$(TORCH_INDEX) $(PYTHON) -m compat $(if $(ALONE),--alone)
+	PYTHONPATH=entrypoint:tools $(PYTHON) -m compat $(if $(TORCHES),--torch $(TORCHES)) $(if $(PYTHONS),--python $(PYTHONS))
 
 families: $(INSTALLED)
 	PYTHONPATH=tools $(PYTHON) -m families $(if $(JOBS),--jobs $(JOBS))

@@ -60,7 +60,7 @@ def _locks(root: Path, names: Names) -> Iterator[str]:
         if name == "cpu" and len(lock.hashes.get("torch", [])) < 2:
             yield (
                 "requirements/cpu.txt: torch has one hash alone, and so no build for ARM; run "
-                "requirements/lock.sh where torch's index can be reached"
+                "`PATH=.venv/bin:$PATH requirements/lock.sh` where download.pytorch.org can be reached"
             )
 
 

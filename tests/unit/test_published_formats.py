@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from compat.prove import CHECKED, LOADED, fixtures, proofs
+from compat.page import CHECKED, LOADED
+from compat.prove import fixtures, proofs
 from smolquant.record import FILE_NAME, FORMAT_VERSION
 from smolquant.runtime.contents import variants_in
 

@@ -1,25 +1,23 @@
-"""Environments of their own, in which the libraries are the oldest or the newest that are supported."""
+"""Environments of their own: a Python and a torch that are given, the other libraries oldest or newest."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from packaging.requirements import Requirement
-from packaging.version import Version
+from locks import requirements
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACE = ROOT / ".compat"
-VARIED = ("torchao", "transformers", "huggingface_hub")
-"""The libraries whose oldest and newest supported versions are tried."""
+
+RESOLUTIONS = {"oldest": "lowest-direct", "newest": "highest"}
+"""Which of the releases that pyproject.toml allows are taken: in our terms, and in uv's."""
 
 
 class NotRun(Exception):
@@ -32,9 +30,24 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Environment:
-    """A Python with its libraries."""
+    """A Python with a torch."""
 
     python: Path
+    torch: str
+    """Exactly, with the build: ``2.13.0+cpu``."""
+
+    def take(self, end: str) -> None:
+        """Install everything else that smolquant requires, as wheels.
+
+        Args:
+            end: a key of :data:`RESOLUTIONS`.
+
+        Raises:
+            Failed: these do not go together.
+        """
+        wanted = [str(one) for one in requirements(ROOT / "pyproject.toml") if one.name != "torch"]
+        how = ["--upgrade", "--only-binary", ":all:", "--resolution", RESOLUTIONS[end]]
+        _uv("pip", "install", "--python", str(self.python), *how, f"torch=={self.torch}", *wanted)
 
     def prove(self) -> Mapping[str, Any]:
         """What :mod:`compat.prove` tells there.
@@ -56,95 +69,44 @@ class Environment:
         return told
 
 
-def supported() -> dict[str, Requirement]:
-    """What pyproject.toml requires, by distribution."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    requirements = map(Requirement, project["dependencies"])
-    return {requirement.name: requirement for requirement in requirements}
-
-
-def ends_of(requirement: Requirement, available: Sequence[str]) -> tuple[str, str]:
-    """The oldest and the newest of the available releases that a requirement allows.
-
-    Raises:
-        NotRun: there is none.
-    """
-    fitting = sorted(map(Version, requirement.specifier.filter(available)))
-    if not fitting:
-        raise NotRun(f"the registry has no {requirement}")
-    return str(fitting[0]), str(fitting[-1])
-
-
-def available(name: str) -> list[str]:
-    """The releases of a distribution that the registry has for this Python.
-
-    Raises:
-        NotRun: it cannot be asked.
-    """
-    asked = [sys.executable, "-m", "pip", "index", "versions", name]
-    done = subprocess.run(asked, capture_output=True, text=True, check=False)
-    for line in done.stdout.splitlines():
-        label, _, versions = line.partition(":")
-        if label == "Available versions":
-            return [one.strip() for one in versions.split(",")]
-    raise NotRun(f"the registry does not tell which versions of {name} there are")
-
-
-def beside_ours(name: str, pinned: Mapping[str, str]) -> Environment:
-    """An environment that has ``pinned`` before whatever this one has; torch is not installed again.
-
-    Raises:
-        Failed: pip cannot install that.
-    """
-    environment = _empty(name, Path(sys.executable))
-    for site in (PLACE / name).glob("lib/python*/site-packages"):
-        (site / "ours.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    _install(environment, [f"{one}=={release}" for one, release in pinned.items()])
-    return environment
-
-
-def of_python(release: str, index: str | None) -> Environment:
-    """An environment of another Python with the torch that this one has, and the newest of the rest.
+@contextmanager
+def environment(python: str, torch: str) -> Iterator[Environment]:
+    """An environment that is removed at the end, since torch's builds for GPUs take gigabytes.
 
     Args:
-        release: as ``3.13``.
-        index: where torch's builds for CPUs are.
+        python: as ``3.13``; uv takes one that is on this machine, or fetches it.
+        torch: as ``2.13.0``; a build for CPUs where UV_FIND_LINKS names a page or a folder that has it.
+            (UV_TORCH_BACKEND would take torchao from torch's index, too, and users have PyPI's.)
 
     Raises:
-        NotRun: there is no such Python here, or no such torch for it.
-        Failed: pip cannot install the rest.
+        NotRun: there is no such Python, or no such torch for it.
     """
-    python = shutil.which(f"python{release}")
-    works = python and subprocess.run([python, "-V"], capture_output=True, check=False)
-    if python is None or not works or works.returncode:
-        raise NotRun("there is no such Python here")
-    environment = _empty(f"python{release}", Path(python))
-    torch = [f"torch=={version('torch')}", *(["--extra-index-url", index] if index else [])]
+    place = PLACE / f"{python}-{torch}"
     try:
-        _install(environment, torch)
+        _uv("venv", "--clear", "--python", python, str(place))
+        executable = place / "bin/python"
+        _uv("pip", "install", "--python", str(executable), f"torch=={torch}")
+        ask = "from importlib.metadata import version; print(version('torch'))"
+        exact = subprocess.check_output([executable, "-c", ask], text=True).strip()
     except Failed as reason:
-        raise NotRun(f"{torch[0]} cannot be installed for it here") from reason
-    _install(environment, list(map(str, supported().values())))
-    return environment
+        raise NotRun(str(reason)) from reason
+    try:
+        yield Environment(executable, exact)
+    finally:
+        shutil.rmtree(place)
 
 
-def _empty(name: str, python: Path) -> Environment:
-    place = PLACE / name
-    subprocess.run([python, "-m", "venv", "--clear", place], check=True)
-    return Environment(place / "bin/python")
-
-
-def _install(environment: Environment, what: Sequence[str]) -> None:
+def _uv(*arguments: str) -> None:
     done = subprocess.run(
-        [environment.python, "-m", "pip", "install", "--quiet", *what],
+        [sys.executable, "-m", "uv", "--quiet", *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        raise Failed(f"pip cannot install it: {_last_line(done.stderr, 'ERROR:')}")
+        raise Failed(f"uv {arguments[0]}: {' '.join(done.stderr.split())}")
 
 
-def _last_line(text: str, label: str = "") -> str:
-    lines = [line for line in text.splitlines() if line.strip() and line.startswith(label)]
-    return lines[-1].removeprefix(label).strip() if lines else "it says nothing"
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it says nothing"

@@ -28,9 +28,14 @@ def problem_of(fixture: Path, variant: str, load: Callable[[], Any]) -> str:
         with torch.inference_mode():
             logits = model(input_ids=recorded["ids"].to(model.device), use_cache=False).logits[0]
     except Exception as error:  # whatever the installed libraries raise is the answer
-        return " ".join(f"{type(error).__name__}: {error}".split())
+        return told(error)
     expected = recorded[variant]
     difference = float((logits.cpu().float() - expected).norm() / expected.norm())
     if not difference <= MOST_DIFFERENCE:
         return f"its logits are {100 * difference:.1f} % away from the recorded ones"
     return ""
+
+
+def told(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,13 +1,21 @@
 """docs/compatibility.md: which libraries the published fixtures were loaded with, and how they did."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import Any
 
-from compat.prove import CHECKED, LOADED, STOCK
+# What is tried of a variant, as results name it.
+MADE = "smolquant quantize"
+LOADED = "smolquant.load"
+STOCK = "transformers"
+CHECKED = "smolquant check"
+
+LIBRARIES = ("torch", "torchao", "transformers", "huggingface_hub")
 
 WAYS = {
+    MADE: "`smolquant quantize`",
     LOADED: "`smolquant.load`",
     STOCK: "transformers alone",
     CHECKED: "`smolquant check`",
@@ -15,55 +23,90 @@ WAYS = {
 
 HEAD = """# Compatibility
 
-`make compat` writes this page. It loads the published fixtures in [tests/fixtures](../tests/fixtures), a
-tiny model in each format version so far, with other versions of the libraries, and compares what they
+`make compat` writes this page. In an environment of each Python and torch it installs the oldest and the
+newest releases of all other libraries that pyproject.toml allows and the registry has. There it quantizes a
+small model, whose int4 bytes have to be the recorded ones; and it loads the published fixtures in
+[tests/fixtures](../tests/fixtures), a tiny model in each format version so far, and compares what they
 compute with what was recorded when they were made: logits through `smolquant.load` and, where the scheme
-allows that, through transformers alone; files, tokens and perplexity through `smolquant check`. The oldest
-and the newest versions are those that pyproject.toml allows and the registry has. A row that says *not run*
-was not run on the machine that wrote this page; [a workflow](../.github/workflows/compat.yml) runs all of
-them each week, with torch's builds for CPUs, and shows in its summary what it found.
+allows that, through transformers alone; files, tokens and perplexity through `smolquant check`.
+
+A row tells when it was run. One that says *not run* was never run by who wrote this page;
+[a workflow](../.github/workflows/compat.yml) runs all of them each week, with torch's builds for CPUs, and
+shows in its summary what it found.
 """
 
 
 @dataclass(frozen=True)
 class Row:
-    """An environment: its libraries and what was proved there, or why it was not run."""
+    """An environment: its libraries and what was proved there."""
 
-    name: str
+    end: str
+    """Which of the allowed releases the libraries are: ``oldest`` or ``newest``."""
     python: str
     torch: str
+    day: str
+    """Of the run, in ISO 8601."""
+    machine: str
     versions: Mapping[str, str] = field(default_factory=dict)
     proofs: Sequence[Mapping[str, Any]] = ()
-    not_run: str = ""
     failed: str = ""
     """Why there is nothing proved, though there should be."""
 
     @property
+    def key(self) -> tuple[str, str, str]:
+        """What there is one result of."""
+        return self.end, self.torch, self.python
+
+    @property
     def problems(self) -> list[str]:
         """What did not work, in sentences."""
+        where = f"{self.end}, Python {self.python}, torch {self.torch}"
         if self.failed:
-            return [f"{self.name}, Python {self.python}: {self.failed}"]
+            return [f"{where}: {self.failed}"]
         return [
-            f"{self.name}: {one['format']}/{one['variant']} through {WAYS[one['way']]}: {one['problem']}"
+            f"{where}: {one['format']}/{one['variant']} through {WAYS[one['way']]}: {one['problem']}"
             for one in self.proofs
             if one["problem"]
         ]
 
+    def written(self) -> str:
+        """A line of JSON."""
+        return json.dumps(asdict(self)) + "\n"
 
-def render(rows: Sequence[Row]) -> str:
-    """The page."""
+    @classmethod
+    def read(cls, line: str) -> "Row":
+        """What :meth:`written` wrote."""
+        return cls(**json.loads(line))
+
+
+def render(rows: Sequence[Row], supported: Sequence[tuple[str, str]]) -> str:
+    """The page.
+
+    Args:
+        rows: what was run, in the order of the page.
+        supported: each (torch, Python) that the page tells of, also where it was not run.
+    """
     names = sorted({one["format"] for row in rows for one in row.proofs})
-    return "\n".join([HEAD, *(line for name in names for line in _table(name, rows))]) + "\n"
+    lines = [line for name in names for line in _table(name, rows, supported)]
+    machines = "; ".join(dict.fromkeys(row.machine for row in rows))
+    return "\n".join([HEAD, *lines, f"Run on {machines}."]) + "\n"
 
 
-def _table(fixture: str, rows: Sequence[Row]) -> Iterator[str]:
+def _table(
+    fixture: str, rows: Sequence[Row], supported: Sequence[tuple[str, str]]
+) -> Iterator[str]:
     yield f"## {fixture.replace('-', ' ').capitalize()}"
     yield ""
-    heads = ["libraries", "Python", "torch", "torchao", "transformers", "huggingface_hub"]
-    yield f"| {' | '.join([*heads, *WAYS.values()])} |"
-    yield "| :-- " * (len(heads) + len(WAYS)) + "|"
-    for row in rows:
-        yield f"| {' | '.join(_cells(row, fixture))} |"
+    heads = ["libraries", "Python", *LIBRARIES, *WAYS.values(), "run on"]
+    yield f"| {' | '.join(heads)} |"
+    yield "| :-- " * len(heads) + "|"
+    for torch, python in supported:
+        of_both = [row for row in rows if (row.torch, row.python) == (torch, python)]
+        for row in of_both:
+            yield f"| {' | '.join(_cells(row, fixture))} |"
+        if not of_both:
+            cells = ["oldest and newest", python, torch, *[""] * (len(LIBRARIES) - 1)]
+            yield f"| {' | '.join([*cells, *['not run'] * len(WAYS), ''])} |"
     problems = [
         problem
         for row in rows
@@ -77,19 +120,13 @@ def _table(fixture: str, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _cells(row: Row, fixture: str) -> Iterator[str]:
-    yield from (row.name, row.python, row.torch)
-    yield from (
-        row.versions.get(name, "") for name in ("torchao", "transformers", "huggingface_hub")
-    )
-    if row.not_run:
-        yield from [f"not run: {row.not_run}", *["not run"] * (len(WAYS) - 1)]
-        return
-    if row.failed:
-        yield from ["**fails**"] * len(WAYS)
-        return
+    versions = {"torch": row.torch, **row.versions}
+    yield from (row.end, versions.get("python", row.python))
+    yield from (versions.get(name, "") for name in LIBRARIES)
     for way in WAYS:
         of_way = [one for one in row.proofs if (one["format"], one["way"]) == (fixture, way)]
-        yield _verdict(of_way)
+        yield "**fails**" if row.failed else _verdict(of_way)
+    yield row.day
 
 
 def _verdict(proofs: Sequence[Mapping[str, Any]]) -> str:

@@ -18,21 +18,19 @@ from typing import Any
 import torch
 
 import smolquant
-from compat.logits import problem_of
+from compat.logits import problem_of, told
+from compat.page import CHECKED, LIBRARIES, LOADED, MADE, STOCK
 from smolquant.check import check
 from smolquant.hub import Hub
+from smolquant.record import FORMAT_VERSION
 from smolquant.runtime.contents import variants_in
 from smolquant.runtime.load import load_for_checking
 from smolquant.runtime.plainly import computing_plainly
 from smolquant.schemes import BY_VARIANT
+from try_dist import EXPECTED, try_here
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = ROOT / "tests/fixtures"
-LIBRARIES = ("torch", "torchao", "transformers", "huggingface_hub")
-
-LOADED = "smolquant.load"
-STOCK = "transformers"
-CHECKED = "smolquant check"
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ class Proof:
     format: str
     variant: str
     way: str
-    """:data:`LOADED`, :data:`STOCK` or :data:`CHECKED`."""
+    """:data:`MADE`, :data:`LOADED`, :data:`STOCK` or :data:`CHECKED`."""
     problem: str
     """Empty where it gave what is recorded."""
 
@@ -62,6 +60,17 @@ def plain_logits(folder: Path, variant: str, ids: torch.Tensor) -> torch.Tensor:
 
     load_for_checking(folder, variant, report=lambda info: None, examine=examine)
     return found[0]
+
+
+def made() -> Iterator[Proof]:
+    """A small model, quantized and loaded again: int4 has to have the bytes that are recorded."""
+    try:
+        same = try_here() == EXPECTED
+        problem = "" if same else "int4 has other bytes than those recorded"
+    except Exception as error:  # whatever the installed libraries raise is the answer
+        problem = told(error)
+    for variant in ("int8", "int4"):
+        yield Proof(f"format-{FORMAT_VERSION}", variant, MADE, problem)
 
 
 def proofs(fixture: Path) -> Iterator[Proof]:
@@ -103,7 +112,9 @@ def main() -> None:
     found = [
         asdict(one) for fixture in fixtures() for one in (*proofs(fixture), *stock_proofs(fixture))
     ]
+    found += [asdict(one) for one in made()]
     versions = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+    versions["torch"] = torch.__version__  # with its build, which PyPI's own metadata does not name
     print(json.dumps({"versions": versions, "proofs": found}))
 
 
