@@ -93,16 +93,15 @@ def from_repository(
         made = publish(hub, target, publication, notify=notify)
         done = "Proposed to remove" if create_pr else "Removed"
         notify(f"{done} {variant} from {repo_id}: {made.pull_request_url or made.commit_url}")
-    if has_branch:
-        delete_branch(hub, repo_id, variant)
+    if has_branch and delete_branch(hub, repo_id, variant):
         notify(f"Deleted the branch {variant}")
-    elif variant in target.own_branches:
+    elif variant in target.own_branches and create_pr:
         notify(
             f"The branch {variant} stays. When the pull request is merged, the same command without "
             "--create-pr deletes it."
         )
     elif variant in target.branches:
-        notify(f"The branch {variant} stays: it has commits that smolquant has not made.")
+        notify(f"The branch {variant} stays: smolquant has not made what it holds.")
 
 
 def _variants(target: Target) -> list[str]:

@@ -196,10 +196,21 @@ def test_a_branch_that_stays_behind_is_deleted_by_the_next_run(
         remove(client, "int8")
 
 
-def test_a_branch_with_somebody_elses_commits_stays(server: LocalHub, client: Hub) -> None:
-    server.commit(REPO, {"mine.txt": b"years of work"}, revision="int8")
-    assert "has commits that smolquant has not made" in remove(client, "int8")[-1]
-    assert "int8" in server.repo(REPO).branches
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_branch_with_somebody_elses_commits_stays(
+    server: LocalHub, client: Hub, when: str
+) -> None:
+    def push(repo: Repo | None = None) -> None:
+        server.before_commit = None
+        server.commit(REPO, {"mine.txt": b"years of work"}, revision="int8")
+
+    if when == "meanwhile":
+        server.before_commit = push
+    else:
+        push()
+    assert "smolquant has not made what it holds" in remove(client, "int8")[-1]
+    assert server.read(REPO, "mine.txt", "int8") == b"years of work"
+    assert not any(path.startswith("int8/") for path in paths(server))
 
 
 @pytest.mark.fault(

@@ -6,7 +6,8 @@ and a model that it has loaded cannot be saved.
 """
 
 import json
-from types import SimpleNamespace
+from functools import partial
+from types import MethodType, SimpleNamespace
 from typing import Any, Self
 
 from torch import nn
@@ -46,8 +47,9 @@ class StoredWeights(TorchAoHfQuantizer):  # type: ignore[misc] # has no types
         return {**super().get_load_operations(), "deserialize": OneByOne}
 
     def _process_model_after_weight_loading(self, model: nn.Module, **options: Any) -> Any:
-        """Let the model be saved."""
+        """Let the model be saved and pickled."""
         let_be_saved(model)
+        _let_be_pickled(model)
         return super()._process_model_after_weight_loading(model, **options)
 
 
@@ -64,6 +66,17 @@ def let_be_saved(model: nn.Module) -> None:
             for one in conversions
             if not any(isinstance(op, TorchAoDeserialize) for op in getattr(one, "operations", ()))
         ]
+
+
+def _let_be_pickled(model: nn.Module) -> None:
+    """Let pickle find what describes a quantized module in its ``repr``.
+
+    transformers gives it a method of a function elsewhere, and pickle looks for a method in its class.
+    """
+    for module in model.modules():
+        words = module.__dict__.get("extra_repr")
+        if isinstance(words, MethodType):
+            module.__dict__["extra_repr"] = partial(words.__func__, module)
 
 
 AUTO_QUANTIZER_MAPPING["torchao"] = StoredWeights
