@@ -190,6 +190,14 @@ def test_what_is_not_in_a_repository_is_refused_with_what_is(
     assert "alice/model has no int4. What alice/model has: int8." in missing
 
 
+def test_a_place_that_is_nearly_right_is_put_right(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Name alice/model, and int8 as the variant"):
+        smolquant.load("alice/model/int8")
+    (tmp_path / "config.json").write_text("{}")  # as `save_pretrained` leaves it
+    with pytest.raises(InputError, match="`from_pretrained` after `import smolquant.torchao`"):
+        smolquant.load(tmp_path, "int8")
+
+
 def test_two_places_for_one_model_are_refused(variants: Path) -> None:
     with pytest.raises(InputError, match="device='cpu' and device_map='auto' both say"):
         smolquant.load(variants, "int8", device="cpu", device_map="auto")

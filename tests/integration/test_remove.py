@@ -99,6 +99,17 @@ def test_with_the_last_variant_the_card_is_the_owners_again(server: LocalHub, cl
     assert paths(server) == {"README.md", "model.safetensors", ".gitattributes"}
 
 
+def test_a_card_is_left_without_front_matter_and_without_a_warning(
+    server: LocalHub, client: Hub
+) -> None:
+    """The client warns of such a card, and warnings are errors here."""
+    own = card(server).partition("# Mine")[2]
+    server.commit(REPO, {"README.md": f"# Mine{own}".encode()})
+    remove(client, "int8")
+    remove(client, "int4")
+    assert card(server) == "# Mine\n\nYears of work.\n"
+
+
 def test_variants_of_an_older_source_stay_marked(
     server: LocalHub, client: Hub, tmp_path: Path
 ) -> None:
