@@ -87,7 +87,7 @@ def from_repository(
     has_branch = variant in target.own_branches and not create_pr
     if variant not in there and not has_branch:
         raise missing_variant(repo_id, variant, there)
-    check_write_access(hub, target)
+    check_write_access(hub, target, create_pr=create_pr)
     if variant in there:
         publication = Publication({}, {}, None, withdrawn=(variant,), create_pr=create_pr)
         made = publish(hub, target, publication, notify=notify)

@@ -25,7 +25,9 @@ import smolquant
 from command import run_smolquant
 from localhub import LocalHub
 from models import FAMILIES, logits, save_with_tokenizer
+from smolquant.check import check
 from smolquant.errors import InputError, MachineError
+from smolquant.hub import Hub
 from smolquant.model.task import auto_class
 from smolquant.runtime import load as loading
 from smolquant.schemes import BY_VARIANT, SCHEMES
@@ -193,9 +195,14 @@ def test_what_is_not_in_a_repository_is_refused_with_what_is(
 def test_a_place_that_is_nearly_right_is_put_right(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="Name alice/model, and int8 as the variant"):
         smolquant.load("alice/model/int8")
-    (tmp_path / "config.json").write_text("{}")  # as `save_pretrained` leaves it
+    (tmp_path / "int8").mkdir()
+    (tmp_path / "int8/quantization.json").write_text("{}")
+    with pytest.raises(InputError, match=f"is a variant itself. .* lies in, {tmp_path}"):
+        list(check(str(tmp_path / "int8"), Hub(None)))
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/config.json").write_text("{}")  # as `save_pretrained` leaves it
     with pytest.raises(InputError, match="`from_pretrained` after `import smolquant.torchao`"):
-        smolquant.load(tmp_path, "int8")
+        smolquant.load(tmp_path / "saved", "int4")
 
 
 def test_two_places_for_one_model_are_refused(variants: Path) -> None:

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
 from command import Run
-from conftest import READ, WRITE
+from conftest import OTHER, READ, WRITE
 from localhub import LocalHub, Repo
 from publications import IDENTITY, make_variant, publication
 from smolquant.cli import cli
@@ -48,7 +48,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub
     """A Hub with the owner's model, and two variants of it with their branches."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(attempts, "_FIRST_PAUSE", 0.01)
-    with LocalHub(tmp_path / "hub", [WRITE, READ]) as server:
+    with LocalHub(tmp_path / "hub", [WRITE, READ, OTHER]) as server:
         server.create_repo(REPO)
         server.commit(REPO, {"README.md": CARD.encode(), "model.safetensors": b"main" * 100})
         hub = Hub(token=WRITE.value, endpoint=server.url)
@@ -235,6 +235,15 @@ def test_without_rights_nothing_is_removed(server: LocalHub, client: Hub) -> Non
         remove(Hub(token=READ.value, endpoint=server.url), "int8")
     with pytest.raises(HubError, match="bob/none does not exist, or is private"):
         from_repository(client, "bob/none", "int8", create_pr=False, notify=print)
+    assert server.repo(REPO).head == head
+
+
+def test_who_may_only_read_a_repository_may_propose(server: LocalHub) -> None:
+    head = server.repo(REPO).head
+    lines = remove(Hub(token=OTHER.value, endpoint=server.url), "int8", create_pr=True)
+    assert any("/discussions/1" in line for line in lines)
+    with pytest.raises(HubError, match="The token has the role read"):
+        remove(Hub(token=READ.value, endpoint=server.url), "int8", create_pr=True)
     assert server.repo(REPO).head == head
 
 

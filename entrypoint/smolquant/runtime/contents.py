@@ -57,6 +57,8 @@ def require_variants(place: str, there: Sequence[str]) -> None:
     Raises:
         InputError: telling what was looked for.
     """
+    if not there and (Path(place) / FILE_NAME).is_file():
+        raise InputError(f"{place} is a variant itself.", hint=_where_it_lies(place))
     if not there:
         folders = "/, ".join(BY_VARIANT)
         raise InputError(
@@ -73,8 +75,7 @@ def missing_variant(place: str, variant: str, there: Sequence[str]) -> InputErro
     if (Path(place) / FILE_NAME).is_file():
         return InputError(
             f"{place} is a variant itself, and has no {variant} in it.",
-            hint=f"Name the folder that it lies in, {Path(place).parent}, and {Path(place).name} as the "
-            "variant.",
+            hint=f"{_where_it_lies(place)[:-1]}, and {Path(place).name} as the variant.",
         )
     is_known = variant in BY_VARIANT
     what = f"{place} has no {variant}." if is_known else f"{variant!r} is not a variant."
@@ -89,3 +90,7 @@ def missing_variant(place: str, variant: str, there: Sequence[str]) -> InputErro
         f"{what} What {place} has: {has}.",
         hint=f"{meant}Choose one of these, or make more with `smolquant quantize`.",
     )
+
+
+def _where_it_lies(place: str) -> str:
+    return f"Name the folder that it lies in, {Path(place).absolute().parent}."
