@@ -23,7 +23,7 @@ from smolquant.schemes import BY_VARIANT, in_order
 from smolquant.tokens import masked_token
 
 
-@click.command()
+@click.command(short_help="Take a variant out of a repository again.")
 @click.argument("repo_or_folder")
 @click.argument("variant")
 @hub_token("Hugging Face token with write rights.")
