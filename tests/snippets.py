@@ -86,5 +86,7 @@ def commands(text: str) -> list[str]:
 
 def words(command: str) -> list[str]:
     """A command's words, with the variables of a reader's own script filled in."""
-    filled = Template(command).safe_substitute(SHELL_VARIABLES)
+    # ${NAME:-default} is the name's value here, as the shell has one.
+    named = re.sub(r"\$\{(\w+):-[^}]*\}", r"${\1}", command)
+    filled = Template(named).safe_substitute(SHELL_VARIABLES)
     return shlex.split(filled.replace(DOCUMENTED_REPO, REPO))

@@ -9,6 +9,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$(command -v "${PYTHON:-python3}")
 what=$1
+# -P: pip leaves a folder `build` here, which is no package.
+"$python" -P -c "import build.__main__, setuptools" 2>/dev/null || {
+    echo "$python lacks what builds distributions: $python -m pip install --upgrade pip, and then" \
+        "$python -m pip install --group release" >&2
+    exit 1
+}
 mkdir -p "$2"
 folder=$(cd "$2" && pwd)
 
@@ -23,7 +29,7 @@ wheel() { # out of the sdist, into a folder
 
 case $what in
 source)
-    "$python" -m build --sdist --no-isolation --outdir "$folder" .
+    "$python" -P -m build --sdist --no-isolation --outdir "$folder" .
     ;;
 any)
     SMOLQUANT_PURE=1 wheel "$folder"

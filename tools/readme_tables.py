@@ -168,6 +168,14 @@ def outputs() -> str:
     )
 
 
+def types() -> str:
+    """The action's input that names schemes, in YAML, as the command describes it."""
+    option = next(one for one in quantize.params if one.name == "quant_type")
+    assert isinstance(option, click.Option)
+    described = yaml.safe_dump(option.help, default_style='"', width=10**6).strip()
+    return f"  quant-type:\n    description: {described}\n    default: {option.default}\n"
+
+
 def step_outputs() -> str:
     """Rows of markdown: each output of the action, as action.yml describes it."""
     action = yaml.safe_load((ROOT / "action.yml").read_text(encoding="utf-8"))
@@ -187,7 +195,7 @@ class Page:
 
 
 PAGES: Mapping[str, Page] = {
-    "action.yml": Page("  # {} (make docs)\n", "  # {}", {"variants": outputs}),
+    "action.yml": Page("  # {} (make docs)\n", "  # {}", {"types": types, "variants": outputs}),
     "README.md": Page(
         "<!-- {} (make docs) -->\n",
         "<!-- {} -->",

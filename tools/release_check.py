@@ -12,6 +12,8 @@ from release_names import PLACEHOLDER, ROOT, Names, naming_files, read
 
 _UNRELEASED = re.compile(r"^## \[Unreleased\]\n(.*?)(?=^## |^\[|\Z)", re.MULTILINE | re.DOTALL)
 
+_TAG = re.compile(r"\bv(\d+)\.(\d+)\.(\d+)$", re.MULTILINE)
+
 
 def _owner(root: Path, names: Names) -> Iterator[str]:
     if names.organization == PLACEHOLDER:
@@ -34,16 +36,23 @@ def _changelog(root: Path, names: Names) -> Iterator[str]:
 
 
 def _tags(root: Path, names: Names) -> Iterator[str]:
-    tag = f"refs/tags/v{names.version}"
-    here = _git(root, "tag", "--list", f"v{names.version}")
+    found = _git(root, "tag", "--list", "v*")
     remotes = _git(root, "remote").split()
     if "origin" in remotes:
         try:
-            here += _git(root, "ls-remote", "--tags", "origin", tag)
+            found += _git(root, "ls-remote", "--tags", "origin", "refs/tags/v*")
         except subprocess.CalledProcessError as failed:
             yield f"origin does not say which tags it has: {failed.stderr.strip()}"
-    if here.strip():
+    released = {tuple(map(int, one)) for one in _TAG.findall(found)}
+    version = tuple(map(int, names.version.split(".")))
+    if version in released:
         yield f"v{names.version} is tagged already; raise the version in pyproject.toml"
+    if released and max(released) > version:
+        newest = ".".join(map(str, max(released)))
+        yield (
+            f"v{newest} is released already, and tags that move, such as {names.major}, would go back to "
+            f"{names.version}; raise the version in pyproject.toml"
+        )
 
 
 def _action(root: Path, names: Names) -> Iterator[str]:

@@ -36,7 +36,7 @@ _OF_A_MODEL = (".json", ".safetensors", ".bin", ".model", ".txt", ".jinja")
 """What files of a source end in that loading it may take."""
 
 
-@click.command()
+@click.command(short_help="Time each variant beside its source.")
 @click.argument("repo_or_folder")
 @click.option(
     "--variant",

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from smolquant.checkpoint.download import fetch_some
-from smolquant.checkpoint.files import is_intact
+from smolquant.checkpoint.files import README, file_names, is_intact, is_read_by_libraries
 from smolquant.errors import CheckpointError, InputError
 from smolquant.hub import Hub
 from smolquant.record import (
     FILE_NAME,
-    PLAIN_FLOAT32,
     Behaviour,
     InvalidRecord,
     VariantRecord,
@@ -135,6 +134,11 @@ def _check_files(folder: Path, record: VariantRecord) -> None:
             raise CheckpointError(
                 f"{name} is not the file that was made: its size or sha256 differs."
             )
+    added = set(file_names(folder, "**/*")) - record.files.keys() - {README, FILE_NAME}
+    if read := sorted(filter(is_read_by_libraries, added)):
+        raise CheckpointError(
+            f"{read[0]} was put there later, and libraries that load the variant read it."
+        )
 
 
 def _check_loads(folder: Path, record: VariantRecord, trust_remote_code: bool) -> str:
@@ -184,10 +188,12 @@ class _Predicted:
     """What a variant is recorded to predict, beside what it predicts now."""
 
     def __init__(self, recorded: Behaviour | None) -> None:
+        from smolquant.evaluate.behaviour import is_comparable
+
         self._recorded = recorded
         self._now: Behaviour | None = None
         self.compared = _NOT_RECORDED if recorded is None else _AS_RECORDED
-        if recorded is not None and recorded.computed != PLAIN_FLOAT32:
+        if recorded is not None and not is_comparable(recorded):
             self.compared = _OTHERWISE
 
     def examine(self, model: Any) -> None:

@@ -59,7 +59,7 @@ def cli() -> None:
     """Quantize Hugging Face language models and publish the variants, with the numbers to prove it."""
 
 
-@cli.command()
+@cli.command(short_help="Quantize a model, measure and publish its variants.")
 @click.argument(
     "model_path", cls=InputArgument, required=False, envvar=input_variable("model-path")
 )
@@ -246,7 +246,7 @@ def quantize(context: click.Context, /, *, quiet: bool, as_json: bool, **options
     return ending.exit_code
 
 
-@cli.command()
+@cli.command(short_help="Say whether published variants still work.")
 @click.argument("repo_or_folder")
 @of_published
 @click.pass_context
@@ -296,7 +296,7 @@ cli.add_command(bench)
 cli.add_command(remove)
 
 
-@cli.command("sync-trackio")
+@cli.command("sync-trackio", short_help="Send later what Trackio could not take.")
 @click.argument("report_dir", type=click.Path(path_type=Path))
 @click.option(
     "--trackio-url",

@@ -23,7 +23,7 @@ from smolquant.schemes import BY_VARIANT, in_order
 from smolquant.tokens import masked_token
 
 
-@click.command()
+@click.command(short_help="Take a variant out of a repository again.")
 @click.argument("repo_or_folder")
 @click.argument("variant")
 @hub_token("Hugging Face token with write rights.")
@@ -87,22 +87,21 @@ def from_repository(
     has_branch = variant in target.own_branches and not create_pr
     if variant not in there and not has_branch:
         raise missing_variant(repo_id, variant, there)
-    check_write_access(hub, target)
+    check_write_access(hub, target, create_pr=create_pr)
     if variant in there:
         publication = Publication({}, {}, None, withdrawn=(variant,), create_pr=create_pr)
         made = publish(hub, target, publication, notify=notify)
         done = "Proposed to remove" if create_pr else "Removed"
         notify(f"{done} {variant} from {repo_id}: {made.pull_request_url or made.commit_url}")
-    if has_branch:
-        delete_branch(hub, repo_id, variant)
+    if has_branch and delete_branch(hub, repo_id, variant):
         notify(f"Deleted the branch {variant}")
-    elif variant in target.own_branches:
+    elif variant in target.own_branches and create_pr:
         notify(
             f"The branch {variant} stays. When the pull request is merged, the same command without "
             "--create-pr deletes it."
         )
     elif variant in target.branches:
-        notify(f"The branch {variant} stays: it has commits that smolquant has not made.")
+        notify(f"The branch {variant} stays: smolquant has not made what it holds.")
 
 
 def _variants(target: Target) -> list[str]:

@@ -26,7 +26,9 @@ import smolquant
 from command import run_smolquant
 from localhub import LocalHub
 from models import FAMILIES, logits, save_with_tokenizer
+from smolquant.check import check
 from smolquant.errors import InputError, MachineError
+from smolquant.hub import Hub
 from smolquant.model.task import auto_class
 from smolquant.runtime import load as loading
 from smolquant.schemes import BY_VARIANT, SCHEMES
@@ -191,6 +193,19 @@ def test_what_is_not_in_a_repository_is_refused_with_what_is(
     assert "'int9' is not a variant. What alice/model has: int8." in unknown
     assert unknown.endswith("False")
     assert "alice/model has no int4. What alice/model has: int8." in missing
+
+
+def test_a_place_that_is_nearly_right_is_put_right(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Name alice/model, and int8 as the variant"):
+        smolquant.load("alice/model/int8")
+    (tmp_path / "int8").mkdir()
+    (tmp_path / "int8/quantization.json").write_text("{}")
+    with pytest.raises(InputError, match=f"is a variant itself. .* lies in, {tmp_path}"):
+        list(check(str(tmp_path / "int8"), Hub(None)))
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved/config.json").write_text("{}")  # as `save_pretrained` leaves it
+    with pytest.raises(InputError, match="`from_pretrained` after `import smolquant.torchao`"):
+        smolquant.load(tmp_path / "saved", "int4")
 
 
 def test_two_places_for_one_model_are_refused(variants: Path) -> None:

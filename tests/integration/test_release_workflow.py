@@ -119,13 +119,17 @@ def test_nothing_leaves_before_what_it_is_made_of_was_checked() -> None:
     assert before("pypi") == {"ci", "check", "source", "wheels", "try"}
     assert before("image") == before("pypi") | {"pypi", "cuda"}
     assert before("tag") == set(JOBS) - {"tag"}
+    upload = JOBS["pypi"]["steps"][-1]["with"]
+    assert upload["skip-existing"], "else a job that broke off could never be finished"
     rights = {job: JOBS[job]["permissions"] for job in JOBS}
     assert [job for job in rights if "id-token" in rights[job]] == ["pypi"]
     assert [job for job in rights if rights[job].get("contents") == "write"] == ["tag"]
 
 
 def test_the_names_of_the_release_are_handed_on(checkout: Path, docker: dict[str, str]) -> None:
-    step = commands("check")[-1]
+    on_main, _, step = commands("check")
+    for branch, code in (("main", 0), ("scratch", 1)):
+        assert run(on_main, checkout, GITHUB_REF=f"refs/heads/{branch}").returncode == code
     assert run(step, checkout, **docker).returncode == 0
     outputs = Path(docker["GITHUB_OUTPUT"]).read_text()
     assert outputs == f"version={NAMES.version}\nimage={NAMES.image}\nbase={MERGED}\n"

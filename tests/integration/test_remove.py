@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
 from command import Run
-from conftest import READ, WRITE
+from conftest import OTHER, READ, WRITE
 from localhub import LocalHub, Repo
 from publications import IDENTITY, make_variant, publication
 from smolquant.cli import cli
@@ -48,7 +48,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalHub
     """A Hub with the owner's model, and two variants of it with their branches."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(attempts, "_FIRST_PAUSE", 0.01)
-    with LocalHub(tmp_path / "hub", [WRITE, READ]) as server:
+    with LocalHub(tmp_path / "hub", [WRITE, READ, OTHER]) as server:
         server.create_repo(REPO)
         server.commit(REPO, {"README.md": CARD.encode(), "model.safetensors": b"main" * 100})
         hub = Hub(token=WRITE.value, endpoint=server.url)
@@ -97,6 +97,17 @@ def test_with_the_last_variant_the_card_is_the_owners_again(server: LocalHub, cl
     remove(client, "int4")
     assert card(server) == CARD
     assert paths(server) == {"README.md", "model.safetensors", ".gitattributes"}
+
+
+def test_a_card_is_left_without_front_matter_and_without_a_warning(
+    server: LocalHub, client: Hub
+) -> None:
+    """The client warns of such a card, and warnings are errors here."""
+    own = card(server).partition("# Mine")[2]
+    server.commit(REPO, {"README.md": f"# Mine{own}".encode()})
+    remove(client, "int8")
+    remove(client, "int4")
+    assert card(server) == "# Mine\n\nYears of work.\n"
 
 
 def test_variants_of_an_older_source_stay_marked(
@@ -196,10 +207,21 @@ def test_a_branch_that_stays_behind_is_deleted_by_the_next_run(
         remove(client, "int8")
 
 
-def test_a_branch_with_somebody_elses_commits_stays(server: LocalHub, client: Hub) -> None:
-    server.commit(REPO, {"mine.txt": b"years of work"}, revision="int8")
-    assert "has commits that smolquant has not made" in remove(client, "int8")[-1]
-    assert "int8" in server.repo(REPO).branches
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_branch_with_somebody_elses_commits_stays(
+    server: LocalHub, client: Hub, when: str
+) -> None:
+    def push(repo: Repo | None = None) -> None:
+        server.before_commit = None
+        server.commit(REPO, {"mine.txt": b"years of work"}, revision="int8")
+
+    if when == "meanwhile":
+        server.before_commit = push
+    else:
+        push()
+    assert "smolquant has not made what it holds" in remove(client, "int8")[-1]
+    assert server.read(REPO, "mine.txt", "int8") == b"years of work"
+    assert not any(path.startswith("int8/") for path in paths(server))
 
 
 @pytest.mark.fault(
@@ -213,6 +235,15 @@ def test_without_rights_nothing_is_removed(server: LocalHub, client: Hub) -> Non
         remove(Hub(token=READ.value, endpoint=server.url), "int8")
     with pytest.raises(HubError, match="bob/none does not exist, or is private"):
         from_repository(client, "bob/none", "int8", create_pr=False, notify=print)
+    assert server.repo(REPO).head == head
+
+
+def test_who_may_only_read_a_repository_may_propose(server: LocalHub) -> None:
+    head = server.repo(REPO).head
+    lines = remove(Hub(token=OTHER.value, endpoint=server.url), "int8", create_pr=True)
+    assert any("/discussions/1" in line for line in lines)
+    with pytest.raises(HubError, match="The token has the role read"):
+        remove(Hub(token=READ.value, endpoint=server.url), "int8", create_pr=True)
     assert server.repo(REPO).head == head
 
 

@@ -112,11 +112,17 @@ def test_another_tokenizer_is_told(published: Path) -> None:
     [
         (None, "works; what it predicts was not recorded when it was made"),
         ({"computed": "in 2030"}, "in a way that this one does not know"),
+        ({"text": "a" * 10_001}, "in a way that this one does not know"),
+        (
+            {"token_ids": [1] * 49, "next_tokens": [1] * 49, "margins": [1] * 49},
+            "in a way that this one does not know",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_said(
-    published: Path, change: dict[str, str] | None, end: str
+    published: Path, change: dict[str, Any] | None, end: str
 ) -> None:
+    """What a record asks to be computed is bounded: one of a million tokens would take all memory."""
     if change is None:
         path = published / "int8" / FILE_NAME
         raw = json.loads(path.read_bytes())
@@ -127,6 +133,21 @@ def test_what_cannot_be_compared_is_said(
     one = checked(published)
     assert not one.problem
     assert one.verdict.endswith(end)
+
+
+@pytest.mark.fault(
+    "record",
+    "A file that libraries read was added to a variant, such as another tokenizer or an adapter",
+    "`check` exits 3 and names it.",
+)
+@pytest.mark.parametrize(
+    "name", ["adapter_config.json", "chat_template.jinja", "model-2.safetensors", "modeling_x.py"]
+)
+def test_a_file_that_was_added_is_told_if_libraries_read_it(published: Path, name: str) -> None:
+    (published / "int8/notes.txt").write_text("The owner's.")
+    assert not checked(published).problem
+    (published / "int8" / name).write_text("{}")
+    assert checked(published).problem.startswith(f"{name} was put there later")
 
 
 @pytest.mark.fault(

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from smolquant.cli import cli
+from smolquant.errors import CheckpointError, SmolquantError
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/canary.yml"
 WORKFLOW: dict[Any, Any] = yaml.safe_load(EXAMPLE.read_text("utf-8"))
@@ -32,7 +33,8 @@ def step_of(job: str, name: str) -> dict[str, Any]:
 
 
 def test_it_runs_a_command_line_that_the_command_takes() -> None:
-    words = shlex.split(step_of("check", "Check")["run"].replace("$MODEL", MODEL))
+    (line,) = (one for one in step_of("check", "Check")["run"].splitlines() if "smolquant" in one)
+    words = shlex.split(line.partition("||")[0].replace("$MODEL", MODEL))
     assert words[:2] == ["smolquant", "check"]
     context = cli.commands["check"].make_context("check", words[2:])
     assert isinstance(context, click.Context)
@@ -44,7 +46,33 @@ def test_it_looks_each_week_and_what_it_may_do_is_open_an_issue() -> None:
     assert WORKFLOW["permissions"] == WORKFLOW["jobs"]["check"]["permissions"] == {}
     tell = WORKFLOW["jobs"]["tell"]
     assert tell["permissions"] == {"issues": "write"}
-    assert (tell["needs"], tell["if"]) == ("check", "${{ failure() }}")
+    told = [
+        f"needs.check.outputs.code == '{one.exit_code}'"
+        for one in (CheckpointError, SmolquantError)
+    ]
+    assert (tell["needs"], tell["if"]) == (
+        "check",
+        f"${{{{ failure() && ({' || '.join(told)}) }}}}",
+    )
+    assert WORKFLOW["jobs"]["check"]["outputs"] == {"code": "${{ steps.check.outputs.code }}"}
+
+
+@pytest.mark.parametrize("code", [0, 3, 5])
+def test_how_the_check_ended_is_handed_on(tmp_path: Path, code: int) -> None:
+    """A Hub that is down for an hour is no broken variant, and opens no issue."""
+    command, output = tmp_path / "smolquant", tmp_path / "output"
+    command.write_text(f"#!/bin/sh\nexit {code}\n")
+    command.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-e", "-c", step_of("check", "Check")["run"]],
+        env={
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            **{"MODEL": MODEL, "GITHUB_OUTPUT": str(output)},
+        },
+        check=False,
+    )
+    assert done.returncode == code
+    assert output.read_text() == f"code={code}\n"
 
 
 @pytest.mark.fault(

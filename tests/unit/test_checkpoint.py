@@ -353,6 +353,10 @@ def test_weights_are_found_in_the_order_of_transformers() -> None:
     )
     with pytest.raises(CheckpointError, match=r"no weights.*model\.gguf"):
         weight_layout(["config.json", "model.gguf"], "model")
+    variants = ["README.md", "int8/model.safetensors", "int8/quantization.json"]
+    with pytest.raises(CheckpointError, match="alice/small has variants.*no main model") as refused:
+        weight_layout(variants, "alice/small")
+    assert "Name the model that they were made from" in refused.value.hint
 
 
 @pytest.mark.fault(

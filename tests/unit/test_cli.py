@@ -186,6 +186,15 @@ def test_a_refusal_names_the_help_of_its_own_command(arguments: list[str], comma
     assert f"`{command} --help` lists what is possible." in log.getvalue()
 
 
+def test_help_has_a_whole_sentence_for_each_command() -> None:
+    out = subprocess.run(
+        [sys.executable, "-m", "smolquant", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    lines = out.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == sorted(cli.cli.commands)
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+
+
 def test_without_arguments_help_is_shown_outside_actions() -> None:
     environment = {"PYTHONPATH": str(Path(cli.__file__).parent.parent)}
     command = [sys.executable, "-m", "smolquant"]

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 import smolquant
+from compat.prove import fixtures
 from smolquant.runtime import compiled
 from smolquant.runtime.kernels import dequantize, kernels, use_kernels
 from smolquant.runtime.modules import QuantizedLinear
@@ -173,6 +174,15 @@ def test_a_model_that_has_run_is_saved_as_it_was_published(quant_type: str, tmp_
     assert torch.equal(logits(pickle.loads(pickle.dumps(model))), wanted)
     for name, value in model.state_dict().items():
         assert_same(value, published[name])
+
+
+@pytest.mark.parametrize("variant", ["int8", "float8"])
+def test_a_model_that_was_loaded_is_pickled(variant: str) -> None:
+    """With what transformers has added to it meanwhile, such as how a module describes itself."""
+    model, _ = smolquant.load(fixtures()[-1], variant)
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(logits(again), logits(model))
+    assert repr(again) == repr(model)
 
 
 def assert_same(one: Any, other: Any) -> None:

@@ -117,6 +117,11 @@ def test_a_tag_that_only_the_origin_has_is_found(checkout: Path) -> None:
     assert missing(checkout) == [
         f"v{VERSION} is tagged already; raise the version in pyproject.toml"
     ]
+    git(checkout, "tag", "v99.1.2")
+    git(checkout, "push", "--quiet", "origin", "v99.1.2")
+    git(checkout, "tag", "--delete", "v99.1.2")
+    (_, newer) = missing(checkout)
+    assert newer.startswith("v99.1.2 is released already")
     git(checkout, "remote", "set-url", "origin", str(checkout / "nowhere"))
     (told,) = missing(checkout)
     assert told.startswith("origin does not say which tags it has")

@@ -312,7 +312,9 @@ def test_the_error_of_a_tiny_weight_is_what_it_is_and_no_fault(
     assert rows.squared_error == pytest.approx(error, rel=1e-2, abs=1e-6 * norm)
     assert 0 <= rows.without_bound <= rows.squared_error
     bounded = math.sqrt((rows.squared_error - rows.without_bound) / norm) if norm else 0.0
-    assert bounded <= scheme.max_relative_error(512, 128)
+    assert bounded <= scheme.max_relative_error(512, 128), (
+        "the error of rows or groups too small for a scale belongs into QuantizedRows.without_bound"
+    )
     if exponent >= -3:
         assert not rows.without_bound, "of ordinary weights every error has its bound"
 

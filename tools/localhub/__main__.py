@@ -1,7 +1,8 @@
-"""`python -m localhub`: a Hub until Ctrl-C or SIGTERM; prints its URL."""
+"""`python -m localhub`: a Hub until Ctrl-C or SIGTERM; prints its URL, and to stderr how to use it."""
 
 import argparse
 import signal
+import sys
 from pathlib import Path
 
 from localhub.access import Token
@@ -29,6 +30,11 @@ def main() -> None:
     tokens = arguments.token or []
     with LocalHub(arguments.data, tokens, host=arguments.host, port=arguments.port) as hub:
         print(hub.url, flush=True)
+        token = f" HF_TOKEN={tokens[0].value}" if tokens else ""
+        # It has no Xet, which the client would choose.
+        print(
+            f"export HF_ENDPOINT={hub.url} HF_HUB_DISABLE_XET=1{token}", file=sys.stderr, flush=True
+        )
         signal.sigwait(STOP)
 
 

@@ -11,7 +11,7 @@ from smolquant.report.console import Console
 from smolquant.tokens import masked_token
 
 
-@click.command()
+@click.command(short_help="Try a variant in a terminal.")
 @click.argument("repo_or_folder")
 @click.argument("prompt", required=False)
 @click.option("--variant", metavar="NAME", help="Variant to try. The default is told.")

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from smolquant.errors import CheckpointError
 from smolquant.places import write_whole
-from smolquant.record import FileRecord
+from smolquant.record import FILE_NAME, FileRecord
 from smolquant.secrecy import refuse_secret
 from smolquant.text import one_of
 
@@ -67,6 +67,8 @@ _WEIGHT_LAYOUTS = (
 _MERGED = "merged"
 """The folder in an example."""
 
+ADAPTER_CONFIG = "adapter_config.json"
+"""With it in a folder, transformers loads the adapter beside it."""
 _ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -91,6 +93,13 @@ def is_processor_config(name: str) -> bool:
     It travels into every variant all the same. Identities that records hold were made without it.
     """
     return _PROCESSOR_CONFIG.fullmatch(name) is not None and not is_auxiliary(name)
+
+
+def is_read_by_libraries(name: str) -> bool:
+    """Whether what loads a variant reads a file of that name by itself; vLLM reads all safetensors."""
+    is_known = is_auxiliary(name) or is_processor_config(name) or is_code(name)
+    is_of_weights = name.endswith((".safetensors", ".safetensors.index.json")) and "/" not in name
+    return is_known or is_of_weights or name == ADAPTER_CONFIG
 
 
 def is_license(name: str) -> bool:
@@ -130,7 +139,7 @@ def weight_layout(names: Iterable[str], place: str, *, below: Sequence[str] = ()
     for layout in _WEIGHT_LAYOUTS:
         if layout in present:
             return layout
-    if {"adapter_config.json", *_ADAPTERS} & present:
+    if {ADAPTER_CONFIG, *_ADAPTERS} & present:
         raise CheckpointError(
             "The checkpoint is an adapter (LoRA), which changes the weights of another model and holds "
             "none of its own.",
@@ -139,6 +148,11 @@ def weight_layout(names: Iterable[str], place: str, *, below: Sequence[str] = ()
             code="from peft import AutoPeftModelForCausalLM\n"
             f"model = AutoPeftModelForCausalLM.from_pretrained({json.dumps(place)})\n"
             f"model.merge_and_unload().save_pretrained({json.dumps(_MERGED)})",
+        )
+    if any(name.endswith(f"/{FILE_NAME}") for name in present):
+        raise CheckpointError(
+            f"{place} has variants, which are quantized already, and no main model beside them.",
+            hint="Name the model that they were made from; their cards and quantization.json tell which.",
         )
     if gguf := sorted(name for name in present if name.endswith(".gguf")):
         raise CheckpointError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from smolquant.memory import available_bytes
 from smolquant.model.context import known_tokens, longest_context
-from smolquant.record import Behaviour
+from smolquant.record import PLAIN_FLOAT32, Behaviour
 from smolquant.text import one_line
 
 TEXT = (
@@ -20,6 +20,8 @@ TEXT = (
 """What is predicted: short, so that it costs little, with words and numbers whose next token is clear."""
 
 _MOST_TOKENS = 48
+_LONGEST_TEXT = 10_000
+"""Characters of a text that a record may ask to be tokenized."""
 
 CLEAR_MARGIN = 0.002
 """Nats by which a token has to be ahead of the next one to be compared."""
@@ -62,6 +64,15 @@ def observe(model: Any, reader: Any) -> Behaviour | None:
     if len(ids) < 2 or max(ids) >= known_tokens(model) or not fits(model):
         return None
     return predict(model, TEXT, ids)
+
+
+def is_comparable(recorded: Behaviour) -> bool:
+    """Whether this version knows how it was computed, and that takes no more than for one of its own.
+
+    Records are foreign: one of a million tokens would take all memory.
+    """
+    is_short = len(recorded.token_ids) <= _MOST_TOKENS and len(recorded.text) <= _LONGEST_TEXT
+    return recorded.computed == PLAIN_FLOAT32 and is_short
 
 
 def fits(model: Any) -> bool:

@@ -95,8 +95,13 @@ def put_in_step(
             yield InStep(variant, hub.url(repo_id, "", variant), changed)
 
 
-def delete_branch(hub: Hub, repo_id: str, variant: str) -> None:
+def delete_branch(hub: Hub, repo_id: str, variant: str) -> bool:
     """Delete the branch of a variant that main has no longer; that it is gone already is fine.
+
+    It is read again before, since others may have committed to it after it was looked at.
+
+    Returns:
+        False where it is not, or no longer, of smolquant's making, and stays.
 
     Raises:
         HubError: the Hub refused or cannot be reached.
@@ -105,12 +110,17 @@ def delete_branch(hub: Hub, repo_id: str, variant: str) -> None:
 
     try:
         with hub_errors(repo_id, f"deleting the branch {variant}"), suppress(RevisionNotFoundError):
-            hub.api.delete_branch(repo_id, branch=variant)
+            branch = find_branches(hub, repo_id, [variant]).get(variant)
+            if branch is not None and branch.whose != "ours":
+                return False
+            if branch is not None:
+                hub.api.delete_branch(repo_id, branch=variant)
     except HubError as error:
         raise HubError(
             f"{variant} is removed from main of {repo_id}, but its branch is still there. {error.message}",
             hint=f"Run the same command again, which then only has the branch to delete. {error.hint}",
         ) from error
+    return True
 
 
 def _put_in_step(

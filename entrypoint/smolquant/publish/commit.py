@@ -6,6 +6,7 @@ have pushed meanwhile, all that depends on the head is made again.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -258,13 +259,16 @@ def _create_commit(
         Exception: whatever else the client raises.
     """
     try:
-        made = hub.api.create_commit(
-            target.repo_id,
-            operations,
-            commit_message=publication.title,
-            parent_commit=target.head,
-            create_pr=publication.create_pr,
-        )
+        with warnings.catch_warnings():
+            # That a card has no front matter, which is its owner's to decide.
+            warnings.filterwarnings("ignore", "Warnings while validating metadata", UserWarning)
+            made = hub.api.create_commit(
+                target.repo_id,
+                operations,
+                commit_message=publication.title,
+                parent_commit=target.head,
+                create_pr=publication.create_pr,
+            )
     except ValueError as error:
         if "README.md" not in str(error):
             raise

@@ -65,7 +65,7 @@ def open_target(hub: Hub, settings: Settings, *, warn: Callable[[str, str], None
             f"This version cannot read its {FILE_NAME}, or files that it names are missing.",
         )
     if settings.publishes:
-        check_write_access(hub, target)
+        check_write_access(hub, target, create_pr=settings.create_pr)
         check_readme(hub, target.readme, f"{target.repo_id}'s {README}")
     return target
 

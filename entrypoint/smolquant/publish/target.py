@@ -97,8 +97,11 @@ def inspect_target(hub: Hub, repo_id: str, revision: str | None = None) -> Targe
     )
 
 
-def check_write_access(hub: Hub, target: Target) -> None:
+def check_write_access(hub: Hub, target: Target, *, create_pr: bool = False) -> None:
     """Make sure, before any work, that the run will be able to publish.
+
+    Args:
+        create_pr: in a pull request, which whoever may read a repository may open.
 
     Raises:
         HubError: there is no token, or it does not have the rights.
@@ -106,16 +109,22 @@ def check_write_access(hub: Hub, target: Target) -> None:
     repo_id = target.repo_id
     if not hub.has_token():
         raise HubError(f"Publishing to {repo_id} needs a Hugging Face token.", hint=HOW_TO_SIGN_IN)
-    if target.exists:
+    if target.exists and not create_pr:
         with hub_errors(repo_id, f"getting write access to {repo_id}"):
             hub.api.auth_check(repo_id, write=True)
         return
     with hub_errors(repo_id, "finding out whose the token is"):
         account = hub.api.whoami()
         try:
-            reason = _why_not_create(account, repo_id)
+            reason = "" if target.exists else _why_not_create(account, repo_id)
+            is_for_reading = _role(account) == "read"
         except (AttributeError, TypeError) as error:
             raise OddAnswer("an account is described in another way") from error
+    if target.exists and is_for_reading:
+        raise HubError(
+            f"The token has the role read, with which no pull request can be opened in {repo_id}.",
+            hint="Give a token with the role write, from https://huggingface.co/settings/tokens.",
+        )
     if reason:
         raise HubError(
             f"{repo_id} does not exist (or is private and hidden from this token), and cannot be "
@@ -296,16 +305,15 @@ def _why_not_create(account: Mapping[str, Any], repo_id: str) -> str:
     ``account`` is the answer of ``GET /api/whoami-v2``.
     """
     namespace = repo_id.partition("/")[0]
-    token = account.get("auth", {}).get("accessToken") or {}
-    if token.get("role") == "read":
+    if _role(account) == "read":
         return "the token has the role read"
     roles = {org.get("name"): org.get("roleInOrg") for org in account.get("orgs", ())}
     if namespace != account.get("name") and namespace not in roles:
         return f"the token is {account.get('name')}'s, who is no member of {namespace}"
     if roles.get(namespace) == "read":
         return f"{account.get('name')} may only read in {namespace}"
-    if token.get("role") == "fineGrained":
-        scopes = token.get("fineGrained", {}).get("scoped", ())
+    if _role(account) == "fineGrained":
+        scopes = account["auth"]["accessToken"].get("fineGrained", {}).get("scoped", ())
         writable = {
             scope.get("entity", {}).get("name")
             for scope in scopes
@@ -314,3 +322,10 @@ def _why_not_create(account: Mapping[str, Any], repo_id: str) -> str:
         if not writable & {namespace, repo_id}:
             return f"the fine-grained token has no write rights on {namespace}"
     return ""
+
+
+def _role(account: Mapping[str, Any]) -> str | None:
+    """What a token may do at all: ``read``, ``write``, or ``fineGrained``; keyless ones have none."""
+    token = account.get("auth", {}).get("accessToken") or {}
+    role: str | None = token.get("role")
+    return role

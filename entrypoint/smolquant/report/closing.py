@@ -73,6 +73,7 @@ def _notes(result: RunReport) -> Iterator[tuple[str, str]]:
     yield "limits", _verdict(result)
     yield result.outcome, _place(result)
     yield "commit", result.commit_sha or ""
+    yield "tag", result.tag or ""
     yield "branches", ", ".join(result.branches)
     yield "trackio", result.trackio_url or result.trackio_command or ""
     yield "files", ", ".join(map(str, result.files))

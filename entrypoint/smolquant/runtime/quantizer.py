@@ -6,7 +6,8 @@ and a model that it has loaded cannot be saved.
 """
 
 import json
-from types import SimpleNamespace
+from functools import partial
+from types import MethodType, SimpleNamespace
 from typing import Any, Self
 
 from torch import nn
@@ -39,7 +40,7 @@ class OneByOne(TorchAoDeserialize):  # type: ignore[misc] # has no types
 
 
 class StoredWeights(TorchAoHfQuantizer):  # type: ignore[misc] # has no types
-    """Reads each weight alone, and leaves a model that is saved as it was published, and can be pickled."""
+    """Reads each weight alone, and leaves a model that ``save_pretrained`` writes as it was published."""
 
     def get_load_operations(self) -> dict[str, Any]:
         """Upstream's, with our reader of a weight."""
@@ -48,9 +49,8 @@ class StoredWeights(TorchAoHfQuantizer):  # type: ignore[misc] # has no types
     def _process_model_after_weight_loading(self, model: nn.Module, **options: Any) -> Any:
         """Let the model be saved and pickled."""
         let_be_saved(model)
-        processed = super()._process_model_after_weight_loading(model, **options)
-        let_be_pickled(model)
-        return processed
+        _let_be_pickled(model)
+        return super()._process_model_after_weight_loading(model, **options)
 
 
 def let_be_saved(model: nn.Module) -> None:
@@ -68,14 +68,15 @@ def let_be_saved(model: nn.Module) -> None:
         ]
 
 
-def let_be_pickled(model: nn.Module) -> None:
-    """Let the model be read again where it was pickled, or copied.
+def _let_be_pickled(model: nn.Module) -> None:
+    """Let pickle find what describes a quantized module in its ``repr``.
 
-    transformers gives each linear module a function as its ``extra_repr``, which pickle takes for a method
-    of the module's class, where nothing finds it.
+    transformers gives it a method of a function elsewhere, and pickle looks for a method in its class.
     """
     for module in model.modules():
-        module.__dict__.pop("extra_repr", None)
+        words = module.__dict__.get("extra_repr")
+        if isinstance(words, MethodType):
+            module.__dict__["extra_repr"] = partial(words.__func__, module)
 
 
 AUTO_QUANTIZER_MAPPING["torchao"] = StoredWeights
