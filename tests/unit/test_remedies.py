@@ -66,9 +66,9 @@ def test_a_failed_gate_shows_the_limits_that_would_be_kept() -> None:
 
 
 def test_a_missing_token_is_given_from_a_secret() -> None:
-    assert inputs(HubError("No token.", hint=HOW_TO_SIGN_IN)) == {
-        "hf-token": "${{ secrets.HF_TOKEN }}"
-    }
+    missing = HubError("No token.", hint=HOW_TO_SIGN_IN)
+    assert inputs(missing) == {"hf-token": "${{ secrets.HF_TOKEN }}"}
+    assert "*Secrets and variables*" in change(missing), "the line alone does not bring it"
 
 
 @pytest.mark.parametrize(

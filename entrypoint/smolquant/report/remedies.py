@@ -38,6 +38,11 @@ INPUTS = {
 }
 """What an error calls it -> the action's input, and an example of what it may be."""
 
+_WHERE_IT_COMES_FROM = (
+    "The line brings what the secret of that name holds. It is set in the repository on GitHub, under "
+    "*Settings*, *Secrets and variables*, *Actions*; a run that comes from a fork gets none."
+)
+
 _LIMITS: dict[str, tuple[Measure, Callable[[float], float]]] = {
     "max-perplexity-increase": (PERPLEXITY_INCREASE, math.ceil),
     "max-kl": (MEAN_KL, lambda nats: math.ceil(100 * nats) / 100),
@@ -61,7 +66,8 @@ def workflow_change(failure: Failure, measured: Mapping[str, Metrics | None]) ->
         lines = "\n".join(["with:", *(f"  {name}: {value}" for name, value in inputs.items())])
         what = "one of these lines" if len(inputs) > 1 else "this line"
         told = f"**In the workflow file**, give the step {what}, with the value that you need:"
-        return Markdown(f"{told}\n\n{code_block(lines, 'yaml')}")
+        about = f"\n\n{_WHERE_IT_COMES_FROM}" if "hf-token" in inputs else ""
+        return Markdown(f"{told}\n\n{code_block(lines, 'yaml')}{about}")
     if failure.exit_code == MachineError.exit_code:
         return Markdown(
             "**In the workflow file**, let `runs-on` name a runner with more memory and disk."
