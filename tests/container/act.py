@@ -56,8 +56,9 @@ class Workflows:
         path.write_text(workflow, encoding="utf-8")
         action = self._add_action(repository if action_beside else self.root / "action")
         _commit(repository)
-        for one in (repository, *repository.rglob("*")):
-            os.chown(one, *OWNER)
+        if not action_beside:  # there, steps want files of their own, and act runs them as root
+            for one in (repository, *repository.rglob("*")):
+                os.chown(one, *OWNER)
         event = self.root / "event.json"
         event.write_text(json.dumps({"ref": "refs/tags/v1.0"}))
         with _github() as address:
