@@ -65,6 +65,13 @@ def test_a_failed_gate_shows_the_limits_that_would_be_kept() -> None:
     assert inputs(by_kl) == {"max-kl": "int8=0.01,int4=0.29"}
 
 
+def test_what_is_to_be_kept_is_what_the_error_names() -> None:
+    error = GateError(
+        "int8: too much.", hint=r"For int8: --skip 'layers\.0\.mlp' (its error is 1%)."
+    )
+    assert inputs(error) == {"skip": r"layers\.0\.mlp"}
+
+
 def test_a_missing_token_is_given_from_a_secret() -> None:
     missing = HubError("No token.", hint=HOW_TO_SIGN_IN)
     assert inputs(missing) == {"hf-token": "${{ secrets.HF_TOKEN }}"}

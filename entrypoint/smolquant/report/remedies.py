@@ -12,6 +12,9 @@ from smolquant.text import Markdown, code_block
 
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)|\b(HF_TOKEN)\b")
 
+_PATTERN = re.compile(r"--skip ('[^']+')")
+"""What a hint says to keep; in these quotation marks YAML, too, takes a backslash for what it is."""
+
 INPUTS = {
     "HF_TOKEN": ("hf-token", "${{ secrets.HF_TOKEN }}"),
     "token": ("hf-token", "${{ secrets.HF_TOKEN }}"),
@@ -62,6 +65,8 @@ def workflow_change(failure: Failure, measured: Mapping[str, Metrics | None]) ->
     inputs |= {
         name: limits for name in named if name in _LIMITS if (limits := _limits(name, measured))
     }
+    if named_pattern := _PATTERN.search(failure.hint):
+        inputs["skip"] = named_pattern[1]
     if inputs:
         lines = "\n".join(["with:", *(f"  {name}: {value}" for name, value in inputs.items())])
         what = "one of these lines" if len(inputs) > 1 else "this line"
