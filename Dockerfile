@@ -62,7 +62,10 @@ COPY entrypoint/smolquant-cleanup /product/bin/
 FROM base
 COPY --from=dependencies /opt/smolquant /opt/smolquant
 COPY --from=product /product /opt/smolquant
-RUN ln -s /opt/smolquant/bin/smolquant /usr/local/bin/smolquant
+# Any user may have its caches in the home folder, which on a runner is this one, too.
+RUN ln -s /opt/smolquant/bin/smolquant /usr/local/bin/smolquant \
+    && mkdir -p /github/home && chmod 1777 /github/home
+ENV HOME=/github/home
 
 ARG VERSION=dev
 ARG REVISION=unknown

@@ -42,7 +42,7 @@ CASE ?=
 TORCHES ?=
 PYTHONS ?=
 
-WORKFLOWS_ELSEWHERE := examples/release.yml examples/canary.yml tests/container/workflow/quantize.yml
+WORKFLOWS_ELSEWHERE := examples/release.yml examples/canary.yml
 ISSUE_FORMS := .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/feature.yml
 
 .PHONY: demo test test-arm test-gpu test-container fuzz bench bench-experts bench-gpu bench-runtime bench-scale bench-quality families check docs picture clean compat release-check

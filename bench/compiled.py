@@ -105,7 +105,11 @@ def compare(
     runners = {**_named("eager", eager), **_named("compiled", compiled)}
     with torch.compiler.set_stance("fail_on_recompile"):
         times = in_turns(
-            runners, Turn(decoded, 0), enough(), lambda text: print(text, flush=True), least=LEAST
+            runners,
+            Turn(decoded, 0),
+            enough(),
+            lambda text, _: print(text, flush=True),
+            least=LEAST,
         )
     return [_row(name, source, times, seconds[name]) for name in models]
 

@@ -356,10 +356,10 @@ def _refuse(refusal: click.ClickException, console: Console) -> int:
     """Tell a refusal by click as our own are told, and return the exit code."""
     context = getattr(refusal, "ctx", None)  # only a usage error has one
     command = context.command_path if context else "smolquant"
-    return _fail(
-        InputError(refusal.format_message(), hint=f"`{command} --help` lists what is possible."),
-        console,
-    )
+    hint = f"`{command} --help` lists what is possible."
+    if isinstance(refusal, click.exceptions.NoSuchCommand):
+        hint += " In `docker run`, the word smolquant is left out: `IMAGE quantize MODEL REPO`."
+    return _fail(InputError(refusal.format_message(), hint=hint), console)
 
 
 def _tell_killed(cancelled_by: int | None) -> int:

@@ -4,6 +4,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from smolquant.checkpoint.source import Download
 from smolquant.errors import MachineError
@@ -125,6 +126,20 @@ def require_room_for(download: Download) -> None:
     """
     size = human_size(download.size)
     _require(download.folder, download.size, f"Fetching the model takes {size}")
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse early a folder, which need not exist yet, that nothing can be written to.
+
+    Raises:
+        OSError: naming the folder, or the nearest one above it that exists.
+    """
+    place = _existing(folder)
+    try:
+        TemporaryDirectory(dir=place, prefix=".smolquant-").cleanup()
+    except OSError as error:
+        error.filename = str(place)
+        raise
 
 
 def require_memory() -> None:

@@ -12,7 +12,7 @@ from smolquant import judging
 from smolquant.checkpoint.opening import open_source
 from smolquant.checkpoint.source import Source
 from smolquant.hub import Hub
-from smolquant.machine import require_cuda
+from smolquant.machine import require_cuda, require_writable
 from smolquant.publish import release
 from smolquant.publish.commit import Published
 from smolquant.publish.local import local_records, save, saved_records
@@ -67,6 +67,7 @@ def quantize(settings: Settings, console: Console, report: RunReport, tracker: T
         source.require_unchanged()
     uploads = release.preupload(hub, target, settings) if target else None
     if reuse.to_make:
+        require_writable(settings.output_dir)
         results |= _make(source, reuse.to_make, settings, uploads, console, report, tracker)
         judging.require_passing(report, settings)
     results = {
@@ -153,11 +154,10 @@ def _make(
     tracker: Tracker,
 ) -> dict[str, VariantResult]:
     """Quantize, measure and judge; each variant is complete in its place, or not there."""
-    from smolquant.quantize import making
-    from smolquant.quantize.planning import plan_variants
+    from smolquant.quantize import making, planning
 
     report.versions = stack_versions()
-    plans = plan_variants(source, settings, quant_types, console)
+    plans = planning.plan_variants(source, settings, quant_types, console)
     windows = None
     if settings.evaluate != "never":
         with judging.where_possible(plans.variants, settings, console, report):

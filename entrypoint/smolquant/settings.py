@@ -15,7 +15,7 @@ from smolquant.evaluate import Measurement
 from smolquant.evaluate.documents import EvalText, bundled_calibration_text, bundled_text, read_text
 from smolquant.evaluate.gate import Gate, Limits
 from smolquant.names import is_repo_id
-from smolquant.places import is_file, is_folder, nearby_folders, output_folder
+from smolquant.places import is_docker_run, is_file, is_folder, nearby_folders, output_folder
 from smolquant.reading import (
     as_given,
     read_group_size,
@@ -284,8 +284,22 @@ def _not_a_model(model: str) -> InputError:
     similar = nearby_folders(model)
     return InputError(
         f"{model!r} is neither an existing folder nor a Hub id.",
-        hint=f"{one_of(similar)}Give a checkpoint folder, or a Hub id such as `user/model`.",
+        hint=f"{one_of(similar)}Give a checkpoint folder, or a Hub id such as `user/model`."
+        + _where_it_may_be(),
     )
+
+
+def _where_it_may_be() -> str:
+    """What keeps a folder from being found by the name that its owner knows."""
+    if is_file("config.json"):
+        return " The working folder is a checkpoint itself: its name is `.`."
+    if is_docker_run():
+        return (
+            " A container has only the folders that were mounted: "
+            '`docker run -v "$PWD:/github/workspace"` mounts the one that you are in, and names count '
+            "from there. In a workflow, an earlier step has to bring the checkpoint."
+        )
+    return ""
 
 
 def _check_target(settings: Settings) -> None:

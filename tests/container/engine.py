@@ -61,6 +61,20 @@ class Engine:
             text=True,
         )
 
+    def shell(
+        self, command: str, folder: Path, env: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a line of shell in ``folder``, whose docker client speaks to this engine."""
+        return subprocess.run(
+            ["sh", "-c", command],
+            cwd=folder,
+            env={**self._env(), **env},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
     def receive(self, image: str, source: "Engine") -> None:
         """Have ``image`` here too, as ``source`` has it."""
         identity = ("image", "inspect", "--format", "{{.Id}}", image)

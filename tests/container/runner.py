@@ -193,6 +193,11 @@ class Runner:
         return Step(client, container, self.engine, self.root / "file_commands", suffix)
 
 
+def owners(folder: Path) -> set[tuple[int, int]]:
+    """User and group ids of everything in ``folder``."""
+    return {(path.lstat().st_uid, path.lstat().st_gid) for path in folder.rglob("*")}
+
+
 def parse_outputs(text: str) -> dict[str, str]:
     """Read a ``GITHUB_OUTPUT`` file as the runner does; what it would refuse is a ValueError."""
     outputs: dict[str, str] = {}

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -122,15 +123,15 @@ def test_help_answers_at_once(engine: Engine, image: str) -> None:
     assert "quantize" in text
 
 
-def test_it_is_a_job_container_too(engine: Engine, image: str) -> None:
-    """`container: IMAGE` with `run: smolquant …` replaces the entrypoint."""
-    command = ("run", "--rm", "--entrypoint", "tail", "--detach", image, "-f", "/dev/null")
-    container = engine.docker(*command).strip()
-    try:
-        text = engine.docker("exec", container, "sh", "-e", "-c", "smolquant quantize --help")
-    finally:
-        engine.docker("rm", "--force", container)
-    assert "--quant-type" in text
+@pytest.mark.fault(
+    "input",
+    "`docker run` did not mount the checkpoint's folder",
+    "Exit 2, with the option that mounts it.",
+)
+def test_a_folder_that_was_not_mounted(engine: Engine, image: str, tmp_path: Path) -> None:
+    done = engine.shell(f"docker run --rm {image} quantize ./checkpoint you/model", tmp_path, {})
+    assert done.returncode == 2
+    assert 'docker run -v "$PWD:/github/workspace"' in done.stdout + done.stderr
 
 
 @pytest.mark.fault(

@@ -17,8 +17,9 @@ from transformers import LlamaConfig, SmolLM3Config
 
 import models
 from container.engine import Engine
-from container.runner import OWNER, Finished, Runner, Step
+from container.runner import OWNER, Finished, Runner, Step, owners
 from localhub import LocalHub, Token, blobs
+from snippets import DOCUMENTED_REPO, NAMES, REPO, RUN_IN_A_CONTAINER, commands_run
 
 pytestmark = pytest.mark.container
 
@@ -66,11 +67,6 @@ def publishing(**more: str) -> dict[str, str]:
 
 def _hyphened(inputs: dict[str, str]) -> dict[str, str]:
     return {name.replace("_", "-"): value for name, value in inputs.items()}
-
-
-def owners(folder: Path) -> set[tuple[int, int]]:
-    """User and group ids of everything in ``folder``."""
-    return {(path.lstat().st_uid, path.lstat().st_gid) for path in folder.rglob("*")}
 
 
 # Saving only.
@@ -247,43 +243,32 @@ def test_a_run_that_publishes(job: Runner, hub: LocalHub) -> None:
     assert again.outputs["commit-sha"] == head
 
 
-# By hand, and in a job's own container.
-
-
-def test_docker_run_by_hand(engine: Engine, image: str, job: Runner, hub: LocalHub) -> None:
-    """`docker run --rm -e HF_TOKEN -v "$PWD:/github/workspace" IMAGE quantize …`"""
-    client = engine.popen(
-        "run", "--rm", "-e", "HF_TOKEN", "-v", f"{job.workspace}:/github/workspace",
-        "--network", "host", "-e", "HF_ENDPOINT", "-e", "HF_HUB_DISABLE_XET", image,
-        "quantize", "model", "alice/by-hand", "--evaluate", "never",
-        env={"HF_TOKEN": WRITE.value, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"},
-    )  # fmt: skip
-    stdout, stderr = client.communicate(timeout=300)
-    assert client.returncode == 0, stdout + stderr
-    assert "Published" in stdout
-    assert "::" not in stdout
-    assert "int8/model.safetensors" in hub.repo("alice/by-hand").files()
+@pytest.mark.parametrize("documented", commands_run(RUN_IN_A_CONTAINER))
+def test_docker_run_by_hand(
+    engine: Engine, image: str, job: Runner, hub: LocalHub, documented: str
+) -> None:
+    """As the pages print it, but for the names of image and model, and how it comes to the local Hub."""
+    checkpoint = (job.workspace / "model").rename(job.workspace / "checkpoint")
+    for path in checkpoint.glob("tokenizer*"):  # without which nothing is measured
+        path.unlink()
+    reach = reaching(hub)
+    options = [*reach["options"], *(f"-e {name}" for name in reach["env"])]
+    command = documented.replace("docker run", " ".join(["docker run", *options]))
+    command = command.replace(f"{NAMES.image}:{NAMES.version}", image)
+    command = command.replace(DOCUMENTED_REPO, REPO)
+    environ = {"HF_TOKEN": WRITE.value, **reach["env"]}
+    done = engine.shell(command, job.workspace, environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Published" in done.stdout
+    assert "::" not in done.stdout, "commands to GitHub's runner"
+    assert "int8/model.safetensors" in hub.repo(REPO).files()
     assert owners(job.workspace) == {OWNER}
 
-
-def test_in_a_jobs_own_container(engine: Engine, image: str, job: Runner) -> None:
-    """`container: IMAGE` and `run: smolquant …`, which goes through a shell."""
-    container = engine.docker(
-        "run", "--detach", "--entrypoint", "tail", "-v", f"{job.workspace}:/__w/model/model",
-        "--workdir", "/__w/model/model", image, "-f", "/dev/null",
-    ).strip()  # fmt: skip
-    try:
-        command = (
-            "smolquant quantize model --save-only --evaluate never --quant-type int4_weight_only"
-        )
-        engine.docker(
-            "exec", "-e", "GITHUB_ACTIONS=true", "-e", "GITHUB_WORKSPACE=/__w/model/model",
-            container, "sh", "-e", "-c", command,
-        )  # fmt: skip
-    finally:
-        engine.docker("rm", "--force", container)
-    assert (job.workspace / "quantized/int4/quantization.json").is_file()
-    assert owners(job.workspace) == {OWNER}
+    user, group = OWNER
+    as_owner = command.replace("docker run", f"docker run --user {user}:{group}")
+    again = engine.shell(as_owner, job.workspace, environ)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "Nothing to publish" in again.stdout
 
 
 # Cancelling, with Python as the container's first process.

@@ -13,11 +13,18 @@ import pytest
 import models
 from conftest import WRITE
 from localhub import LocalHub
-from snippets import DOCUMENTED_REPO, ONLY_READ, REPO, ROOT, commands, in_language
+from snippets import (
+    DOCUMENTED_REPO,
+    REPO,
+    ROOT,
+    RUN_IN_A_SHELL,
+    SHELL_VARIABLES,
+    commands_run,
+    in_language,
+)
 
-RUN_HERE = {"smolquant", "python", "ls"}
-NEEDS_A_SCRIPT = re.compile(r"\$|/output-checkpoint")
-"""Variables and a folder of a reader's own script; tests/unit/test_documented.py reads such commands."""
+STANDS_FOR = {DOCUMENTED_REPO: REPO, "/output-checkpoint": "./checkpoint"}
+"""What is here in place of what the pages name."""
 
 RUN_ALL = """
 import json, sys
@@ -62,6 +69,13 @@ def environ(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         }
 
 
+def as_here(text: str) -> str:
+    """A documented text with what is here in place of what it names."""
+    for documented, here in STANDS_FOR.items():
+        text = text.replace(documented, here)
+    return text
+
+
 def run(
     command: list[str], folder: Path, environ: dict[str, str], text: str = ""
 ) -> tuple[int, str]:
@@ -82,19 +96,13 @@ def run(
 
 def test_commands_and_programs_run_as_printed(folder: Path, environ: dict[str, str]) -> None:
     """In the pages' order: the first ones publish what the later ones load."""
-    documented = dict.fromkeys(line for one in in_language("sh") for line in commands(one.text))
-    ran = [
-        line
-        for line in documented
-        if line.split()[0] in RUN_HERE and line not in ONLY_READ and not NEEDS_A_SCRIPT.search(line)
-    ]
-    assert len(ran) > 10
-    for line in ran:
-        code, log = run(["bash", "-c", line.replace(DOCUMENTED_REPO, REPO)], folder, environ)
+    for line in commands_run(RUN_IN_A_SHELL):
+        code, log = run(["bash", "-c", as_here(line)], folder, environ | SHELL_VARIABLES)
         assert code == 0, f"{line}\n{log}"
 
-    programs = [STOCK_INT4, *(one.text for one in in_language("python"))]
-    programs = [program.replace(DOCUMENTED_REPO, REPO) for program in programs]
+    programs = [
+        as_here(text) for text in (STOCK_INT4, *(one.text for one in in_language("python")))
+    ]
     code, log = run([sys.executable, "-c", RUN_ALL], folder, environ, json.dumps(programs))
     page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
     (told,) = re.findall(r"^\| `(.*'mslk'.*?)` \|", page, re.MULTILINE)

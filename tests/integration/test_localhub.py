@@ -25,6 +25,7 @@ from huggingface_hub import (
     get_hf_file_metadata,
     hf_hub_url,
 )
+from huggingface_hub._oidc import exchange_oidc_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -524,6 +525,26 @@ def test_a_fine_grained_token_writes_only_in_its_scope(hub: LocalHub) -> None:
     with pytest.raises(HfHubHTTPError) as error:
         fine.auth_check("lab/model", write=True)
     assert status_of(error) == 403
+
+
+def test_a_trusted_publisher_gets_a_token_for_its_repo_alone(hub: LocalHub) -> None:
+    for name in (ID, "ann/other"):
+        hub.create_repo(name)
+    hub.tokens.trust("the job's id token", ID)
+
+    def exchange(id_token: str, repo_id: str) -> str:
+        given = exchange_oidc_token(subject_token=id_token, resource=repo_id, endpoint=hub.url)
+        return str(given["access_token"])
+
+    api = api_of(hub, exchange("the job's id token", ID))
+    api.create_commit(ID, [add("a.txt")], commit_message="x")
+    with pytest.raises(HfHubHTTPError) as beyond:
+        api.create_commit("ann/other", [add("a.txt")], commit_message="x")
+    assert status_of(beyond) == 403
+    for refused in (("another's", ID), ("the job's id token", "ann/other")):
+        with pytest.raises(HfHubHTTPError) as error:
+            exchange(*refused)
+        assert status_of(error) == 401
 
 
 # The handle

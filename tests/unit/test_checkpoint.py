@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from in_memory import InMemory
+from limits import nobodys_rights
 from smolquant.checkpoint import folder as folder_module
 from smolquant.checkpoint import pickles
 from smolquant.checkpoint.files import (
@@ -199,6 +200,21 @@ def test_truncated_safetensors_are_refused(
     "A pickle is truncated",
     "Exit 3 with its name.",
 )
+@pytest.mark.fault(
+    "checkpoint",
+    "This user may not read the weights",
+    "Exit 4 with the file's name.",
+)
+def test_weights_that_this_user_may_not_read_are_not_called_corrupt(
+    tmp_path: Path, state: dict[str, torch.Tensor]
+) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    path.chmod(0o200)
+    with nobodys_rights(), pytest.raises(PermissionError):
+        Checkpoint([path])
+
+
 def test_a_truncated_pickle_is_refused(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
     path = tmp_path / "pytorch_model.bin"
     torch.save(state, path)

@@ -2,10 +2,12 @@
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
 
+from limits import nobodys_rights
 from smolquant import machine
 from smolquant.checkpoint.source import Download
 from smolquant.errors import MachineError
@@ -36,6 +38,22 @@ def test_variants_alone(tmp_path: Path, free: dict[Path, int]) -> None:
     machine.require_disk(tmp_path, GB, Download(0, tmp_path))
     with pytest.raises(MachineError, match=r"take 1\.50 GB, and .* has 1\.00 GB free"):
         machine.require_disk(tmp_path, 3 * GB // 2, Download(0, tmp_path))
+
+
+@pytest.mark.fault(
+    "machine",
+    "--output-dir cannot be written to",
+    "Exit 4, before the work.",
+)
+def test_a_folder_of_somebody_else() -> None:
+    with TemporaryDirectory() as name:  # tests' own folders lie in one that is closed to others
+        Path(name).chmod(0o555)
+        with nobodys_rights(), pytest.raises(PermissionError) as refused:
+            machine.require_writable(Path(name, "not/yet/there"))
+        assert refused.value.filename == name
+        Path(name).chmod(0o755)
+        machine.require_writable(Path(name, "not/yet/there"))
+        assert not list(Path(name).iterdir())
 
 
 def test_the_download_counts_on_the_same_disk(tmp_path: Path, free: dict[Path, int]) -> None:

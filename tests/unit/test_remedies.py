@@ -80,9 +80,9 @@ def test_values_that_the_error_advises_are_those_of_the_workflow_file() -> None:
 
 
 def test_a_missing_token_is_given_from_a_secret() -> None:
-    assert inputs(HubError("No token.", hint=HOW_TO_SIGN_IN)) == {
-        "hf-token": "${{ secrets.HF_TOKEN }}"
-    }
+    missing = HubError("No token.", hint=HOW_TO_SIGN_IN)
+    assert inputs(missing) == {"hf-token": "${{ secrets.HF_TOKEN }}"}
+    assert "*Secrets and variables*" in change(missing), "the line alone does not bring it"
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,15 @@ def test_refusals(options: dict[str, Any], message: str | None) -> None:
     assert refused.value.hint, "a refusal says what to do next"
 
 
+def test_a_folder_that_is_not_found_by_the_name_that_its_owner_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(InputError, match=r"is a checkpoint itself: its name is `\.`"):
+        asked(model_path="./checkpoint")
+
+
 @pytest.mark.fault(
     "input",
     "A revision of a folder is asked for",

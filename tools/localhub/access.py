@@ -1,5 +1,6 @@
 """Who is asking, and what their token lets them do."""
 
+import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -73,6 +74,20 @@ class Tokens:
 
     def __init__(self, tokens: Iterable[Token]) -> None:
         self._by_value = {token.value: token for token in tokens}
+        self._trusted: set[tuple[str, str]] = set()
+
+    def trust(self, id_token: str, repo_id: str) -> None:
+        """Make the job that has this id token a trusted publisher of a repo."""
+        self._trusted.add((id_token, repo_id))
+
+    def exchange(self, id_token: str, repo_id: str) -> Token:
+        """A new token for that repo alone; HubError 401 for a job that is not trusted with it."""
+        if (id_token, repo_id) not in self._trusted:
+            raise HubError(401, f"No trusted publisher of {repo_id} matches the id token")
+        owner = repo_id.partition("/")[0]
+        token = Token(f"hf_jwt_{secrets.token_hex(16)}", owner, role="fineGrained", scope=[repo_id])
+        self._by_value[token.value] = token
+        return token
 
     def find(self, authorization: str | None) -> Token | None:
         """The token of an Authorization header, None if there is no header or no such token."""

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from localhub import commits, discussions, files, repo_api
+from localhub import commits, discussions, files, login, repo_api
 from localhub.errors import HubError
 from localhub.hub import Hub
 from localhub.lfs import Lfs, Transfer
@@ -23,6 +23,7 @@ def make_app(hub: Hub, data: Path, transfer: Transfer, storage_port: int) -> ASG
     storage = Storage(storage_port)
     lfs = Lfs(data, transfer, storage)
     routes = [
+        *login.routes(),
         *repo_api.routes(),
         *files.routes(storage),
         *commits.routes(),

@@ -120,6 +120,7 @@ class SafetensorsFile:
 
         Raises:
             CheckpointError: as for the class itself.
+            PermissionError: this user may not read it.
         """
         with ExitStack() as stack:
             try:
@@ -129,6 +130,8 @@ class SafetensorsFile:
                 with safe_open(path, framework="pt"):
                     stack.pop_all()
                     return file  # the header agrees with the file's length
+            except PermissionError:
+                raise
             except (SafetensorError, OSError) as error:
                 raise _corrupt(path.name, error) from error
 

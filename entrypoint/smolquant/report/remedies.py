@@ -11,7 +11,8 @@ from smolquant.report.measures import MEAN_KL, PERPLEXITY_INCREASE, Measure
 from smolquant.text import Markdown, code_block
 
 _OPTION = re.compile(r"--([a-z][a-z0-9-]*)(?: ('[^']*'|[\w.]+) \()?|\b(HF_TOKEN)\b")
-"""An option, with a value where the words in brackets after it tell what that is worth."""
+"""An option, with a value where the words in brackets after it tell what that is worth. In the quotation
+marks of a pattern YAML, too, takes a backslash for what it is."""
 
 INPUTS = {
     "HF_TOKEN": ("hf-token", "${{ secrets.HF_TOKEN }}"),
@@ -39,6 +40,11 @@ INPUTS = {
 }
 """What an error calls it -> the action's input, and an example of what it may be."""
 
+_WHERE_IT_COMES_FROM = (
+    "The line brings what the secret of that name holds. It is set in the repository on GitHub, under "
+    "*Settings*, *Secrets and variables*, *Actions*; a run that comes from a fork gets none."
+)
+
 _LIMITS: dict[str, tuple[Measure, Callable[[float], float]]] = {
     "max-perplexity-increase": (PERPLEXITY_INCREASE, math.ceil),
     "max-kl": (MEAN_KL, lambda nats: math.ceil(100 * nats) / 100),
@@ -65,7 +71,8 @@ def workflow_change(failure: Failure, measured: Mapping[str, Metrics | None]) ->
         lines = "\n".join(["with:", *(f"  {name}: {value}" for name, value in inputs.items())])
         what = "one of these lines" if len(inputs) > 1 else "this line"
         told = f"**In the workflow file**, give the step {what}, with the value that you need:"
-        return Markdown(f"{told}\n\n{code_block(lines, 'yaml')}")
+        about = f"\n\n{_WHERE_IT_COMES_FROM}" if "hf-token" in inputs else ""
+        return Markdown(f"{told}\n\n{code_block(lines, 'yaml')}{about}")
     if failure.exit_code == MachineError.exit_code:
         return Markdown(
             "**In the workflow file**, let `runs-on` name a runner with more memory and disk."
