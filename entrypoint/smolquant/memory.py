@@ -5,7 +5,8 @@ import errno
 import gc
 import mmap
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from smolquant import cgroups
@@ -69,14 +70,24 @@ def return_freed_blocks() -> None:
     _set_malloc({_M_MMAP_THRESHOLD: 1 << 20, _M_TRIM_THRESHOLD: 1 << 20})
 
 
+@contextmanager
+def freed_blocks_kept() -> Iterator[None]:
+    """Keep freed blocks until this is left; then none is kept, and large ones leave the process again."""
+    keep_freed_blocks()
+    try:
+        yield
+    finally:
+        return_freed_blocks()
+        _trim()
+
+
 def give_back_garbage() -> None:
     """Collect what is no longer in use, cycles too, and return its memory to the system.
 
-    The command looks for garbage seldom, and glibc keeps freed blocks; malloc_trim(3) returns them.
+    The command looks for garbage seldom, and glibc keeps freed blocks.
     """
     gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
+    _trim()
 
 
 def page_out(address: int, size: int) -> None:
@@ -95,6 +106,12 @@ def page_out(address: int, size: int) -> None:
     if length > 0:
         madvise = ctypes.CDLL(None).madvise
         madvise(ctypes.c_void_p(start), ctypes.c_size_t(length), _MADV_PAGEOUT)
+
+
+def _trim() -> None:
+    """malloc_trim(3) of glibc; other C libraries have no such call."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def _set_malloc(parameters: Mapping[int, int]) -> None:

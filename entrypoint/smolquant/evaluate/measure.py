@@ -25,7 +25,7 @@ from smolquant.errors import (
     SmolquantError,
 )
 from smolquant.machine import require_memory_for
-from smolquant.memory import is_out_of_memory, keep_freed_blocks, return_freed_blocks
+from smolquant.memory import freed_blocks_kept, is_out_of_memory, return_freed_blocks
 from smolquant.model.architecture import Architecture
 from smolquant.model.layerwise import StreamedModel
 from smolquant.model.weights import SourceWeights, VariantWeights
@@ -138,8 +138,7 @@ class Evaluation:
             float(source.nll.sum())  # a GPU may still compute
             return time.perf_counter() - started
 
-        keep_freed_blocks()  # as comparing does
-        with _within_memory():
+        with freed_blocks_kept(), _within_memory():  # as comparing does
             compare(1)  # the first one prepares
             seconds = statistics.median(compare(len(targets)) for _ in range(3))
         share = len(targets) / tokens * rows / self._source.vocabulary_size
@@ -222,10 +221,10 @@ class Evaluation:
     ) -> dict[str, Metrics]:
         targets = self._windows[:, 1:].flatten().to(self._device)
         vocabulary = self._source.vocabulary_size
-        keep_freed_blocks()  # they are of few sizes, and clearing new ones would take as long as computing
-        source, variants, divergences = self._gathered(
-            source_hidden, hidden, targets, vocabulary, self._tell
-        )
+        with freed_blocks_kept():  # of few sizes; clearing new ones would take as long as computing
+            source, variants, divergences = self._gathered(
+                source_hidden, hidden, targets, vocabulary, self._tell
+            )
         _refuse_non_finite(source, variants)
         return {
             variant: _metrics(source, predictions, divergences[variant])
