@@ -96,6 +96,21 @@ def test_models_take_turns_and_none_is_always_the_first(machine: Machine) -> Non
     assert machine.done[:8] == ["source", "int8", "int8", "source"] * 2
 
 
+@pytest.mark.parametrize("token", [0.01, 0.1, 2.0])
+def test_the_seconds_left_are_those_that_it_then_takes(machine: Machine, token: float) -> None:
+    """Whether the time, the most rounds or the least ones end it; of a first round nobody knows."""
+    told: list[tuple[float, float]] = []
+    turn = Turn(4, 0)
+    in_turns(
+        pair(machine, token, 0.01),
+        turn,
+        Clock(8, 500),
+        lambda _, left: told.append((machine.now, left)),
+    )
+    for at, left in told[1:]:
+        assert left == pytest.approx(machine.now - at, abs=turn.decoded * token * 1.5 + 0.01)
+
+
 def test_a_ratio_is_of_the_same_rounds_so_that_a_disturbance_of_both_is_none() -> None:
     quiet, disturbed = [1.0, 1.0, 1.0, 1.0, 1.0], [1.0, 9.0, 1.0, 5.0, 2.0]
     source = [2 * one for one in disturbed]

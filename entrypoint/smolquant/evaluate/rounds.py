@@ -183,6 +183,8 @@ def in_turns(
         if number >= least and clock.is_enough():
             break
         left = clock.left_of(max(least - number, 1) * one)
+        if one:  # known from the first round on, and from its choice where that was timed
+            left = min(left, (most - number) * one)
         told(f"{', '.join(runners)}: round {number + 1} of at most {most}", left)
         taken: dict[str, tuple[float | None, float | None]] = {}
         for name in order:
