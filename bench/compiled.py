@@ -18,7 +18,6 @@ from smolquant.evaluate.rounds import (
     speed_of,
 )
 
-LEAST = 3
 _FIRST = 3
 """Tokens of the call that compiles: the prompt gives the first one eagerly, as ``generate`` does it."""
 
@@ -79,12 +78,18 @@ def compiling(decoded: int) -> dict[str, Any]:
 
 
 def compare(
-    models: Mapping[str, Any], source: str, decoded: int, enough: Callable[[], Clock]
+    models: Mapping[str, Any],
+    source: str,
+    decoded: int,
+    enough: Callable[[], Clock],
+    *,
+    least: int,
 ) -> list[dict[str, Any]]:
     """Decoding of each model, eager and compiled, in turns; ratios to ``source``, which is one of them.
 
     Args:
         enough: starts the clock of the rounds, which compiling does not count for.
+        least: rounds without which there is no number.
 
     Raises:
         Exception: of torch's, where a model is not one graph, or is compiled again while it is timed.
@@ -109,9 +114,9 @@ def compare(
             Turn(decoded, 0),
             enough(),
             lambda text, _: print(text, flush=True),
-            least=LEAST,
+            least=least,
         )
-    return [_row(name, source, times, seconds[name]) for name in models]
+    return [_row(name, source, times, seconds[name], least) for name in models]
 
 
 def _named(how: str, runners: Mapping[str, Generating]) -> dict[str, Runner]:
@@ -127,17 +132,19 @@ def _nothing_known() -> Iterator[None]:
         yield
 
 
-def _row(name: str, source: str, times: Mapping[str, Times], seconds: float) -> dict[str, Any]:
+def _row(
+    name: str, source: str, times: Mapping[str, Times], seconds: float, least: int
+) -> dict[str, Any]:
     def of(other: str) -> dict[str, float] | None:
         theirs, ours = times[other].decode, times[f"{name}, compiled"].decode
-        ratio = ratio_of(theirs, ours, LEAST)
+        ratio = ratio_of(theirs, ours, least)
         return asdict(ratio) if isinstance(ratio, Ratio) else None
 
     return {
         "name": name,
         "compile_seconds": seconds,
-        "eager_per_second": speed_of(times[f"{name}, eager"].decode, LEAST),
-        "compiled_per_second": speed_of(times[f"{name}, compiled"].decode, LEAST),
+        "eager_per_second": speed_of(times[f"{name}, eager"].decode, least),
+        "compiled_per_second": speed_of(times[f"{name}, compiled"].decode, least),
         "of_compiled_source": None if name == source else of(f"{source}, compiled"),
         "of_eager_source": of(f"{source}, eager"),
         "of_eager": of(f"{name}, eager"),

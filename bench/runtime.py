@@ -333,7 +333,8 @@ def beside_eager(name: str) -> dict[str, Any]:
 
     place = model_folder(name)
     models = {one: load(place, one) for one in (SOURCE, *VARIANTS)}
-    return {**conditions(), "rows": compiled.compare(models, SOURCE, DECODED, enough_time)}
+    rows = compiled.compare(models, SOURCE, DECODED, enough_time, least=LEAST)
+    return {**conditions(), "rows": rows}
 
 
 STEPS: Mapping[str, Callable[[], dict[str, Any]]] = {
