@@ -12,9 +12,6 @@
 
 #undef __x86_64__ /* after the system's headers, which need it */
 #define AVX512
-#ifdef VNNI
-#define IN_FOURS 0
-#endif
 
 typedef union {
     uint8_t bytes[16];
@@ -96,7 +93,7 @@ PLAIN __m512i _mm512_inserti64x4(__m512i a, __m256i b, int place) {
 }
 
 PLAIN __m512i _mm512_cvtepu16_epi32(__m256i a) { RESULT(__m512i, 16, ints, a.words[i]); }
-PLAIN __m512i _mm512_cvtepi8_epi32(__m128i a) { RESULT(__m512i, 16, ints, (int8_t)a.bytes[i]); }
+PLAIN __m512i _mm512_cvtepi8_epi16(__m256i a) { RESULT(__m512i, 32, words, (int16_t)(int8_t)a.bytes[i]); }
 PLAIN __m512i _mm512_cvtepu8_epi32(__m128i a) { RESULT(__m512i, 16, ints, a.bytes[i]); }
 PLAIN __m256i _mm512_cvtepi32_epi16(__m512i a) { RESULT(__m256i, 16, words, (uint16_t)a.bits[i]); }
 PLAIN __m256i _mm256_cvtepu8_epi16(__m128i a) { RESULT(__m256i, 16, words, a.bytes[i]); }
@@ -148,4 +145,7 @@ PLAIN __m512i _mm512_permutexvar_epi16(__m512i place, __m512i a) {
 }
 PLAIN __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
     RESULT(__m512i, 16, ints, a.words[2 * i] * b.words[2 * i] + a.words[2 * i + 1] * b.words[2 * i + 1]);
+}
+PLAIN __m512i _mm512_dpwssd_epi32(__m512i sums, __m512i a, __m512i b) {
+    return _mm512_add_epi32(sums, _mm512_madd_epi16(a, b));
 }

@@ -170,13 +170,15 @@ static void quantized(const shape *of, token_inputs *x) {
     }
 }
 
-/* Whole numbers of 16 bits, 32 of them in a unit of their own. */
+/* Whole numbers of 16 bits, 32 of int4's or 64 of int8's in a unit of their own. */
 static void halved(const shape *of, token_inputs *x) {
-    for (int64_t start = 0; start < of->columns; start += 32) {
+    const int64_t unit = of->kind == INT4 ? 32 : 64;
+    for (int64_t start = 0; start < of->columns; start += unit) {
+        const int64_t end = smaller(start + unit, of->columns);
         double largest = 0;
-        for (int64_t k = start; k < start + 32; k++)
+        for (int64_t k = start; k < end; k++)
             largest = fmax(largest, fabs(x->values[k]));
-        for (int64_t k = start; k < start + 32; k++)
+        for (int64_t k = start; k < end; k++)
             x->off[k] = largest / 32767 * 0.51;
     }
 }
@@ -215,7 +217,7 @@ static void check_linear(const shape *of) {
         }
         if (of->kind == INT8_DYNAMIC)
             quantized(of, &x);
-        if (of->kind == INT4)
+        else
             halved(of, &x);
         for (int i = 0; i < of->count; i++)
             for (int64_t n = 0; n < of->outputs[i]; n++)

@@ -1,9 +1,10 @@
 /* Linear layers on a CPU, from weights as they are stored: see cpu_linear.py, which says what this is for.
  *
  * A layer that computes one token reads each of its weights once and multiplies it once, so it is as fast as
- * memory is. Nothing is packed beforehand: levels are widened to float32 in registers on their way, a few
- * outputs at a time, and the sums are float32's. The loops are in cpu_linear_level.h, which is compiled once for
- * each level below, with what differs between CPUs, their vectors, in cpu_linear_vectors.h.
+ * memory is, as long as the arithmetic is less work than that. Nothing is packed beforehand: inputs become whole
+ * numbers, as levels are, their products are added up as such, and float32 only adds the sums of units of columns.
+ * The loops are in cpu_linear_level.h, which is compiled once for each level below, with what differs between CPUs,
+ * their vectors, in cpu_linear_vectors.h.
  *
  * Threads are torch's own: the caller passes OpenMP's GOMP_parallel out of the library that torch has loaded.
  * A pool of ours would compete with its threads, which spin for a while after each of its operations. */
@@ -18,17 +19,13 @@ typedef void (*parallel_run)(void (*body)(void *), void *data, unsigned threads,
 
 enum { BFLOAT16, FLOAT16, FLOAT32, INT32 }; /* dtypes of what is read and written; INT32 is only read */
 
-enum { TILE = 32 };   /* outputs that a thread takes at a time */
+enum { LEAST = 1 << 15 }; /* bytes of levels, or as many int4, that a thread takes at a time, but for the last ones */
 enum { TOKENS = 4 };  /* rows of inputs that share one widening of the levels */
-enum { SUMS = 4 };    /* of a row, so that one product need not wait for the one before */
+enum { SUMS = 2 };    /* of a row, so that one product need not wait for the one before */
 enum { SOME = 256 };  /* numbers of a row that are widened at a time */
-enum { LINE = 64 };   /* bytes that memory gives at a time */
+enum { LINE = 64 };   /* bytes that memory gives at a time; int8's columns in a unit */
 enum { UNIT = 16 };   /* bytes of int4 levels, so 32 columns, which every group's size is a multiple of */
-enum { FOUR = 4 };    /* units whose levels fill the widest vector */
-
-#ifndef IN_FOURS
-#define IN_FOURS 3 /* the first level, see CHOOSE, that takes units four at a time; a test has another */
-#endif
+enum { FOUR = 4 };    /* int4's units whose levels fill the widest vector */
 
 typedef struct { /* a layer's weights as they are stored, and its bias */
     const int8_t *levels;   /* (outputs, columns) int8, or (outputs, columns / 2) with two int4 a byte */
@@ -42,14 +39,20 @@ typedef struct { /* a layer's weights as they are stored, and its bias */
 typedef struct {
     const layer *layers;       /* with the same inputs */
     void *const *results;      /* of each layer (tokens, outputs); of dequantizing (outputs, columns) */
-    const float *inputs;       /* int8 alone: (tokens, columns) */
-    const float *token_scale;  /* (tokens,) that every output is multiplied with, or null */
-    const int16_t *halves;     /* int4 alone: (tokens, 32 * padded(columns / 32)), see prepare_int4 */
-    const float *units, *sums; /* int4 alone: (tokens, padded(columns / 32)) */
+    const void *inputs;        /* (tokens, columns) */
+    int16_t *halves;           /* the same as whole numbers, (tokens, unit * padded(units)) */
+    float *units;              /* what a whole number of each unit counts, (tokens, padded(units)) */
+    float *sums;               /* of each unit's inputs, in the same shape */
     int64_t count, tokens, columns, group;
-    int32_t dtype; /* of results */
-    int64_t next;  /* the first tile that no thread has taken yet */
+    int64_t unit;  /* columns whose inputs count the same; the last may have fewer */
+    int64_t ahead; /* bytes between levels that are wanted and those that are asked for, see far_ahead */
+    int32_t dtype; /* of inputs and results */
+    int32_t kind;
+    int64_t outputs, threads; /* of all layers; that take them */
+    int64_t next;             /* the first output, all layers' in a row, that no thread has taken yet */
 } job;
+
+enum { INT8, INT8_DYNAMIC, INT4 }; /* kinds of layers */
 
 typedef struct {           /* what is done with each of many tokens, either of two things */
     const void *from;      /* (tokens, columns): inputs of a layer, or sums of their products */
@@ -69,9 +72,8 @@ typedef struct { /* outputs of one layer, from one up to another */
     int64_t from, to;
 } tile;
 
-/* Levels are wanted in order, rows and all, so what comes next is known long before. With AVX512 a core that asks
- * only for what it wants reads them a third slower. */
-INLINE void ask_for(const int8_t *levels) { __builtin_prefetch(levels + 4096); }
+/* Levels are wanted in order, rows and all, so what comes next is known long before. */
+INLINE void ask_for(const int8_t *levels, int64_t ahead) { __builtin_prefetch(levels + ahead); }
 
 INLINE float from_bits(uint32_t bits) {
     float value;
@@ -118,7 +120,7 @@ INLINE float rounded(float value) {
     return (value + large) - large;
 }
 
-/* A whole number of 16 bits; what is not a number is told of by its unit's sum. */
+/* A whole number of 16 bits; that there was what is no finite number is told by what its unit counts. */
 INLINE int16_t to_int16(float value) { return value == value ? (int16_t)rounded(value) : 0; }
 
 INLINE float read_at(const void *values, int dtype, int64_t i) {
@@ -165,14 +167,23 @@ INLINE void write_some(void *values, int dtype, int64_t from, int64_t count, con
 }
 
 INLINE void write_output(const job *work, const tile *mine, int64_t token, int64_t output, float value) {
-    if (work->token_scale)
-        value *= work->token_scale[token];
     if (mine->of->bias)
         value += read_at(mine->of->bias, mine->of->bias_dtype, output);
     write_at(mine->result, work->dtype, token * mine->of->outputs + output, value);
 }
 
-INLINE float magnitude(float value) { return value < 0 ? -value : value; }
+/* The largest magnitude, as bits, which are in the order of magnitudes, and whose largest vectors find. */
+INLINE uint32_t largest_of(const float *values, int64_t count, uint32_t largest) {
+    for (int64_t i = 0; i < count; i++) {
+        const uint32_t size = bits_of(values[i]) & 0x7fffffff;
+        largest = size > largest ? size : largest;
+    }
+    return largest;
+}
+
+INLINE int is_finite(uint32_t size) { return size < 0x7f800000; }
+
+static const uint32_t NOT_A_NUMBER = 0x7fc00000;
 
 /* How torchao quantizes a token for dynamic int8: symmetric, the largest magnitude becomes 127.5, and the scale is
  * a number of the inputs' dtype. */
@@ -197,19 +208,23 @@ INLINE int64_t padded(int64_t units) { return (units + 15) / 16 * 16; }
 
 INLINE int64_t smaller(int64_t one, int64_t other) { return one < other ? one : other; }
 
-/* Takes a tile that no other thread has; returns 0 when none is left. */
+/* Takes outputs that no other thread has, of one layer; returns 0 when none is left. Half of a thread's share of what
+ * is left is a long run, which memory gives fastest, and the runs at the end are short, so that no thread waits long
+ * for the others. */
 static int take_tile(job *work, tile *mine) {
-    int64_t number = __atomic_fetch_add(&work->next, 1, __ATOMIC_RELAXED);
-    for (int64_t i = 0; i < work->count; i++) {
-        const layer *const of = work->layers + i;
-        const int64_t tiles = (of->outputs + TILE - 1) / TILE;
-        if (number < tiles) {
-            *mine = (tile){of, work->results[i], number * TILE, smaller((number + 1) * TILE, of->outputs)};
-            return 1;
-        }
-        number -= tiles;
-    }
-    return 0;
+    const int64_t least = LEAST / work->columns + 1;
+    int64_t first = __atomic_load_n(&work->next, __ATOMIC_RELAXED), from, to, i;
+    do {
+        from = first;
+        for (i = 0; i < work->count && from >= work->layers[i].outputs; i++)
+            from -= work->layers[i].outputs;
+        if (i == work->count)
+            return 0;
+        const int64_t share = (work->outputs - first) / (2 * work->threads);
+        to = smaller(from + (share > least ? share : least), work->layers[i].outputs);
+    } while (!__atomic_compare_exchange_n(&work->next, &first, first + to - from, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    *mine = (tile){work->layers + i, work->results[i], from, to};
+    return 1;
 }
 
 /* Takes tokens that no other thread has; returns 0 when none is left. */
@@ -262,13 +277,24 @@ static int take_tokens(token_job *work, int64_t *from, int64_t *to) {
 /* What a CPU may run: with 0 any, with 1 one with AVX2, with 2 with AVX512, with 3 with its VNNI, too. */
 #ifdef HAS_X86_LEVELS
 #define CHOOSE(name, level)                 \
-    ((level) >= IN_FOURS ? name##_vnni      \
+    ((level) == 3        ? name##_vnni      \
      : (level) == 2      ? name##_avx512    \
      : (level) == 1      ? name##_avx2      \
                          : name##_portable)
 #else
 #define CHOOSE(name, level) ((void)(level), name##_portable)
 #endif
+
+/* An Intel core reads a third faster when it is told what comes next; an AMD one, which finds out itself, up to two
+ * thirds slower. */
+static int64_t far_ahead(void) {
+#ifdef HAS_X86_LEVELS
+    const char *const set = getenv("AHEAD"); if (set) return atoi(set);
+    return __builtin_cpu_is("intel") ? 4096 : 0;
+#else
+    return 0;
+#endif
+}
 
 static void run(void (*body)(void *), void *work, parallel_run parallel, unsigned threads) {
     if (parallel && threads > 1)
@@ -277,72 +303,14 @@ static void run(void (*body)(void *), void *work, parallel_run parallel, unsigne
         body(work);
 }
 
+static void run_job(void (*body)(void *), job *work, parallel_run parallel, unsigned threads) {
+    for (int64_t i = 0; i < work->count; i++)
+        work->outputs += work->layers[i].outputs;
+    work->threads = parallel && threads > 1 ? threads : 1;
+    run(body, work, parallel, threads);
+}
+
 /* --- What Python calls ---------------------------------------------------------------------------------- */
-
-/* The inputs of a unit, (2 * UNIT,), among those of the three units beside it: first the high bytes of all four,
- * then the low ones; of each the even columns first. */
-static void place_in_fours(const int16_t *inputs, int64_t unit, int16_t *halves) {
-    uint8_t *const start = (uint8_t *)(halves + unit / FOUR * FOUR * 2 * UNIT) + unit % FOUR * UNIT;
-    if (unit % FOUR == 0)
-        memset(start, 0, FOUR * 4 * UNIT); /* the last ones may be fewer */
-    for (int part = 0; part < 2; part++)
-        for (int i = 0; i < UNIT; i++) {
-            const uint16_t bits = (uint16_t)inputs[part * UNIT + i];
-            start[part * LINE + i] = (uint8_t)(bits >> 8);
-            start[(part + 2) * LINE + i] = (uint8_t)bits;
-        }
-}
-
-/* Inputs of int4 layers become whole numbers of a unit of their own for every 32 of them. With 15 bits and a
- * sign these keep more of a number than bfloat16 does, unless its neighbours are a hundred times larger, and
- * then it hardly matters. Those of even columns, which low levels are for, come first. */
-static void prepare_int4(const void *inputs, int dtype, int64_t tokens, int64_t units, int level, int16_t *halves,
-                         float *unit, float *sums) {
-    float wide[2 * UNIT];
-    int16_t whole[2 * UNIT];
-    for (int64_t t = 0; t < tokens; t++) {
-        for (int64_t u = units; u < padded(units); u++)
-            unit[u] = sums[u] = 0;
-        for (int64_t u = 0; u < units; u++) {
-            read_some(inputs, dtype, (t * units + u) * 2 * UNIT, 2 * UNIT, wide);
-            float largest = 0, sum = 0;
-            for (int i = 0; i < 2 * UNIT; i++) {
-                const float size = magnitude(wide[i]);
-                largest = size > largest ? size : largest;
-                sum += wide[i];
-            }
-            sums[u] = sum;
-            unit[u] = largest / 32767;
-            const float factor = largest > 0 ? 32767 / largest : 0;
-            for (int i = 0; i < UNIT; i++) {
-                whole[i] = to_int16(wide[2 * i] * factor);
-                whole[UNIT + i] = to_int16(wide[2 * i + 1] * factor);
-            }
-            if (level >= IN_FOURS)
-                place_in_fours(whole, u, halves);
-            else
-                memcpy(halves + u * 2 * UNIT, whole, sizeof whole);
-        }
-        unit += padded(units);
-        sums += padded(units);
-        halves += padded(units) * 2 * UNIT;
-    }
-}
-
-static void quantize_tokens(float *inputs, int dtype, int64_t tokens, int64_t columns, float *scales) {
-    for (int64_t t = 0; t < tokens; t++, inputs += columns) {
-        float largest = 0;
-        for (int64_t i = 0; i < columns; i++) {
-            const float size = magnitude(inputs[i]);
-            largest = size > largest ? size : largest;
-        }
-        scales[t] = token_scale(largest, dtype);
-        for (int64_t i = 0; i < columns; i++)
-            inputs[i] = inputs[i] == inputs[i] ? (float)token_level(inputs[i], 1 / scales[t]) : inputs[i];
-    }
-}
-
-enum { INT8, INT8_DYNAMIC, INT4 }; /* kinds of layers */
 
 /* Of each layer: result = inputs @ weight.T + bias, in the inputs' dtype. The weight is levels * scale, of int4
  * levels * scale + zero_point group by group; a dynamic layer's inputs are quantized to int8 first. Returns 0, or
@@ -350,30 +318,15 @@ enum { INT8, INT8_DYNAMIC, INT4 }; /* kinds of layers */
 int smolquant_linear(int level, parallel_run parallel, unsigned threads, int kind, const layer *layers,
                      int64_t count, const void *inputs, int dtype, int64_t tokens, int64_t columns, int64_t group,
                      void *const *results) {
-    const int64_t values = tokens * columns, units = tokens * padded(columns / (2 * UNIT));
-    job work = {.layers = layers, .results = results, .count = count, .tokens = tokens, .columns = columns,
-                .group = group, .dtype = dtype};
-    const size_t size = kind == INT4 ? units * (2 * sizeof(float) + 2 * UNIT * sizeof(int16_t))
-                                     : (values + tokens) * sizeof(float);
-    float *const prepared = malloc(size);
+    const int64_t unit = kind == INT4 ? 2 * UNIT : LINE, units = tokens * padded((columns + unit - 1) / unit);
+    float *const prepared = malloc((size_t)units * (2 * sizeof(float) + (size_t)unit * sizeof(int16_t)));
     if (!prepared)
         return 1;
-    if (kind == INT4) {
-        int16_t *const halves = (int16_t *)(prepared + 2 * units);
-        prepare_int4(inputs, dtype, tokens, columns / (2 * UNIT), level, halves, prepared, prepared + units);
-        work.halves = halves;
-        work.units = prepared;
-        work.sums = prepared + units;
-        run(CHOOSE(int4_tiles, level), &work, parallel, threads);
-    } else {
-        read_some(inputs, dtype, 0, values, prepared);
-        if (kind == INT8_DYNAMIC) {
-            quantize_tokens(prepared, dtype, tokens, columns, prepared + values);
-            work.token_scale = prepared + values;
-        }
-        work.inputs = prepared;
-        run(CHOOSE(int8_tiles, level), &work, parallel, threads);
-    }
+    job work = {.layers = layers, .results = results, .inputs = inputs, .halves = (int16_t *)(prepared + 2 * units),
+                .units = prepared, .sums = prepared + units, .count = count, .tokens = tokens, .columns = columns,
+                .group = group, .unit = unit, .ahead = far_ahead(), .dtype = dtype, .kind = kind};
+    CHOOSE(prepare, level)(&work);
+    run_job(kind == INT4 ? CHOOSE(int4_tiles, level) : CHOOSE(int8_tiles, level), &work, parallel, threads);
     free(prepared);
     return 0;
 }
@@ -382,7 +335,7 @@ int smolquant_linear(int level, parallel_run parallel, unsigned threads, int kin
 void smolquant_widen(int level, parallel_run parallel, unsigned threads, int kind, const layer *of, int64_t columns,
                      int64_t group, int dtype, void *result) {
     job work = {.layers = of, .results = &result, .count = 1, .columns = columns, .group = group, .dtype = dtype};
-    run(kind == INT4 ? CHOOSE(int4_wide_tiles, level) : CHOOSE(int8_wide_tiles, level), &work, parallel, threads);
+    run_job(kind == INT4 ? CHOOSE(int4_wide_tiles, level) : CHOOSE(int8_wide_tiles, level), &work, parallel, threads);
 }
 
 /* levels, (tokens, columns), and token_scale, (tokens,) = many tokens as dynamic int8 quantizes them. The scale of one

@@ -10,8 +10,14 @@
 #define load_bfloat16 LEVEL(load_bfloat16)
 #define multiply_add LEVEL(multiply_add)
 #define total LEVEL(total)
+#define words LEVEL(words)
 #define widen LEVEL(widen)
+#define int8_products LEVEL(int8_products)
 #define int4_products LEVEL(int4_products)
+#define scale_of LEVEL(scale_of)
+#define sum_of LEVEL(sum_of)
+#define place_int4 LEVEL(place_int4)
+#define add_unit LEVEL(add_unit)
 #define int8_output LEVEL(int8_output)
 #define int4_output LEVEL(int4_output)
 #define add_units LEVEL(add_units)
@@ -23,33 +29,130 @@
 
 #include "cpu_linear_vectors.h"
 
+/* --- Inputs as whole numbers ---------------------------------------------------------------------------- */
+
+/* Sums of several numbers beside each other, which vectors add up. */
+INLINE float sum_of(const float *values, const int count) {
+    float sums[LANES] = {0};
+    for (int i = 0; i < count; i += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            sums[lane] += values[i + lane];
+    return total(load(sums));
+}
+
+/* What a level of a token, which starts there, counts as dynamic int8 quantizes it: not a number where one of the
+ * inputs is infinite or none. */
+INLINE float scale_of(const void *inputs, int dtype, int64_t start, int64_t columns) {
+    float wide[SOME];
+    uint32_t largest = 0;
+    for (int64_t k = 0; k < columns; k += SOME) {
+        const int64_t count = smaller(SOME, columns - k);
+        read_some(inputs, dtype, start + k, count, wide);
+        largest = largest_of(wide, count, largest);
+    }
+    return is_finite(largest) ? token_scale(from_bits(largest), dtype) : from_bits(NOT_A_NUMBER);
+}
+
+/* A unit of int4's inputs, (2 * UNIT,), those of even columns first, which low levels are for. */
+INLINE void place_int4(const float *inputs, float factor, int64_t unit, int16_t *halves) {
+    int16_t whole[2][UNIT];
+    for (int i = 0; i < UNIT; i++) {
+        whole[0][i] = to_int16(inputs[2 * i] * factor);
+        whole[1][i] = to_int16(inputs[2 * i + 1] * factor);
+    }
+#if defined(VNNI)
+    /* Among those of the three units beside it: first the high bytes of all four, then the low ones. */
+    uint8_t *const start = (uint8_t *)(halves + unit / FOUR * FOUR * 2 * UNIT) + unit % FOUR * UNIT;
+    if (unit % FOUR == 0)
+        memset(start, 0, FOUR * 4 * UNIT); /* the last ones may be fewer */
+    for (int part = 0; part < 2; part++)
+        for (int i = 0; i < UNIT; i++) {
+            start[part * LINE + i] = (uint8_t)((uint16_t)whole[part][i] >> 8);
+            start[(part + 2) * LINE + i] = (uint8_t)whole[part][i];
+        }
+#else
+    memcpy(halves + unit * 2 * UNIT, whole, sizeof whole);
+#endif
+}
+
+/* Inputs become whole numbers, of which each unit's count the same. With 15 bits and a sign these keep more of a
+ * number than bfloat16 does, unless its neighbours are a hundred times larger, and then it hardly matters. What
+ * dynamic int8 has of a token are whole numbers already. */
+static void LEVEL(prepare)(job *work) {
+    const int64_t columns = work->columns, unit = work->unit, units = (columns + unit - 1) / unit;
+    for (int64_t t = 0; t < work->tokens; t++) {
+        int16_t *const halves = work->halves + t * padded(units) * unit;
+        float *const counts = work->units + t * padded(units), *const sums = work->sums + t * padded(units);
+        const int is_dynamic = work->kind == INT8_DYNAMIC;
+        const float of_token = is_dynamic ? scale_of(work->inputs, work->dtype, t * columns, columns) : 0;
+        float wide[LINE];
+        for (int64_t u = units; u < padded(units); u++)
+            counts[u] = sums[u] = 0;
+        for (int64_t u = 0; u < units; u++) {
+            const int64_t count = smaller(unit, columns - u * unit);
+            read_some(work->inputs, work->dtype, t * columns + u * unit, count, wide);
+            for (int64_t i = count; i < unit; i++)
+                wide[i] = 0;
+            if (is_dynamic) {
+                counts[u] = of_token;
+                for (int i = 0; i < LINE; i++)
+                    halves[u * LINE + i] = (int16_t)token_level(wide[i], 1 / of_token);
+                continue;
+            }
+            const uint32_t size = largest_of(wide, unit, 0);
+            const float largest = is_finite(size) ? from_bits(size) : from_bits(NOT_A_NUMBER);
+            const float factor = largest > 0 ? 32767 / largest : 0;
+            counts[u] = largest / 32767;
+            if (work->kind == INT8)
+                for (int i = 0; i < LINE; i++)
+                    halves[u * LINE + i] = to_int16(wide[i] * factor);
+            else {
+                sums[u] = sum_of(wide, 2 * UNIT);
+                place_int4(wide, factor, u, halves);
+            }
+        }
+    }
+}
+
 /* --- int8: one scale a row ------------------------------------------------------------------------------ */
+
+/* To the sums of some tokens: products of a unit of levels with each token's inputs. */
+INLINE void add_unit(const int8_t *levels, const int16_t *halves, int64_t wide, const float *units, int64_t stride,
+                     vec *sums, const int tokens) {
+    const words weights = widen(levels);
+    for (int t = 0; t < tokens; t++)
+        sums[t] = multiply_add(int8_products(weights, halves + t * wide), splat(units[t * stride]), sums[t]);
+}
 
 /* One output at a time, since memory is read fastest from one end to the other. */
 INLINE void int8_output(const job *work, const tile *mine, int64_t output, int64_t token, const int tokens) {
-    const int64_t columns = work->columns;
-    const int8_t *levels = mine->of->levels + output * columns;
-    const float *inputs = work->inputs + token * columns;
+    const int64_t columns = work->columns, stride = padded((columns + LINE - 1) / LINE), wide = stride * LINE;
+    const int8_t *const levels = mine->of->levels + output * columns;
+    const int16_t *const halves = work->halves + token * wide;
+    const float *const units = work->units + token * stride;
     vec sums[SUMS][TOKENS];
     for (int s = 0; s < SUMS; s++)
         for (int t = 0; t < tokens; t++)
             sums[s][t] = zero();
     int64_t k = 0;
-    for (; k + SUMS * LANES <= columns; k += SUMS * LANES) {
-        ask_for(levels + k);
+    for (; k + SUMS * LINE <= columns; k += SUMS * LINE)
         for (int s = 0; s < SUMS; s++) {
-            const vec weights = widen(levels + k + s * LANES);
-            for (int t = 0; t < tokens; t++)
-                sums[s][t] = multiply_add(weights, load(inputs + t * columns + k + s * LANES), sums[s][t]);
+            const int64_t start = k + s * LINE;
+            ask_for(levels + start, work->ahead);
+            add_unit(levels + start, halves + start, wide, units + start / LINE, stride, sums[s], tokens);
         }
+    if (k + LINE <= columns) {
+        add_unit(levels + k, halves + k, wide, units + k / LINE, stride, sums[0], tokens);
+        k += LINE;
+    }
+    if (k < columns) {
+        int8_t last[LINE] = {0};
+        memcpy(last, levels + k, (size_t)(columns - k));
+        add_unit(last, halves + k, wide, units + k / LINE, stride, sums[1], tokens);
     }
     const float scale = read_at(mine->of->scale, mine->of->scale_dtype, output);
-    for (int t = 0; t < tokens; t++) {
-        float sum = total(add(add(sums[0][t], sums[1][t]), add(sums[2][t], sums[3][t])));
-        for (int64_t rest = k; rest < columns; rest++)
-            sum += (float)levels[rest] * inputs[t * columns + rest];
-        write_output(work, mine, token + t, output, sum * scale);
-    }
+    for (int t = 0; t < tokens; t++)
+        write_output(work, mine, token + t, output, total(add(sums[0][t], sums[1][t])) * scale);
 }
 
 static void LEVEL(int8_tiles)(void *data) {
@@ -112,11 +215,11 @@ INLINE vec of_units(const job *work, const layer *of, const void *values, int64_
 #if defined(VNNI)
 /* Four units at a time, whose inputs place_in_fours has put in order: high bytes of all four, then low ones. */
 INLINE void add_units(const int8_t *levels, const int count, const int16_t *halves, int64_t stride,
-                      const vec *factors, vec (*sums)[TOKENS], const int tokens) {
+                      const vec *factors, vec (*sums)[TOKENS], const int tokens, int64_t ahead) {
     const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     const __m512i nibble = _mm512_set1_epi8(15);
     for (int unit = 0; unit < count; unit += FOUR) {
-        ask_for(levels + unit * UNIT);
+        ask_for(levels + unit * UNIT, ahead);
         const int some = (int)smaller(FOUR, count - unit) * UNIT;
         const __m512i stored = _mm512_maskz_loadu_epi8(~0ull >> (LINE - some), levels + unit * UNIT);
         const __m512i bytes = _mm512_xor_si512(stored, _mm512_set1_epi8((char)0x88));
@@ -137,13 +240,13 @@ INLINE void add_units(const int8_t *levels, const int count, const int16_t *halv
 }
 #else
 INLINE void add_units(const int8_t *levels, const int count, const int16_t *halves, int64_t stride,
-                      const vec *factors, vec (*sums)[TOKENS], const int tokens) {
+                      const vec *factors, vec (*sums)[TOKENS], const int tokens, int64_t ahead) {
     float of_unit[TOKENS][LANES];
     for (int t = 0; t < tokens; t++)
         store(of_unit[t], factors[t]);
     for (int unit = 0; unit < count; unit++) {
         if (unit * UNIT % LINE == 0)
-            ask_for(levels + unit * UNIT);
+            ask_for(levels + unit * UNIT, ahead);
         for (int t = 0; t < tokens; t++) {
             const vec product = int4_products(levels + unit * UNIT, halves + t * stride + unit * 2 * UNIT);
             sums[unit & 1][t] = multiply_add(product, splat(of_unit[t][unit]), sums[unit & 1][t]);
@@ -173,9 +276,9 @@ INLINE void int4_output(const job *work, const tile *mine, int64_t output, int64
         const int8_t *const some = levels + unit * UNIT;
         const int16_t *const inputs = halves + unit * 2 * UNIT;
         if (count == LANES) /* known to the compiler, which unrolls the loop */
-            add_units(some, LANES, inputs, wide, factors, products, tokens);
+            add_units(some, LANES, inputs, wide, factors, products, tokens, work->ahead);
         else
-            add_units(some, count, inputs, wide, factors, products, tokens);
+            add_units(some, count, inputs, wide, factors, products, tokens, work->ahead);
     }
     for (int t = 0; t < tokens; t++)
         write_output(work, mine, token + t, output, total(add(offsets[t], add(products[0][t], products[1][t]))));
@@ -256,19 +359,9 @@ static void LEVEL(quantize_some)(void *data) {
     for (int64_t token, end; take_tokens(work, &token, &end);)
         for (; token < end; token++) {
             const int64_t start = token * work->columns;
-            uint32_t largest = 0; /* as bits, which are in the order of magnitudes, and whose largest vectors find */
-            for (int64_t k = 0; k < work->columns; k += SOME) {
-                const int64_t count = smaller(SOME, work->columns - k);
-                read_some(work->from, work->from_dtype, start + k, count, wide);
-                for (int64_t i = 0; i < count; i++) {
-                    const uint32_t size = bits_of(wide[i]) & 0x7fffffff;
-                    largest = size > largest ? size : largest;
-                }
-            }
-            const int defined = largest < 0x7f800000;
-            const float scale = token_scale(defined ? from_bits(largest) : 0, work->from_dtype);
+            const float scale = scale_of(work->from, work->from_dtype, start, work->columns);
             const float factor = 1 / scale;
-            work->token_scale[token] = defined ? scale : from_bits(0x7fc00000);
+            work->token_scale[token] = scale;
             for (int64_t k = 0; k < work->columns; k += SOME) {
                 const int64_t count = smaller(SOME, work->columns - k);
                 read_some(work->from, work->from_dtype, start + k, count, wide);
@@ -315,8 +408,14 @@ static void LEVEL(finish_some)(void *data) {
 #undef load_bfloat16
 #undef multiply_add
 #undef total
+#undef words
 #undef widen
+#undef int8_products
 #undef int4_products
+#undef scale_of
+#undef sum_of
+#undef place_int4
+#undef add_unit
 #undef int8_output
 #undef int4_output
 #undef add_units

@@ -19,8 +19,22 @@ INLINE vec spread_bfloat16(const uint16_t *from, int64_t count, int64_t wide) {
     const __m512i numbers = _mm512_slli_epi32(_mm512_cvtepu16_epi32(some), 16);
     return _mm512_castsi512_ps(_mm512_permutexvar_epi32(place, numbers));
 }
-INLINE vec widen(const int8_t *from) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from)));
+typedef struct {
+    __m512i of[2];
+} words;
+INLINE words widen(const int8_t *from) {
+    const __m256i *const halves = (const __m256i *)from;
+    return (words){{_mm512_cvtepi8_epi16(_mm256_loadu_si256(halves)), _mm512_cvtepi8_epi16(_mm256_loadu_si256(halves + 1))}};
+}
+INLINE vec int8_products(words levels, const int16_t *inputs) {
+    const __m512i some = _mm512_loadu_si512(inputs), others = _mm512_loadu_si512(inputs + LINE / 2);
+#if defined(VNNI)
+    const __m512i sums = _mm512_dpwssd_epi32(_mm512_setzero_si512(), levels.of[0], some);
+    return _mm512_cvtepi32_ps(_mm512_dpwssd_epi32(sums, levels.of[1], others));
+#else
+    const __m512i sums = _mm512_madd_epi16(levels.of[0], some);
+    return _mm512_cvtepi32_ps(_mm512_add_epi32(sums, _mm512_madd_epi16(levels.of[1], others)));
+#endif
 }
 INLINE vec int4_products(const int8_t *levels, const int16_t *inputs) {
     const __m128i stored = _mm_loadu_si128((const __m128i *)levels);
@@ -55,8 +69,22 @@ INLINE vec spread_bfloat16(const uint16_t *from, const int wide) {
     const __m256i numbers = _mm256_slli_epi32(_mm256_cvtepu16_epi32(some), 16);
     return _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(numbers, place));
 }
-INLINE vec widen(const int8_t *from) {
-    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)from)));
+typedef struct {
+    __m256i of[4];
+} words;
+INLINE words widen(const int8_t *from) {
+    words result;
+    for (int i = 0; i < 4; i++)
+        result.of[i] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)from + i));
+    return result;
+}
+INLINE vec int8_products(words levels, const int16_t *inputs) {
+    __m256i sums = _mm256_setzero_si256();
+    for (int i = 0; i < 4; i++) {
+        const __m256i some = _mm256_loadu_si256((const __m256i *)inputs + i);
+        sums = _mm256_add_epi32(sums, _mm256_madd_epi16(levels.of[i], some));
+    }
+    return _mm256_cvtepi32_ps(sums);
 }
 INLINE vec int4_products(const int8_t *levels, const int16_t *inputs) {
     const __m128i stored = _mm_loadu_si128((const __m128i *)levels);
@@ -105,9 +133,23 @@ INLINE vec multiply_add(vec one, vec other, vec sum) {
 INLINE float total(vec of) {
     return ((of.of[0] + of.of[4]) + (of.of[1] + of.of[5])) + ((of.of[2] + of.of[6]) + (of.of[3] + of.of[7]));
 }
-INLINE vec widen(const int8_t *from) {
+typedef struct {
+    int16_t of[LINE];
+} words;
+INLINE words widen(const int8_t *from) {
+    words result;
+    for (int i = 0; i < LINE; i++)
+        result.of[i] = from[i];
+    return result;
+}
+INLINE vec int8_products(words levels, const int16_t *inputs) {
     vec result;
-    FOR_EACH_LANE result.of[lane] = (float)from[lane];
+    FOR_EACH_LANE {
+        int32_t sum = 0;
+        for (int i = lane; i < LINE; i += LANES)
+            sum += levels.of[i] * inputs[i];
+        result.of[lane] = (float)sum;
+    }
     return result;
 }
 INLINE vec int4_products(const int8_t *levels, const int16_t *inputs) {
