@@ -47,10 +47,6 @@ WAYS: Mapping[str, Way] = {
         options=(*_SANITIZERS, "-include", str(TESTS / "avx512_in_plain_c.h")),
         modules=("cpu_linear",),
     ),
-    "vnni-in-plain-c": Way(
-        options=(*_SANITIZERS, "-DVNNI", "-include", str(TESTS / "avx512_in_plain_c.h")),
-        modules=("cpu_linear",),
-    ),
     "arm": Way(
         compiler="aarch64-linux-gnu-gcc",
         options=("-static",),

@@ -1,7 +1,7 @@
 /* The instructions that cpu_linear.c's loops use for AVX512, in plain C, so that these are tested where no CPU
  * has them: QEMU does not emulate AVX512 either. Included ahead of the test, it takes x86's own levels away, and
  * the level of plain loops is made of the AVX512 ones. What a compiler makes of the instructions is not tested by
- * this; how the loops use them is. With -DVNNI that has these instructions, too. */
+ * this; how the loops use them is. */
 
 #include <math.h>
 #include <pthread.h>
@@ -61,42 +61,28 @@ PLAIN __m256i _mm256_loadu_si256(const __m256i *from) {
     memcpy(&result, (const void *)from, sizeof result);
     return result;
 }
-PLAIN __m128i some_bytes(const void *from, size_t bytes) {
-    __m128i result = {{0}};
-    memcpy(&result, from, bytes);
+PLAIN __m128i _mm_loadu_si128(const __m128i *from) {
+    __m128i result;
+    memcpy(&result, (const void *)from, sizeof result);
     return result;
 }
-#define _mm_loadu_si128(from) some_bytes((const void *)(from), 16)
-#define _mm_loadl_epi64(from) some_bytes((const void *)(from), 8)
-#define _mm_loadu_si32(from) some_bytes((const void *)(from), 4)
 
 PLAIN __m512i _mm512_loadu_si512(const void *from) { return _mm512_loadu_ps(from); }
 PLAIN void _mm512_storeu_si512(void *to, __m512i of) { memcpy(to, &of, sizeof of); }
 
 PLAIN __m512 _mm512_castsi512_ps(__m512i a) { return a; }
 PLAIN __m512i _mm512_castps_si512(__m512 a) { return a; }
-PLAIN __m256i _mm256_castsi128_si256(__m128i a) {
-    __m256i result;
-    memset(&result, 0xaa, sizeof result); /* the upper half is undefined */
-    memcpy(&result, &a, sizeof a);
-    return result;
-}
 PLAIN __m512i _mm512_castsi256_si512(__m256i a) {
     __m512i result;
     memset(&result, 0xaa, sizeof result);
     memcpy(&result, &a, sizeof a);
     return result;
 }
-PLAIN __m512i _mm512_inserti64x4(__m512i a, __m256i b, int place) {
-    memcpy(a.bytes + 32 * place, &b, sizeof b);
-    return a;
-}
 
 PLAIN __m512i _mm512_cvtepu16_epi32(__m256i a) { RESULT(__m512i, 16, ints, a.words[i]); }
 PLAIN __m512i _mm512_cvtepi8_epi16(__m256i a) { RESULT(__m512i, 32, words, (int16_t)(int8_t)a.bytes[i]); }
 PLAIN __m512i _mm512_cvtepu8_epi32(__m128i a) { RESULT(__m512i, 16, ints, a.bytes[i]); }
 PLAIN __m256i _mm512_cvtepi32_epi16(__m512i a) { RESULT(__m256i, 16, words, (uint16_t)a.bits[i]); }
-PLAIN __m256i _mm256_cvtepu8_epi16(__m128i a) { RESULT(__m256i, 16, words, a.bytes[i]); }
 PLAIN __m512 _mm512_cvtepi32_ps(__m512i a) { RESULT(__m512, 16, floats, (float)a.ints[i]); }
 
 PLAIN __m512i _mm512_slli_epi32(__m512i a, unsigned by) { RESULT(__m512i, 16, bits, a.bits[i] << by); }
@@ -106,27 +92,18 @@ PLAIN __m512i _mm512_set1_epi32(int value) { RESULT(__m512i, 16, ints, value); }
 PLAIN __m512i _mm512_add_epi32(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, a.bits[i] + b.bits[i]); }
 PLAIN __m512i _mm512_and_si512(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, a.bits[i] & b.bits[i]); }
 PLAIN __m512i _mm512_or_si512(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, a.bits[i] | b.bits[i]); }
-PLAIN __m256i _mm256_srli_epi16(__m256i a, int by) { RESULT(__m256i, 16, words, (uint16_t)(a.words[i] >> by)); }
-PLAIN __m256i _mm256_set1_epi16(short value) { RESULT(__m256i, 16, words, (uint16_t)value); }
 PLAIN __m512i _mm512_set1_epi8(char value) { RESULT(__m512i, 64, bytes, (uint8_t)value); }
 PLAIN __m512i _mm512_setzero_si512(void) { return _mm512_set1_epi8(0); }
 PLAIN __m512i _mm512_xor_si512(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, a.bits[i] ^ b.bits[i]); }
+PLAIN __m512i _mm512_set1_epi16(short value) { RESULT(__m512i, 32, words, value); }
 PLAIN __m512i _mm512_srli_epi16(__m512i a, unsigned by) {
     RESULT(__m512i, 32, words, (int16_t)((uint16_t)a.words[i] >> by));
-}
-PLAIN __m512i _mm512_maskz_loadu_epi8(uint64_t there, const void *from) {
-    RESULT(__m512i, 64, bytes, there >> i & 1 ? ((const uint8_t *)from)[i] : 0);
 }
 PLAIN __m256i _mm256_maskz_loadu_epi16(uint16_t there, const void *from) {
     RESULT(__m256i, 16, words, there >> i & 1 ? ((const uint16_t *)from)[i] : 0);
 }
-PLAIN __m512i _mm512_dpbusd_epi32(__m512i sums, __m512i a, __m512i b) {
-    EACH(64) sums.ints[i / 4] += a.bytes[i] * (int8_t)b.bytes[i];
-    return sums;
-}
 PLAIN __m128i _mm_set1_epi8(char value) { RESULT(__m128i, 16, bytes, (uint8_t)value); }
 PLAIN __m128i _mm_xor_si128(__m128i a, __m128i b) { RESULT(__m128i, 16, bytes, a.bytes[i] ^ b.bytes[i]); }
-PLAIN __m256i _mm256_and_si256(__m256i a, __m256i b) { RESULT(__m256i, 16, words, a.words[i] & b.words[i]); }
 
 #define _mm512_setr_ps(...)                                                                                            \
     (__m512) {                                                                                                         \
@@ -145,7 +122,4 @@ PLAIN __m512i _mm512_permutexvar_epi16(__m512i place, __m512i a) {
 }
 PLAIN __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
     RESULT(__m512i, 16, ints, a.words[2 * i] * b.words[2 * i] + a.words[2 * i + 1] * b.words[2 * i + 1]);
-}
-PLAIN __m512i _mm512_dpwssd_epi32(__m512i sums, __m512i a, __m512i b) {
-    return _mm512_add_epi32(sums, _mm512_madd_epi16(a, b));
 }

@@ -394,10 +394,8 @@ static int check_shapes(int level) {
 }
 
 #ifdef HAS_X86_LEVELS
-enum { LEVELS = 4 };
+enum { LEVELS = 3 };
 static int can_run(int level) {
-    if (level == 3)
-        return can_run(2) && __builtin_cpu_supports("avx512vnni");
     if (level == 2)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
@@ -409,12 +407,10 @@ static int can_run(int level) { return level == 0; }
 #endif
 
 int main(void) {
-#if defined(VNNI) /* see avx512_in_plain_c.h */
-    static const char *const names[] = {"AVX512 with VNNI in plain C"};
-#elif defined(AVX512)
+#if defined(AVX512) /* see avx512_in_plain_c.h */
     static const char *const names[] = {"AVX512 in plain C"};
 #else
-    static const char *const names[] = {"plain loops", "AVX2", "AVX512", "AVX512 with VNNI"};
+    static const char *const names[] = {"plain loops", "AVX2", "AVX512"};
 #endif
     check_conversions();
     for (int level = 0; level < LEVELS; level++) {

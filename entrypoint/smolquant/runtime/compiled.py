@@ -24,9 +24,6 @@ DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.int32: 3}
 _LEVELS = {"AVX512": 2, "AVX2": 1}
 """torch's name for what this CPU can do -> the loops of cpu_linear_level.h; else the portable ones run."""
 
-_WITH_VNNI = 3
-"""What AVX512 becomes on a CPU that has its instructions for whole numbers, too."""
-
 
 @dataclass(frozen=True)
 class Stored:
@@ -143,8 +140,6 @@ def library() -> Library | None:
     )
     widen.restype = quantize.restype = finish.restype = None
     level = _LEVELS.get(torch.backends.cpu.get_cpu_capability(), 0)
-    if level == _LEVELS["AVX512"] and torch.cpu._is_vnni_supported():
-        level = _WITH_VNNI
     return Library(linear, widen, quantize, finish, _torch_parallel(), level)
 
 

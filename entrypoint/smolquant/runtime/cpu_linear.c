@@ -25,7 +25,8 @@ enum { SUMS = 2 };    /* of a row, so that one product need not wait for the one
 enum { SOME = 256 };  /* numbers of a row that are widened at a time */
 enum { LINE = 64 };   /* bytes that memory gives at a time; int8's columns in a unit */
 enum { UNIT = 16 };   /* bytes of int4 levels, so 32 columns, which every group's size is a multiple of */
-enum { FOUR = 4 };    /* int4's units whose levels fill the widest vector */
+enum { PLANE = 8 };   /* a unit's columns in one of four planes, which its levels become in registers */
+enum { FAR = 4096 };  /* bytes between levels that are wanted and those that are asked for, where that helps */
 
 typedef struct { /* a layer's weights as they are stored, and its bias */
     const int8_t *levels;   /* (outputs, columns) int8, or (outputs, columns / 2) with two int4 a byte */
@@ -44,8 +45,10 @@ typedef struct {
     float *units;              /* what a whole number of each unit counts, (tokens, padded(units)) */
     float *sums;               /* of each unit's inputs, in the same shape */
     int64_t count, tokens, columns, group;
-    int64_t unit;  /* columns whose inputs count the same; the last may have fewer */
-    int64_t ahead; /* bytes between levels that are wanted and those that are asked for, see far_ahead */
+    int64_t unit;   /* columns whose inputs count the same; the last may have fewer */
+    int64_t ahead;  /* of int8: FAR, or 0, see far_ahead */
+    int64_t groups; /* of a row */
+    int32_t shift;  /* a group's units are 1 << shift, or a number that is no power of two: -1 */
     int32_t dtype; /* of inputs and results */
     int32_t kind;
     int64_t outputs, threads; /* of all layers; that take them */
@@ -261,36 +264,22 @@ static int take_tokens(token_job *work, int64_t *from, int64_t *to) {
 #define LEVEL(name) name##_avx512
 #include "cpu_linear_level.h"
 #undef LEVEL
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")
-#define VNNI
-#define LEVEL(name) name##_vnni
-#include "cpu_linear_level.h"
-#undef LEVEL
-#undef VNNI
 #undef AVX512
 #pragma GCC pop_options
 #endif
 
-/* What a CPU may run: with 0 any, with 1 one with AVX2, with 2 with AVX512, with 3 with its VNNI, too. */
+/* What a CPU may run: with 0 any, with 1 one with AVX2, with 2 with AVX512. */
 #ifdef HAS_X86_LEVELS
-#define CHOOSE(name, level)                 \
-    ((level) == 3        ? name##_vnni      \
-     : (level) == 2      ? name##_avx512    \
-     : (level) == 1      ? name##_avx2      \
-                         : name##_portable)
+#define CHOOSE(name, level) ((level) == 2 ? name##_avx512 : (level) == 1 ? name##_avx2 : name##_portable)
 #else
 #define CHOOSE(name, level) ((void)(level), name##_portable)
 #endif
 
-/* An Intel core reads a third faster when it is told what comes next; an AMD one, which finds out itself, up to two
- * thirds slower. */
+/* An Intel core was a third faster when it was told what comes next; an AMD one, of Zen 4, finds out itself, and was a
+ * sixth slower. int4 is more work, beside which telling helped there, too. */
 static int64_t far_ahead(void) {
 #ifdef HAS_X86_LEVELS
-    const char *const set = getenv("AHEAD"); if (set) return atoi(set);
-    return __builtin_cpu_is("intel") ? 4096 : 0;
+    return __builtin_cpu_is("intel") ? FAR : 0;
 #else
     return 0;
 #endif
@@ -304,6 +293,9 @@ static void run(void (*body)(void *), void *work, parallel_run parallel, unsigne
 }
 
 static void run_job(void (*body)(void *), job *work, parallel_run parallel, unsigned threads) {
+    const int64_t units = work->group / (2 * UNIT);
+    work->groups = work->columns / work->group;
+    work->shift = units > 0 && (units & (units - 1)) == 0 ? __builtin_ctzll((uint64_t)units) : -1;
     for (int64_t i = 0; i < work->count; i++)
         work->outputs += work->layers[i].outputs;
     work->threads = parallel && threads > 1 ? threads : 1;

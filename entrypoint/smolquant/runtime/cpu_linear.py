@@ -35,9 +35,9 @@ _SOONER = 4 if HAS_INT8 else 1
 class Linears:
     """Linear layers with the same inputs, computed in one call.
 
-    The sums are float32's. int4 takes up to :data:`FEW_TOKENS` tokens as whole numbers of 16 bits, 32
-    columns in a unit of their own: an error of 2^-16 of the largest of them, where bfloat16 rounds each by
-    up to 2^-9 of itself.
+    Up to :data:`FEW_TOKENS` tokens are taken as whole numbers of 16 bits, 32 columns (int4) or 64 (int8) in
+    a unit of their own: an error of 2^-16 of the largest of them, where bfloat16 rounds each by up to 2^-9
+    of itself. Their products are added up exactly, and the units' sums in float32.
     """
 
     def __init__(self, layers: Sequence[tuple[Stored, torch.Tensor | None]]) -> None:

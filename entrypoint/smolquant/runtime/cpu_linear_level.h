@@ -1,5 +1,5 @@
-/* The loops of cpu_linear.c for one level of vectors: AVX512, with VNNI or without, AVX2, or whatever the compiler
- * makes of plain loops (PORTABLE). Included once for each, with LEVEL(name) to tell the functions apart. */
+/* The loops of cpu_linear.c for one level of vectors: AVX512, AVX2, or whatever the compiler makes of plain loops
+ * (PORTABLE). Included once for each, with LEVEL(name) to tell the functions apart. */
 
 #define vec LEVEL(vec)
 #define zero LEVEL(zero)
@@ -7,13 +7,13 @@
 #define load LEVEL(load)
 #define store LEVEL(store)
 #define add LEVEL(add)
-#define load_bfloat16 LEVEL(load_bfloat16)
 #define multiply_add LEVEL(multiply_add)
 #define total LEVEL(total)
 #define words LEVEL(words)
 #define widen LEVEL(widen)
 #define int8_products LEVEL(int8_products)
 #define int4_products LEVEL(int4_products)
+#define add_products LEVEL(add_products)
 #define scale_of LEVEL(scale_of)
 #define sum_of LEVEL(sum_of)
 #define place_int4 LEVEL(place_int4)
@@ -21,6 +21,10 @@
 #define int8_output LEVEL(int8_output)
 #define int4_output LEVEL(int4_output)
 #define add_units LEVEL(add_units)
+#define planes LEVEL(planes)
+#define unpack LEVEL(unpack)
+#define in_fours LEVEL(in_fours)
+#define TOGETHER LEVEL(together)
 #define dequantize_unit LEVEL(dequantize_unit)
 #define dequantize_unit_short LEVEL(dequantize_unit_short)
 #define spread_bfloat16 LEVEL(spread_bfloat16)
@@ -53,26 +57,17 @@ INLINE float scale_of(const void *inputs, int dtype, int64_t start, int64_t colu
     return is_finite(largest) ? token_scale(from_bits(largest), dtype) : from_bits(NOT_A_NUMBER);
 }
 
-/* A unit of int4's inputs, (2 * UNIT,), those of even columns first, which low levels are for. */
+/* A unit of int4's inputs, (2 * UNIT,), among those of the units that are unpacked together: in four planes, as
+ * int4_products takes them, with every fourth column in each. */
 INLINE void place_int4(const float *inputs, float factor, int64_t unit, int16_t *halves) {
-    int16_t whole[2][UNIT];
-    for (int i = 0; i < UNIT; i++) {
-        whole[0][i] = to_int16(inputs[2 * i] * factor);
-        whole[1][i] = to_int16(inputs[2 * i + 1] * factor);
-    }
-#if defined(VNNI)
-    /* Among those of the three units beside it: first the high bytes of all four, then the low ones. */
-    uint8_t *const start = (uint8_t *)(halves + unit / FOUR * FOUR * 2 * UNIT) + unit % FOUR * UNIT;
-    if (unit % FOUR == 0)
-        memset(start, 0, FOUR * 4 * UNIT); /* the last ones may be fewer */
-    for (int part = 0; part < 2; part++)
-        for (int i = 0; i < UNIT; i++) {
-            start[part * LINE + i] = (uint8_t)((uint16_t)whole[part][i] >> 8);
-            start[(part + 2) * LINE + i] = (uint8_t)whole[part][i];
-        }
-#else
-    memcpy(halves + unit * 2 * UNIT, whole, sizeof whole);
-#endif
+    int16_t whole[2 * UNIT];
+    int16_t *const start = halves + unit / TOGETHER * TOGETHER * 2 * UNIT;
+    if (unit % TOGETHER == 0)
+        memset(start, 0, TOGETHER * sizeof whole); /* the last ones may be fewer */
+    for (int i = 0; i < 2 * UNIT; i++)
+        whole[i] = to_int16(inputs[i] * factor);
+    for (int i = 0; i < 2 * UNIT; i++)
+        start[i % 4 * PLANE * TOGETHER + unit % TOGETHER * PLANE + i / 4] = whole[i];
 }
 
 /* Inputs become whole numbers, of which each unit's count the same. With 15 bits and a sign these keep more of a
@@ -185,26 +180,19 @@ static void LEVEL(int8_wide_tiles)(void *data) {
 
 /* --- int4: a scale and a zero point for each group of columns ------------------------------------------- */
 
-/* The scales, or zero points, of some units of an output, one a lane. */
-INLINE vec of_units(const job *work, const layer *of, const void *values, int64_t output, int64_t unit, int64_t count) {
-    const int64_t wide = work->group / (2 * UNIT), start = output * (work->columns / work->group);
-    const int dtype = of->scale_dtype;
+/* The scales, or zero points, of some units of an output, one a lane; `start` is the first of the output's. */
+INLINE vec of_units(const job *work, const layer *of, const void *values, int64_t start, int64_t unit, int64_t count) {
+    const int shift = work->shift, dtype = of->scale_dtype;
 #if defined(AVX512)
-    if (dtype == BFLOAT16 && LANES % wide == 0)
-        return spread_bfloat16((const uint16_t *)values + start + unit / wide, (count + wide - 1) / wide, wide);
+    const int can_be_read = 1; /* as masks leave out what is beyond a row's end */
 #else
-    if (count == LANES && dtype == BFLOAT16) {
-        const uint16_t *const from = (const uint16_t *)values + start;
-        if (wide == 1)
-            return load_bfloat16(from + unit);
-        if (wide == 2)
-            return spread_bfloat16(from + unit / 2, 2);
-        if (wide == 4)
-            return spread_bfloat16(from + unit / 4, 4);
-    }
+    const int can_be_read = count == LANES;
 #endif
-    if (wide % LANES == 0)
-        return splat(read_at(values, dtype, start + unit / wide));
+    if (shift >= 0 && 1 << shift >= LANES)
+        return splat(read_at(values, dtype, start + (unit >> shift)));
+    if (shift >= 0 && dtype == BFLOAT16 && can_be_read)
+        return spread_bfloat16((const uint16_t *)values + start + (unit >> shift), count, shift);
+    const int64_t wide = work->group / (2 * UNIT);
     float some[LANES] = {0};
     for (int64_t u = 0; u < count; u++)
         some[u] = read_at(values, dtype, start + (unit + u) / wide);
@@ -212,62 +200,37 @@ INLINE vec of_units(const job *work, const layer *of, const void *values, int64_
 }
 
 /* To the sums of some tokens: products of up to LANES units with each token's, times that unit's factor. */
-#if defined(VNNI)
-/* Four units at a time, whose inputs place_in_fours has put in order: high bytes of all four, then low ones. */
 INLINE void add_units(const int8_t *levels, const int count, const int16_t *halves, int64_t stride,
-                      const vec *factors, vec (*sums)[TOKENS], const int tokens, int64_t ahead) {
-    const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    const __m512i nibble = _mm512_set1_epi8(15);
-    for (int unit = 0; unit < count; unit += FOUR) {
-        ask_for(levels + unit * UNIT, ahead);
-        const int some = (int)smaller(FOUR, count - unit) * UNIT;
-        const __m512i stored = _mm512_maskz_loadu_epi8(~0ull >> (LINE - some), levels + unit * UNIT);
-        const __m512i bytes = _mm512_xor_si512(stored, _mm512_set1_epi8((char)0x88));
-        const __m512i low = _mm512_and_si512(bytes, nibble);
-        const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), nibble);
-        const __m512i place = _mm512_add_epi32(lanes, _mm512_set1_epi32(unit));
+                      const vec *factors, vec (*sums)[TOKENS], const int tokens) {
+    for (int unit = 0; unit < count; unit += TOGETHER) {
+        int8_t last[TOGETHER * UNIT] = {0};
+        const int8_t *some = levels + unit * UNIT;
+        ask_for(some, FAR);
+        if (count - unit < TOGETHER)
+            some = memcpy(last, some, (size_t)((count - unit) * UNIT));
+        const planes weights = unpack(some);
         for (int t = 0; t < tokens; t++) {
-            const int16_t *const x = halves + t * stride + unit * 2 * UNIT;
-            __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, _mm512_loadu_si512(x));
-            sum = _mm512_dpbusd_epi32(sum, high, _mm512_loadu_si512(x + FOUR * UNIT / 2));
-            sum = _mm512_slli_epi32(sum, 8);
-            sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(x + FOUR * UNIT), low);
-            sum = _mm512_dpbusd_epi32(sum, _mm512_loadu_si512(x + FOUR * UNIT * 3 / 2), high);
-            const vec factor = _mm512_permutexvar_ps(place, factors[t]);
-            sums[unit / FOUR & 1][t] = multiply_add(_mm512_cvtepi32_ps(sum), factor, sums[unit / FOUR & 1][t]);
+            const vec products = int4_products(weights, halves + t * stride + unit * 2 * UNIT);
+            vec *const sum = sums[unit / TOGETHER % SUMS] + t;
+            *sum = multiply_add(products, in_fours(factors[t], unit), *sum);
         }
     }
 }
-#else
-INLINE void add_units(const int8_t *levels, const int count, const int16_t *halves, int64_t stride,
-                      const vec *factors, vec (*sums)[TOKENS], const int tokens, int64_t ahead) {
-    float of_unit[TOKENS][LANES];
-    for (int t = 0; t < tokens; t++)
-        store(of_unit[t], factors[t]);
-    for (int unit = 0; unit < count; unit++) {
-        if (unit * UNIT % LINE == 0)
-            ask_for(levels + unit * UNIT, ahead);
-        for (int t = 0; t < tokens; t++) {
-            const vec product = int4_products(levels + unit * UNIT, halves + t * stride + unit * 2 * UNIT);
-            sums[unit & 1][t] = multiply_add(product, splat(of_unit[t][unit]), sums[unit & 1][t]);
-        }
-    }
-}
-#endif
 
 /* One output. Levels are counted from 0, so eight scales come off the zero point. */
 INLINE void int4_output(const job *work, const tile *mine, int64_t output, int64_t token, const int tokens) {
     const int64_t all = work->columns / (2 * UNIT), stride = padded(all), wide = stride * 2 * UNIT;
+    const int64_t start = output * work->groups;
     const int8_t *const levels = mine->of->levels + output * (work->columns / 2);
     const int16_t *const halves = work->halves + token * wide;
     const float *const units = work->units + token * stride, *const sums = work->sums + token * stride;
-    vec offsets[TOKENS], products[2][TOKENS], factors[TOKENS];
+    vec offsets[TOKENS], products[SUMS][TOKENS], factors[TOKENS];
     for (int t = 0; t < tokens; t++)
         offsets[t] = products[0][t] = products[1][t] = zero();
     for (int64_t unit = 0; unit < all; unit += LANES) {
         const int count = (int)smaller(LANES, all - unit);
-        const vec scale = of_units(work, mine->of, mine->of->scale, output, unit, count);
-        const vec zero_point = of_units(work, mine->of, mine->of->zero_point, output, unit, count);
+        const vec scale = of_units(work, mine->of, mine->of->scale, start, unit, count);
+        const vec zero_point = of_units(work, mine->of, mine->of->zero_point, start, unit, count);
         const vec offset = multiply_add(scale, splat(-8), zero_point);
         for (int t = 0; t < tokens; t++) {
             offsets[t] = multiply_add(offset, load(sums + t * stride + unit), offsets[t]);
@@ -276,9 +239,9 @@ INLINE void int4_output(const job *work, const tile *mine, int64_t output, int64
         const int8_t *const some = levels + unit * UNIT;
         const int16_t *const inputs = halves + unit * 2 * UNIT;
         if (count == LANES) /* known to the compiler, which unrolls the loop */
-            add_units(some, LANES, inputs, wide, factors, products, tokens, work->ahead);
+            add_units(some, LANES, inputs, wide, factors, products, tokens);
         else
-            add_units(some, count, inputs, wide, factors, products, tokens, work->ahead);
+            add_units(some, count, inputs, wide, factors, products, tokens);
     }
     for (int t = 0; t < tokens; t++)
         write_output(work, mine, token + t, output, total(add(offsets[t], add(products[0][t], products[1][t]))));
@@ -334,8 +297,8 @@ static void LEVEL(int4_wide_tiles)(void *data) {
         for (int64_t output = mine.from; output < mine.to; output++)
             for (int64_t unit = 0; unit < all; unit += LANES) {
                 const int64_t count = smaller(LANES, all - unit);
-                const vec scales = of_units(work, mine.of, mine.of->scale, output, unit, count);
-                const vec zero_points = of_units(work, mine.of, mine.of->zero_point, output, unit, count);
+                const vec scales = of_units(work, mine.of, mine.of->scale, output * work->groups, unit, count);
+                const vec zero_points = of_units(work, mine.of, mine.of->zero_point, output * work->groups, unit, count);
                 store(scale, scales);
                 store(offset, multiply_add(scales, splat(-8), zero_points));
                 const int64_t place = output * work->columns + unit * 2 * UNIT;
@@ -405,13 +368,13 @@ static void LEVEL(finish_some)(void *data) {
 #undef load
 #undef store
 #undef add
-#undef load_bfloat16
 #undef multiply_add
 #undef total
 #undef words
 #undef widen
 #undef int8_products
 #undef int4_products
+#undef add_products
 #undef scale_of
 #undef sum_of
 #undef place_int4
@@ -419,6 +382,10 @@ static void LEVEL(finish_some)(void *data) {
 #undef int8_output
 #undef int4_output
 #undef add_units
+#undef planes
+#undef unpack
+#undef in_fours
+#undef TOGETHER
 #undef dequantize_unit
 #undef dequantize_unit_short
 #undef spread_bfloat16
