@@ -40,6 +40,7 @@ typedef __m512i __m512;
 
 PLAIN __m512 _mm512_set1_ps(float value) { RESULT(__m512, 16, floats, value); }
 PLAIN __m512 _mm512_setzero_ps(void) { return _mm512_set1_ps(0); }
+PLAIN __m512 _mm512_mul_ps(__m512 a, __m512 b) { RESULT(__m512, 16, floats, a.floats[i] * b.floats[i]); }
 PLAIN __m512 _mm512_add_ps(__m512 a, __m512 b) { RESULT(__m512, 16, floats, a.floats[i] + b.floats[i]); }
 PLAIN __m512 _mm512_fmadd_ps(__m512 a, __m512 b, __m512 c) {
     RESULT(__m512, 16, floats, fmaf(a.floats[i], b.floats[i], c.floats[i]));
@@ -80,6 +81,7 @@ PLAIN __m512i _mm512_castsi256_si512(__m256i a) {
 }
 
 PLAIN __m512i _mm512_cvtepu16_epi32(__m256i a) { RESULT(__m512i, 16, ints, a.words[i]); }
+PLAIN __m512i _mm512_cvtepi8_epi32(__m128i a) { RESULT(__m512i, 16, ints, (int8_t)a.bytes[i]); }
 PLAIN __m512i _mm512_cvtepi8_epi16(__m256i a) { RESULT(__m512i, 32, words, (int16_t)(int8_t)a.bytes[i]); }
 PLAIN __m512i _mm512_cvtepu8_epi32(__m128i a) { RESULT(__m512i, 16, ints, a.bytes[i]); }
 PLAIN __m256i _mm512_cvtepi32_epi16(__m512i a) { RESULT(__m256i, 16, words, (uint16_t)a.bits[i]); }
@@ -119,6 +121,9 @@ PLAIN __m512i _mm512_permutexvar_epi32(__m512i place, __m512i a) {
 PLAIN __m512 _mm512_permutexvar_ps(__m512i place, __m512 a) { return _mm512_permutexvar_epi32(place, a); }
 PLAIN __m512i _mm512_permutexvar_epi16(__m512i place, __m512i a) {
     RESULT(__m512i, 32, words, (int16_t)a.words[place.words[i] & 31]);
+}
+PLAIN __m512i _mm512_permutex2var_epi16(__m512i a, __m512i place, __m512i b) {
+    RESULT(__m512i, 32, words, (int16_t)(place.words[i] & 32 ? b : a).words[place.words[i] & 31]);
 }
 PLAIN __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
     RESULT(__m512i, 16, ints, a.words[2 * i] * b.words[2 * i] + a.words[2 * i + 1] * b.words[2 * i + 1]);

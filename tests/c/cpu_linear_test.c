@@ -236,7 +236,7 @@ static void check_widen(const shape *of) {
     layer stored = make_layer(of, of->outputs[0]);
     const int64_t weights = of->outputs[0] * of->columns;
     void *const result = room((size_t)weights * bytes_of[of->dtype]);
-    smolquant_widen(of->level, in_threads, (unsigned)of->threads, of->kind, &stored, of->columns, of->group, of->dtype,
+    smolquant_widen(of->level, in_threads, (unsigned)of->threads, of->kind, &stored, 1, of->columns, of->group, of->dtype,
                     result);
     for (int64_t i = 0; i < weights; i++) {
         const weight w = weight_at(of, &stored, i / of->columns, i % of->columns);

@@ -132,7 +132,7 @@ def library() -> Library | None:
         *(*start, number, layers, size),
         *(pointer, number, size, size, size, pointer),
     )
-    widen.argtypes = (*start, number, layers, size, size, number, pointer)
+    widen.argtypes = (*start, number, layers, size, size, size, number, pointer)
     quantize.argtypes = (*start, pointer, number, size, size, pointer, pointer)
     finish.argtypes = (
         *(*start, layers, pointer, number, pointer, size, size),

@@ -39,7 +39,8 @@ typedef struct { /* a layer's weights as they are stored, and its bias */
 
 typedef struct {
     const layer *layers;       /* with the same inputs */
-    void *const *results;      /* of each layer (tokens, outputs); of dequantizing (outputs, columns) */
+    void *const *results;      /* of each layer (tokens, outputs); null where weights are widened */
+    void *result;              /* that is what these become, (outputs of all layers, columns) */
     const void *inputs;        /* (tokens, columns) */
     int16_t *halves;           /* the same as whole numbers, (tokens, unit * padded(units)) */
     float *units;              /* what a whole number of each unit counts, (tokens, padded(units)) */
@@ -73,6 +74,7 @@ typedef struct { /* outputs of one layer, from one up to another */
     const layer *of;
     void *result;
     int64_t from, to;
+    int64_t before; /* outputs of the layers before this one */
 } tile;
 
 /* Levels are wanted in order, rows and all, so what comes next is known long before. */
@@ -226,7 +228,7 @@ static int take_tile(job *work, tile *mine) {
         const int64_t share = (work->outputs - first) / (2 * work->threads);
         to = smaller(from + (share > least ? share : least), work->layers[i].outputs);
     } while (!__atomic_compare_exchange_n(&work->next, &first, first + to - from, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-    *mine = (tile){work->layers + i, work->results[i], from, to};
+    *mine = (tile){work->layers + i, work->results ? work->results[i] : NULL, from, to, first - from};
     return 1;
 }
 
@@ -323,10 +325,10 @@ int smolquant_linear(int level, parallel_run parallel, unsigned threads, int kin
     return 0;
 }
 
-/* result = a layer's weight, (outputs, columns), in bfloat16 or float32. */
-void smolquant_widen(int level, parallel_run parallel, unsigned threads, int kind, const layer *of, int64_t columns,
-                     int64_t group, int dtype, void *result) {
-    job work = {.layers = of, .results = &result, .count = 1, .columns = columns, .group = group, .dtype = dtype};
+/* result = the layers' weights, each (outputs, columns), one after the other, in bfloat16 or float32. */
+void smolquant_widen(int level, parallel_run parallel, unsigned threads, int kind, const layer *layers, int64_t count,
+                     int64_t columns, int64_t group, int dtype, void *result) {
+    job work = {.layers = layers, .result = result, .count = count, .columns = columns, .group = group, .dtype = dtype};
     run_job(kind == INT4 ? CHOOSE(int4_wide_tiles, level) : CHOOSE(int8_wide_tiles, level), &work, parallel, threads);
 }
 

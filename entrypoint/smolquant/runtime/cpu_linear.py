@@ -55,7 +55,7 @@ class Linears:
     def __call__(self, inputs: torch.Tensor) -> list[torch.Tensor]:
         """Each layer's outputs (..., N), in the dtype of ``inputs`` (..., K)."""
         if inputs.numel() > _most_few(self._kind) * self._shape[0]:
-            return many(inputs, self._layers)
+            return many(inputs, self._layers, self._described)
         return _few(inputs, self._kind, self._shape, self._outputs, self._described)
 
 
@@ -150,8 +150,6 @@ def _op(
 ) -> torch.Tensor:
     weight = Stored(levels, scale, zero_point, dynamic)
     kind, columns, outputs = weight.kind, weight.columns, weight.outputs
-    if inputs.numel() > _most_few(kind) * columns:
-        return many(inputs, [(weight, bias)])[0]
     parts = (levels, scale, zero_point, bias)
     told = tuple(None if one is None else (one.data_ptr(), one.dtype) for one in parts)
     key = (outputs, *told)
@@ -160,6 +158,8 @@ def _op(
         if len(_known) == _MOST_KNOWN:
             _known.clear()
         described = _known[key] = (Layer * 1)(described_layer(weight, bias))
+    if inputs.numel() > _most_few(kind) * columns:
+        return many(inputs, [(weight, bias)], described)[0]
     return _few(inputs, kind, (columns, weight.group), (outputs,), described)[0]
 
 

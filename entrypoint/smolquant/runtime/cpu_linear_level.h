@@ -18,6 +18,10 @@
 #define sum_of LEVEL(sum_of)
 #define place_int4 LEVEL(place_int4)
 #define add_unit LEVEL(add_unit)
+#define widen_some LEVEL(widen_some)
+#define to_floats LEVEL(to_floats)
+#define to_upper_half LEVEL(to_upper_half)
+#define store_bfloat16 LEVEL(store_bfloat16)
 #define int8_output LEVEL(int8_output)
 #define int4_output LEVEL(int4_output)
 #define add_units LEVEL(add_units)
@@ -163,18 +167,29 @@ static void LEVEL(int8_tiles)(void *data) {
     }
 }
 
+/* Some levels times their row's scale, in bfloat16 or float32. */
+INLINE void widen_some(const int8_t *levels, float scale, int64_t count, int dtype, void *result, int64_t place) {
+    float wide[SOME];
+    int64_t i = 0;
+#if defined(AVX512)
+    for (; dtype == BFLOAT16 && i + 2 * LANES <= count; i += 2 * LANES)
+        store_bfloat16((uint16_t *)result + place + i, to_floats(levels + i, scale), to_floats(levels + i + LANES, scale));
+#endif
+    const int64_t done = i;
+    for (; i < count; i++)
+        wide[i - done] = (float)levels[i] * scale;
+    write_some(result, dtype, place + done, count - done, wide);
+}
+
 static void LEVEL(int8_wide_tiles)(void *data) {
     job *work = data;
-    float wide[SOME];
     for (tile mine; take_tile(work, &mine);)
         for (int64_t output = mine.from; output < mine.to; output++) {
             const float scale = read_at(mine.of->scale, mine.of->scale_dtype, output);
-            for (int64_t k = 0; k < work->columns; k += SOME) {
-                const int64_t count = smaller(SOME, work->columns - k), place = output * work->columns + k;
-                for (int64_t i = 0; i < count; i++)
-                    wide[i] = (float)mine.of->levels[place + i] * scale;
-                write_some(mine.result, work->dtype, place, count, wide);
-            }
+            const int8_t *const levels = mine.of->levels + output * work->columns;
+            const int64_t place = (mine.before + output) * work->columns;
+            for (int64_t k = 0; k < work->columns; k += SOME)
+                widen_some(levels + k, scale, smaller(SOME, work->columns - k), work->dtype, work->result, place + k);
         }
 }
 
@@ -273,9 +288,7 @@ INLINE void dequantize_unit_short(const int8_t *levels, float scale, float offse
 #if defined(AVX512)
     /* Of a group's 16 levels each is computed once, and then looked up. */
     const __m512 each = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    const __m512i exact = _mm512_castps_si512(_mm512_fmadd_ps(each, _mm512_set1_ps(scale), _mm512_set1_ps(offset)));
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(exact, 16), _mm512_set1_epi32(1));
-    const __m512i nearest = _mm512_add_epi32(exact, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i nearest = to_upper_half(_mm512_fmadd_ps(each, _mm512_set1_ps(scale), _mm512_set1_ps(offset)));
     const __m512i table = _mm512_castsi256_si512(_mm512_cvtepi32_epi16(_mm512_srli_epi32(nearest, 16)));
     const __m128i stored = _mm_xor_si128(_mm_loadu_si128((const __m128i *)levels), _mm_set1_epi8((char)0x88));
     const __m512i bytes = _mm512_cvtepu8_epi32(stored);
@@ -301,16 +314,16 @@ static void LEVEL(int4_wide_tiles)(void *data) {
                 const vec zero_points = of_units(work, mine.of, mine.of->zero_point, output * work->groups, unit, count);
                 store(scale, scales);
                 store(offset, multiply_add(scales, splat(-8), zero_points));
-                const int64_t place = output * work->columns + unit * 2 * UNIT;
-                const int8_t *const levels = mine.of->levels + place / 2;
+                const int8_t *const levels = mine.of->levels + (output * work->columns + unit * 2 * UNIT) / 2;
+                const int64_t place = (mine.before + output) * work->columns + unit * 2 * UNIT;
                 if (work->dtype == BFLOAT16)
                     for (int64_t u = 0; u < count; u++)
                         dequantize_unit_short(levels + u * UNIT, scale[u], offset[u],
-                                              (uint16_t *)mine.result + place + u * 2 * UNIT);
+                                              (uint16_t *)work->result + place + u * 2 * UNIT);
                 else
                     for (int64_t u = 0; u < count; u++)
                         dequantize_unit(levels + u * UNIT, scale[u], offset[u],
-                                        (float *)mine.result + place + u * 2 * UNIT);
+                                        (float *)work->result + place + u * 2 * UNIT);
             }
 }
 
@@ -379,6 +392,10 @@ static void LEVEL(finish_some)(void *data) {
 #undef sum_of
 #undef place_int4
 #undef add_unit
+#undef widen_some
+#undef to_floats
+#undef to_upper_half
+#undef store_bfloat16
 #undef int8_output
 #undef int4_output
 #undef add_units

@@ -20,6 +20,22 @@ INLINE vec spread_bfloat16(const uint16_t *from, int64_t count, int shift) {
     const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(some), 16);
     return _mm512_castsi512_ps(_mm512_permutexvar_epi32(place, wide));
 }
+/* Numbers that are finite, or as arithmetic leaves what is none, rounded to bfloat16 in the upper half of a lane. */
+INLINE __m512i to_upper_half(vec of) {
+    const __m512i exact = _mm512_castps_si512(of);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(exact, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(exact, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+}
+INLINE void store_bfloat16(uint16_t *to, vec some, vec others) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i fours = _mm512_or_si512(_mm512_slli_epi32(lanes, 2), _mm512_slli_epi32(lanes, 18));
+    const __m512i upper = _mm512_add_epi32(fours, _mm512_set1_epi32(3 << 16 | 1)); /* halves 1, 3, 5 ... 63 */
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(to_upper_half(some), upper, to_upper_half(others)));
+}
+INLINE vec to_floats(const int8_t *from, float scale) {
+    const __m512i levels = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)from));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(levels), _mm512_set1_ps(scale));
+}
 typedef struct {
     __m512i of[2];
 } words;

@@ -5,12 +5,21 @@ block at a time, and each block is used for all tokens. Where a CPU multiplies w
 what is quantized to int8 is multiplied as it is.
 """
 
+import ctypes
 import threading
 from collections.abc import Callable, Sequence
 
 import torch
 
-from smolquant.runtime.compiled import DTYPES, Stored, described, described_layer, library, required
+from smolquant.runtime.compiled import (
+    DTYPES,
+    Layer,
+    Stored,
+    described,
+    described_layer,
+    library,
+    required,
+)
 
 HAS_BFLOAT16 = torch.backends.cpu.get_cpu_capability() == "AVX512" and (
     torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
@@ -24,9 +33,44 @@ _BLOCK_BYTES = (32 if HAS_BFLOAT16 else 4) << 20
 """What is widened of a layer's weights at a time for many tokens. With instructions for bfloat16, products
 of fewer rows take up to twice as long; without, caches hold what was widened."""
 
-_kept = threading.local()
-"""Each thread's room for what is widened: the system takes as long to give new pages as it takes to fill
-them."""
+
+class _Room(threading.local):
+    """Each thread's room for what is widened.
+
+    The system takes as long to give new pages as it takes to fill them, and right after a product of many
+    tokens, which leaves nothing else in the caches, each of Python's steps takes several times as long as
+    otherwise: what a layer's shape needs is kept, too.
+    """
+
+    _MOST_KNOWN = 256
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._known: dict[tuple[int, int, torch.dtype], tuple[torch.Tensor, torch.Tensor, int]] = {}
+
+    def block(
+        self, rows: int, columns: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """(rows, columns) of it, with any values; the same transposed; and its address."""
+        known = self._known.get((rows, columns, dtype))
+        if known is None:
+            known = self._known[rows, columns, dtype] = self._made(rows, columns, dtype)
+        return known
+
+    def _made(
+        self, rows: int, columns: int, dtype: torch.dtype
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        size = rows * columns * dtype.itemsize
+        if len(self._bytes) < size or len(self._known) == self._MOST_KNOWN:
+            self._known.clear()
+        with torch.inference_mode(False):  # what is made there may not be written to elsewhere
+            if len(self._bytes) < size:
+                self._bytes = torch.empty(size, dtype=torch.uint8)
+            block = self._bytes[:size].view(dtype).view(rows, columns)
+            return block, block.t(), block.data_ptr()
+
+
+_room = _Room()
 
 
 def in_blocks(
@@ -53,7 +97,7 @@ def in_blocks(
     columns, dtype = inputs.shape[1], dtype or inputs.dtype
     product = matmul_dtype(dtype)
     rows = min(max(1, _BLOCK_BYTES // (columns * product.itemsize)), outputs)
-    block = _room(rows, columns, product)
+    block, _, _ = _room.block(rows, columns, product)
     inputs = inputs.to(product)
 
     def sums(start: int, stop: int) -> torch.Tensor:
@@ -62,16 +106,6 @@ def in_blocks(
         return torch.mm(inputs, wide.t())
 
     return _joined(sums, (len(inputs), outputs), rows, None, token_scale, bias, dtype)
-
-
-def _room(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
-    """(rows, columns) of this thread's room, with any values."""
-    size = rows * columns * dtype.itemsize
-    kept: torch.Tensor | None = getattr(_kept, "room", None)
-    if kept is None or len(kept) < size:
-        with torch.inference_mode(False):  # what is made there may not be written to elsewhere
-            kept = _kept.room = torch.empty(size, dtype=torch.uint8)
-    return kept[:size].view(dtype).view(rows, columns)
 
 
 def _joined(
@@ -145,7 +179,9 @@ def matmul_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def many(
-    inputs: torch.Tensor, layers: Sequence[tuple[Stored, torch.Tensor | None]]
+    inputs: torch.Tensor,
+    layers: Sequence[tuple[Stored, torch.Tensor | None]],
+    told: "ctypes.Array[Layer]",
 ) -> list[torch.Tensor]:
     """The outputs (..., N) of layers with the same inputs (..., K), in their dtype.
 
@@ -153,6 +189,7 @@ def many(
 
     Args:
         layers: weights and biases (N,), of one kind, group size and number of columns.
+        told: what C is told of them.
     """
     flat, token_scale, dtype = inputs.reshape(-1, inputs.shape[-1]), None, inputs.dtype
     dynamic = layers[0][0].dynamic
@@ -161,7 +198,7 @@ def many(
     if dynamic and HAS_INT8:
         results = [_by_levels(flat, token_scale, *layer, dtype) for layer in layers]
     elif _bytes(layers, dtype) <= _BLOCK_BYTES:
-        results = _in_one_block(flat, token_scale, layers, dtype)
+        results = _in_one_block(flat, token_scale, layers, told, dtype)
     else:
         results = [
             in_blocks(
@@ -207,16 +244,17 @@ def _in_one_block(
     inputs: torch.Tensor,
     token_scale: torch.Tensor | None,
     layers: Sequence[tuple[Stored, torch.Tensor | None]],
+    told: "ctypes.Array[Layer]",
     dtype: torch.dtype,
 ) -> list[torch.Tensor]:
     """Each layer's (n, N) outputs, of one product."""
     product, sizes = matmul_dtype(dtype), [weight.outputs for weight, _ in layers]
-    block = _room(sum(sizes), inputs.shape[1], product)
-    for (weight, _), wide in zip(layers, torch.split(block, sizes), strict=True):
-        _widen(weight, wide)
-    sums = torch.mm(inputs.to(product), block.t())
+    _, by_column, address = _room.block(sum(sizes), inputs.shape[1], product)
+    _widen(layers[0][0], told, product, address)
+    sums = torch.mm(inputs if inputs.dtype == product else inputs.to(product), by_column)
     results = []
-    for (_, bias), some in zip(layers, torch.split(sums, sizes, dim=1), strict=True):
+    parts = [sums] if len(sizes) == 1 else torch.split(sums, sizes, dim=1)
+    for (_, bias), some in zip(layers, parts, strict=True):
         result = some
         if some.dtype != dtype or bias is not None or token_scale is not None:
             result = torch.empty(some.shape, dtype=dtype)
@@ -245,7 +283,12 @@ def _quantized_tokens(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 def _widened(weight: Stored) -> Callable[[int, int, torch.Tensor], None]:
     """What :func:`in_blocks` widens with."""
-    return lambda start, stop, out: _widen(_rows(weight, start, stop), out)
+
+    def widen(start: int, stop: int, out: torch.Tensor) -> None:
+        some = _rows(weight, start, stop)
+        _widen(some, (Layer * 1)(described_layer(some, None)), out.dtype, out.data_ptr())
+
+    return widen
 
 
 def _rows(weight: Stored, start: int, stop: int) -> Stored:
@@ -253,17 +296,20 @@ def _rows(weight: Stored, start: int, stop: int) -> Stored:
     return Stored(weight.levels[start:stop], weight.scale[start:stop], zero_point)
 
 
-def _widen(weight: Stored, out: torch.Tensor) -> None:
-    """``out``, (N, K) in bfloat16 or float32, becomes the weight."""
+def _widen(
+    first: Stored, layers: "ctypes.Array[Layer]", dtype: torch.dtype, address: int
+) -> None:
+    """What lies at ``address``, bfloat16 or float32, becomes the weights of ``layers``, like ``first``."""
     compiled = required()
     compiled.widen(
         compiled.level,
         compiled.parallel,
         torch.get_num_threads(),
-        weight.kind,
-        described_layer(weight, None),
-        weight.columns,
-        weight.group,
-        DTYPES[out.dtype],
-        out.data_ptr(),
+        first.kind,
+        layers,
+        len(layers),
+        first.columns,
+        first.group,
+        DTYPES[dtype],
+        address,
     )
