@@ -92,11 +92,12 @@ def test_inputs_of_very_different_sizes_are_kept_apart() -> None:
         assert_close(Linears([(weight, None)])(inputs)[0], exact, WHOLE_NUMBERS)
 
 
-def test_inputs_of_zeros_give_the_bias() -> None:
+@pytest.mark.parametrize("size", [0.0, 1e-44, 1e-36])
+def test_inputs_of_nothing_give_the_bias(size: float) -> None:
     bias = torch.randn(45)
     for weight in (int8(45, 64), int8(45, 64, dynamic=True), int4(45, 64, 32)):
-        output = Linears([(weight, bias)])(torch.zeros(2, 64))[0]
-        assert torch.equal(output, bias.expand(2, -1))
+        output = Linears([(weight, bias)])(torch.full((2, 64), size))[0]
+        torch.testing.assert_close(output, bias.expand(2, -1), rtol=0, atol=1e-30)
 
 
 @pytest.mark.parametrize("dtype", ROUNDING)

@@ -21,6 +21,7 @@ enum { BFLOAT16, FLOAT16, FLOAT32, INT32 }; /* dtypes of what is read and writte
 
 enum { LEAST = 1 << 15 }; /* bytes of levels, or as many int4, that a thread takes at a time, but for the last ones */
 enum { TOKENS = 4 };  /* rows of inputs that share one widening of the levels */
+enum { ROWS = 32 };    /* outputs whose levels are multiplied with one token after the other */
 enum { SUMS = 2 };    /* of a row, so that one product need not wait for the one before */
 enum { SOME = 256 };  /* numbers of a row that are widened at a time */
 enum { LINE = 64 };   /* bytes that memory gives at a time; int8's columns in a unit */
@@ -227,7 +228,8 @@ static int take_tile(job *work, tile *mine) {
             return 0;
         const int64_t share = (work->outputs - first) / (2 * work->threads);
         to = smaller(from + (share > least ? share : least), work->layers[i].outputs);
-    } while (!__atomic_compare_exchange_n(&work->next, &first, first + to - from, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    } while (!__atomic_compare_exchange_n(&work->next, &first, first + to - from, 1, __ATOMIC_RELAXED,
+                                          __ATOMIC_RELAXED));
     *mine = (tile){work->layers + i, work->results ? work->results[i] : NULL, from, to, first - from};
     return 1;
 }
@@ -238,6 +240,23 @@ static int take_tokens(token_job *work, int64_t *from, int64_t *to) {
     *to = smaller(*from + TOKENS, work->tokens);
     return *from < work->tokens;
 }
+
+/* What each thread does: takes outputs, and computes ROWS of them for all tokens while caches hold their levels. */
+#define TAKE_TILES(name, compute)                                                    \
+    static void LEVEL(name)(void *data) {                                            \
+        job *const work = data;                                                      \
+        for (tile mine; take_tile(work, &mine);)                                     \
+            for (int64_t from = mine.from; from < mine.to; from += ROWS) {           \
+                const int64_t to = smaller(from + ROWS, mine.to);                    \
+                int64_t token = 0;                                                   \
+                for (; token + TOKENS <= work->tokens; token += TOKENS)              \
+                    for (int64_t output = from; output < to; output++)               \
+                        compute(work, &mine, output, token, TOKENS);                 \
+                for (; token < work->tokens; token++)                                \
+                    for (int64_t output = from; output < to; output++)               \
+                        compute(work, &mine, output, token, 1);                      \
+            }                                                                        \
+    }
 
 /* --- The levels ----------------------------------------------------------------------------------------- */
 

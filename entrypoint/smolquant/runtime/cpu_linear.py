@@ -28,7 +28,7 @@ FEW_TOKENS = 16 if HAS_BFLOAT16 else 48
 """Up to how many tokens weights are multiplied where they are read. Both ways took as long at 8 to 16
 tokens on a CPU with instructions for bfloat16 (docs/runtime.md), at 32 to more than 64 on one without."""
 
-_SOONER = 4 if HAS_INT8 else 1
+_SOONER = 2 if HAS_INT8 else 1
 """The share of these tokens from which on dynamic int8 is as fast by its products of whole numbers."""
 
 

@@ -100,7 +100,7 @@ static void LEVEL(prepare)(job *work) {
             }
             const uint32_t size = largest_of(wide, unit, 0);
             const float largest = is_finite(size) ? from_bits(size) : from_bits(NOT_A_NUMBER);
-            const float factor = largest > 0 ? 32767 / largest : 0;
+            const float factor = largest > 0x1p-100f ? 32767 / largest : 0; /* what is smaller might as well be 0 */
             counts[u] = largest / 32767;
             if (work->kind == INT8)
                 for (int i = 0; i < LINE; i++)
@@ -154,18 +154,7 @@ INLINE void int8_output(const job *work, const tile *mine, int64_t output, int64
         write_output(work, mine, token + t, output, total(add(sums[0][t], sums[1][t])) * scale);
 }
 
-static void LEVEL(int8_tiles)(void *data) {
-    job *work = data;
-    for (tile mine; take_tile(work, &mine);) {
-        int64_t token = 0;
-        for (; token + TOKENS <= work->tokens; token += TOKENS)
-            for (int64_t output = mine.from; output < mine.to; output++)
-                int8_output(work, &mine, output, token, TOKENS);
-        for (; token < work->tokens; token++)
-            for (int64_t output = mine.from; output < mine.to; output++)
-                int8_output(work, &mine, output, token, 1);
-    }
-}
+TAKE_TILES(int8_tiles, int8_output)
 
 /* Some levels times their row's scale, in bfloat16 or float32. */
 INLINE void widen_some(const int8_t *levels, float scale, int64_t count, int dtype, void *result, int64_t place) {
@@ -173,7 +162,8 @@ INLINE void widen_some(const int8_t *levels, float scale, int64_t count, int dty
     int64_t i = 0;
 #if defined(AVX512)
     for (; dtype == BFLOAT16 && i + 2 * LANES <= count; i += 2 * LANES)
-        store_bfloat16((uint16_t *)result + place + i, to_floats(levels + i, scale), to_floats(levels + i + LANES, scale));
+        store_bfloat16((uint16_t *)result + place + i, to_floats(levels + i, scale),
+                       to_floats(levels + i + LANES, scale));
 #endif
     const int64_t done = i;
     for (; i < count; i++)
@@ -262,18 +252,7 @@ INLINE void int4_output(const job *work, const tile *mine, int64_t output, int64
         write_output(work, mine, token + t, output, total(add(offsets[t], add(products[0][t], products[1][t]))));
 }
 
-static void LEVEL(int4_tiles)(void *data) {
-    job *work = data;
-    for (tile mine; take_tile(work, &mine);) {
-        int64_t token = 0;
-        for (; token + TOKENS <= work->tokens; token += TOKENS)
-            for (int64_t output = mine.from; output < mine.to; output++)
-                int4_output(work, &mine, output, token, TOKENS);
-        for (; token < work->tokens; token++)
-            for (int64_t output = mine.from; output < mine.to; output++)
-                int4_output(work, &mine, output, token, 1);
-    }
-}
+TAKE_TILES(int4_tiles, int4_output)
 
 INLINE void dequantize_unit(const int8_t *levels, float scale, float offset, float *wide) {
     for (int i = 0; i < UNIT; i++) {
@@ -309,9 +288,9 @@ static void LEVEL(int4_wide_tiles)(void *data) {
     for (tile mine; take_tile(work, &mine);)
         for (int64_t output = mine.from; output < mine.to; output++)
             for (int64_t unit = 0; unit < all; unit += LANES) {
-                const int64_t count = smaller(LANES, all - unit);
-                const vec scales = of_units(work, mine.of, mine.of->scale, output * work->groups, unit, count);
-                const vec zero_points = of_units(work, mine.of, mine.of->zero_point, output * work->groups, unit, count);
+                const int64_t count = smaller(LANES, all - unit), start = output * work->groups;
+                const vec scales = of_units(work, mine.of, mine.of->scale, start, unit, count);
+                const vec zero_points = of_units(work, mine.of, mine.of->zero_point, start, unit, count);
                 store(scale, scales);
                 store(offset, multiply_add(scales, splat(-8), zero_points));
                 const int8_t *const levels = mine.of->levels + (output * work->columns + unit * 2 * UNIT) / 2;

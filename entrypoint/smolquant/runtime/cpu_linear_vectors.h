@@ -40,8 +40,9 @@ typedef struct {
     __m512i of[2];
 } words;
 INLINE words widen(const int8_t *from) {
-    const __m256i *const halves = (const __m256i *)from;
-    return (words){{_mm512_cvtepi8_epi16(_mm256_loadu_si256(halves)), _mm512_cvtepi8_epi16(_mm256_loadu_si256(halves + 1))}};
+    const __m256i some = _mm256_loadu_si256((const __m256i *)from);
+    const __m256i others = _mm256_loadu_si256((const __m256i *)from + 1);
+    return (words){{_mm512_cvtepi8_epi16(some), _mm512_cvtepi8_epi16(others)}};
 }
 INLINE __m512i add_products(__m512i sums, __m512i some, __m512i others) {
     return _mm512_add_epi32(sums, _mm512_madd_epi16(some, others));

@@ -296,9 +296,7 @@ def _rows(weight: Stored, start: int, stop: int) -> Stored:
     return Stored(weight.levels[start:stop], weight.scale[start:stop], zero_point)
 
 
-def _widen(
-    first: Stored, layers: "ctypes.Array[Layer]", dtype: torch.dtype, address: int
-) -> None:
+def _widen(first: Stored, layers: "ctypes.Array[Layer]", dtype: torch.dtype, address: int) -> None:
     """What lies at ``address``, bfloat16 or float32, becomes the weights of ``layers``, like ``first``."""
     compiled = required()
     compiled.widen(
