@@ -101,6 +101,9 @@ PLAIN __m512i _mm512_set1_epi16(short value) { RESULT(__m512i, 32, words, value)
 PLAIN __m512i _mm512_srli_epi16(__m512i a, unsigned by) {
     RESULT(__m512i, 32, words, (int16_t)((uint16_t)a.words[i] >> by));
 }
+PLAIN __m512i _mm512_maskz_loadu_epi8(uint64_t there, const void *from) {
+    RESULT(__m512i, 64, bytes, there >> i & 1 ? ((const uint8_t *)from)[i] : 0);
+}
 PLAIN __m256i _mm256_maskz_loadu_epi16(uint16_t there, const void *from) {
     RESULT(__m256i, 16, words, there >> i & 1 ? ((const uint16_t *)from)[i] : 0);
 }

@@ -64,14 +64,17 @@ INLINE float scale_of(const void *inputs, int dtype, int64_t start, int64_t colu
 /* A unit of int4's inputs, (2 * UNIT,), among those of the units that are unpacked together: in four planes, as
  * int4_products takes them, with every fourth column in each. */
 INLINE void place_int4(const float *inputs, float factor, int64_t unit, int16_t *halves) {
-    int16_t whole[2 * UNIT];
+    int16_t whole[2 * UNIT], planes_of[4][PLANE];
     int16_t *const start = halves + unit / TOGETHER * TOGETHER * 2 * UNIT;
     if (unit % TOGETHER == 0)
         memset(start, 0, TOGETHER * sizeof whole); /* the last ones may be fewer */
     for (int i = 0; i < 2 * UNIT; i++)
         whole[i] = to_int16(inputs[i] * factor);
-    for (int i = 0; i < 2 * UNIT; i++)
-        start[i % 4 * PLANE * TOGETHER + unit % TOGETHER * PLANE + i / 4] = whole[i];
+    for (int plane = 0; plane < 4; plane++) {
+        for (int i = 0; i < PLANE; i++)
+            planes_of[plane][i] = whole[4 * i + plane];
+        memcpy(start + (plane * TOGETHER + unit % TOGETHER) * PLANE, planes_of[plane], sizeof planes_of[plane]);
+    }
 }
 
 /* Inputs become whole numbers, of which each unit's count the same. With 15 bits and a sign these keep more of a
@@ -208,12 +211,8 @@ INLINE vec of_units(const job *work, const layer *of, const void *values, int64_
 INLINE void add_units(const int8_t *levels, const int count, const int16_t *halves, int64_t stride,
                       const vec *factors, vec (*sums)[TOKENS], const int tokens) {
     for (int unit = 0; unit < count; unit += TOGETHER) {
-        int8_t last[TOGETHER * UNIT] = {0};
-        const int8_t *some = levels + unit * UNIT;
-        ask_for(some, FAR);
-        if (count - unit < TOGETHER)
-            some = memcpy(last, some, (size_t)((count - unit) * UNIT));
-        const planes weights = unpack(some);
+        ask_for(levels + unit * UNIT, FAR);
+        const planes weights = unpack(levels + unit * UNIT, smaller(TOGETHER, count - unit) * UNIT);
         for (int t = 0; t < tokens; t++) {
             const vec products = int4_products(weights, halves + t * stride + unit * 2 * UNIT);
             vec *const sum = sums[unit / TOGETHER % SUMS] + t;

@@ -54,9 +54,11 @@ INLINE vec int8_products(words levels, const int16_t *inputs) {
 typedef struct {
     __m512i of[4];
 } planes;
-INLINE planes unpack(const int8_t *from) {
+/* Up to 64 bytes of int4 levels, as whole numbers from 0 to 15. */
+INLINE planes unpack(const int8_t *from, int64_t bytes) {
     const __m512i nibble = _mm512_set1_epi16(15);
-    const __m512i four = _mm512_xor_si512(_mm512_loadu_si512(from), _mm512_set1_epi8((char)0x88));
+    const __m512i stored = _mm512_maskz_loadu_epi8(~0ull >> (64 - bytes), from);
+    const __m512i four = _mm512_xor_si512(stored, _mm512_set1_epi8((char)0x88));
     return (planes){{_mm512_and_si512(four, nibble), _mm512_and_si512(_mm512_srli_epi16(four, 4), nibble),
                      _mm512_and_si512(_mm512_srli_epi16(four, 8), nibble), _mm512_srli_epi16(four, 12)}};
 }
@@ -112,8 +114,12 @@ INLINE vec int8_products(words levels, const int16_t *inputs) {
     return _mm256_cvtepi32_ps(sums);
 }
 typedef words planes;
-INLINE planes unpack(const int8_t *from) {
+/* Up to 32 bytes of int4 levels, as whole numbers from 0 to 15. */
+INLINE planes unpack(const int8_t *from, int64_t bytes) {
     const __m256i nibble = _mm256_set1_epi16(15);
+    int8_t last[32] = {0};
+    if (bytes < 32)
+        from = memcpy(last, from, (size_t)bytes);
     const __m256i four = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)from), _mm256_set1_epi8((char)0x88));
     return (planes){{_mm256_and_si256(four, nibble), _mm256_and_si256(_mm256_srli_epi16(four, 4), nibble),
                      _mm256_and_si256(_mm256_srli_epi16(four, 8), nibble), _mm256_srli_epi16(four, 12)}};
@@ -178,8 +184,12 @@ INLINE vec int8_products(words levels, const int16_t *inputs) {
     return result;
 }
 typedef words planes;
-INLINE planes unpack(const int8_t *from) {
+/* Up to 32 bytes of int4 levels, as whole numbers from 0 to 15. */
+INLINE planes unpack(const int8_t *from, int64_t bytes) {
     planes result;
+    int8_t last[32] = {0};
+    if (bytes < 32)
+        from = memcpy(last, from, (size_t)bytes);
     for (int i = 0; i < 2 * LANES; i++) {
         const int four = ((uint8_t)from[2 * i] | (uint8_t)from[2 * i + 1] << 8) ^ 0x8888;
         for (int plane = 0; plane < 4; plane++)
