@@ -29,7 +29,7 @@ typedef union {
     int16_t words[32];
     uint8_t bytes[64];
 } __m512i;
-typedef __m512i __m512;
+typedef __m512i __m512, __m512bh;
 
 #define PLAIN static inline __attribute__((unused))
 #define EACH(count) for (int i = 0; i < (count); i++)
@@ -97,6 +97,16 @@ PLAIN __m512i _mm512_or_si512(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, 
 PLAIN __m512i _mm512_set1_epi8(char value) { RESULT(__m512i, 64, bytes, (uint8_t)value); }
 PLAIN __m512i _mm512_setzero_si512(void) { return _mm512_set1_epi8(0); }
 PLAIN __m512i _mm512_xor_si512(__m512i a, __m512i b) { RESULT(__m512i, 16, bits, a.bits[i] ^ b.bits[i]); }
+PLAIN __m512i _mm512_mask_set1_epi32(__m512i a, uint16_t there, int value) {
+    RESULT(__m512i, 16, ints, there >> i & 1 ? value : a.ints[i]);
+}
+enum { _CMP_UNORD_Q };
+PLAIN uint16_t _mm512_cmp_ps_mask(__m512 a, __m512 b, int how) {
+    uint16_t result = 0;
+    (void)how;
+    EACH(16) result = (uint16_t)(result | (isnan(a.floats[i]) || isnan(b.floats[i])) << i);
+    return result;
+}
 PLAIN __m512i _mm512_set1_epi16(short value) { RESULT(__m512i, 32, words, value); }
 PLAIN __m512i _mm512_srli_epi16(__m512i a, unsigned by) {
     RESULT(__m512i, 32, words, (int16_t)((uint16_t)a.words[i] >> by));
@@ -130,4 +140,23 @@ PLAIN __m512i _mm512_permutex2var_epi16(__m512i a, __m512i place, __m512i b) {
 }
 PLAIN __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
     RESULT(__m512i, 16, ints, a.words[2 * i] * b.words[2 * i] + a.words[2 * i + 1] * b.words[2 * i + 1]);
+}
+
+static inline uint16_t nearest_bfloat16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+static inline float of_bfloat16(uint16_t half) {
+    const uint32_t bits = (uint32_t)half << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+PLAIN __m512bh _mm512_cvtne2ps_pbh(__m512 a, __m512 b) {
+    RESULT(__m512bh, 32, words, (int16_t)nearest_bfloat16((i < 16 ? b : a).floats[i & 15]));
+}
+PLAIN __m512 _mm512_dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
+    EACH(32) sums.floats[i / 2] += of_bfloat16((uint16_t)a.words[i]) * of_bfloat16((uint16_t)b.words[i]);
+    return sums;
 }

@@ -26,7 +26,7 @@ ROUNDED_WEIGHTS = 2.0**-9
 """What rounding each weight to bfloat16 changes an output by, as a share of one that is as large as they
 are: torch's products of many tokens take weights in the dtype that they multiply in."""
 
-FEW_AND_MANY = (1, 3, 4, 6, FEW_TOKENS, FEW_TOKENS + 1)
+FEW_AND_MANY = (1, 3, 4, 6, 8, 16, FEW_TOKENS, FEW_TOKENS + 1)
 
 
 def int8(outputs: int, columns: int, *, dynamic: bool = False) -> Stored:
@@ -79,17 +79,58 @@ def test_int4_multiplies_with_what_is_stored(group: int, dtype: torch.dtype) -> 
         for tokens in FEW_AND_MANY:
             inputs = torch.randn(tokens, columns, dtype=dtype)
             exact = inputs.double() @ weight_of(weight).t()
-            assert_close(Linears([(weight, None)])(inputs)[0], exact, WHOLE_NUMBERS)
+            extra = ROUNDED_WEIGHTS if dtype == torch.bfloat16 and tokens >= 8 else WHOLE_NUMBERS
+            assert_close(Linears([(weight, None)])(inputs)[0], exact, extra)
 
 
 def test_inputs_of_very_different_sizes_are_kept_apart() -> None:
-    """As models have them: one input a thousand times as large as the others beside it."""
+    """As models have them: one input thousands of times as large as those of another unit, to which nothing
+    of it may be lost; weights of its own unit are 0, so that it does not show in the outputs."""
     torch.manual_seed(0)
-    inputs = torch.randn(2, 256, dtype=torch.bfloat16)
-    inputs[:, 40] = 3000
-    for weight in (int8(64, 256), int4(64, 256, 32)):
+    inputs = torch.randn(2, 256)
+    inputs[:, 40] = 30000
+    eight, four = int8(64, 256), int4(64, 256, 32)
+    eight.levels[:, :64] = 0
+    four.levels[:, :32], four.scale[:, :2], four.zero_point[:, :2] = 0, 0, 0  # type: ignore[index]
+    for weight in (eight, four):
         exact = inputs.double() @ weight_of(weight).t()
         assert_close(Linears([(weight, None)])(inputs)[0], exact, WHOLE_NUMBERS)
+
+
+def test_the_prompt_and_its_tokens_one_by_one_agree() -> None:
+    """Both ways compute with the same weights, whatever each rounds."""
+    torch.manual_seed(0)
+    for weight in (int8(64, 256), int4(64, 256, 32)):
+        linears = Linears([(weight, None)])
+        inputs = torch.randn(FEW_TOKENS + 1, 256)
+        one_by_one = torch.cat([linears(token)[0] for token in inputs.split(1)])
+        assert_close(one_by_one, linears(inputs)[0].double(), WHOLE_NUMBERS)
+
+
+def test_inputs_of_another_layer_are_refused() -> None:
+    """They would be read, and outputs written, beyond the end of what there is."""
+    weight = int8(40, 64)
+    for inputs in (torch.randn(1, 128), torch.randn(1, 32), torch.randn(FEW_TOKENS + 1, 128)):
+        with pytest.raises(ValueError, match=r"columns .* weight has 64"):
+            Linears([(weight, None)])(inputs)
+        with pytest.raises(ValueError, match="weight has 64"):
+            cpu_linear.linear(inputs, weight, None)
+
+
+def test_what_torch_makes_by_default_does_not_matter() -> None:
+    torch.manual_seed(0)
+    kinds = [int8(40, 64), int8(40, 64, dynamic=True), int4(40, 64, 32)]
+    inputs = [torch.randn(tokens, 64) for tokens in (2, FEW_TOKENS + 1)]
+    wanted = [Linears([(weight, None)])(some)[0] for weight in kinds for some in inputs]
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_device("meta")
+    try:
+        found = [Linears([(weight, None)])(some)[0] for weight in kinds for some in inputs]
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-44, 1e-36])
@@ -112,15 +153,28 @@ def test_dynamic_int8_quantizes_tokens_as_torchao_does(dtype: torch.dtype) -> No
         assert_close(Linears([(weight, None)])(inputs)[0], wanted.double(), ROUNDING[dtype])
 
 
-def test_a_token_without_an_end_is_not_hidden() -> None:
-    """Infinite and undefined inputs stay what they are, in every kind of layer."""
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_without_an_end_is_not_hidden(value: float, dtype: torch.dtype) -> None:
+    """One input that is infinite or none shows in all outputs of its token, and in no other's."""
     for weight in (int8(32, 64), int8(32, 64, dynamic=True), int4(32, 64, 32)):
-        for tokens in (2, FEW_TOKENS + 1):
-            inputs = torch.ones(tokens, 64)
-            inputs[1, 5] = float("nan")
+        weight.levels[weight.levels == 0] = 1  # so that none times infinity is left out
+        for tokens in (2, FEW_TOKENS, FEW_TOKENS + 1):
+            inputs = torch.ones(tokens, 64, dtype=dtype)
+            inputs[1, 5] = value
             output = Linears([(weight, None)])(inputs)[0]
             assert output[0].isfinite().all()
-            assert output[1].isnan().all()
+            assert not output[1].isfinite().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_damaged_scale_is_not_hidden(dtype: torch.dtype) -> None:
+    weight = int8(32, 64)
+    weight.scale.view(torch.int32)[3] = -1  # all bits set, as erased storage has them
+    for tokens in (2, FEW_TOKENS, FEW_TOKENS + 1):
+        output = Linears([(weight, None)])(torch.ones(tokens, 64, dtype=dtype))[0]
+        assert output[:, 3].isnan().all()
+        assert output[:, :3].isfinite().all()
 
 
 def test_layers_with_the_same_inputs_are_computed_together() -> None:

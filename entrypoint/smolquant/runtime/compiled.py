@@ -25,6 +25,10 @@ _LEVELS = {"AVX512": 2, "AVX2": 1}
 """torch's name for what this CPU can do -> the loops of cpu_linear_level.h; else the portable ones run."""
 
 
+_WITH_BFLOAT16 = 3
+"""What AVX512 becomes on a CPU that multiplies bfloat16 by an instruction of its own, too."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """A layer's weight (N, K) as it is stored, all of it contiguous and on the CPU."""
@@ -122,7 +126,7 @@ def library() -> Library | None:
     """The compiled code; None where smolquant was installed without it, or with another version's."""
     try:
         loaded = ctypes.CDLL(str(_COMPILED))
-        names = ("linear", "widen", "quantize", "finish")
+        names = ("linear", "widen_layers", "quantize", "finish")
         linear, widen, quantize, finish = (loaded[f"smolquant_{name}"] for name in names)
     except (OSError, AttributeError):
         return None
@@ -140,6 +144,8 @@ def library() -> Library | None:
     )
     widen.restype = quantize.restype = finish.restype = None
     level = _LEVELS.get(torch.backends.cpu.get_cpu_capability(), 0)
+    if level == _LEVELS["AVX512"] and torch.cpu._is_avx512_bf16_supported():
+        level = _WITH_BFLOAT16
     return Library(linear, widen, quantize, finish, _torch_parallel(), level)
 
 

@@ -19,9 +19,9 @@ typedef void (*parallel_run)(void (*body)(void *), void *data, unsigned threads,
 
 enum { BFLOAT16, FLOAT16, FLOAT32, INT32 }; /* dtypes of what is read and written; INT32 is only read */
 
-enum { LEAST = 1 << 15 }; /* bytes of levels, or as many int4, that a thread takes at a time, but for the last ones */
+enum { LEAST = 1 << 15 }; /* bytes of levels, or as many int4, that a thread takes at least at a time */
 enum { TOKENS = 4 };  /* rows of inputs that share one widening of the levels */
-enum { ROWS = 32 };    /* outputs whose levels are multiplied with one token after the other */
+enum { ROWS = 32 };    /* outputs whose levels caches hold until all tokens are multiplied with them */
 enum { SUMS = 2 };    /* of a row, so that one product need not wait for the one before */
 enum { SOME = 256 };  /* numbers of a row that are widened at a time */
 enum { LINE = 64 };   /* bytes that memory gives at a time; int8's columns in a unit */
@@ -43,21 +43,24 @@ typedef struct {
     void *const *results;      /* of each layer (tokens, outputs); null where weights are widened */
     void *result;              /* that is what these become, (outputs of all layers, columns) */
     const void *inputs;        /* (tokens, columns) */
-    int16_t *halves;           /* the same as whole numbers, (tokens, unit * padded(units)) */
-    float *units;              /* what a whole number of each unit counts, (tokens, padded(units)) */
-    float *sums;               /* of each unit's inputs, in the same shape */
+    int16_t *whole;            /* the same as whole numbers, (tokens, unit_columns * padded(units)) */
+    float *counts;             /* what a whole number of each unit counts, (tokens, padded(units)) */
+    float *sums;               /* of each unit's inputs, in the same shape; int4 alone */
     int64_t count, tokens, columns, group;
-    int64_t unit;   /* columns whose inputs count the same; the last may have fewer */
-    int64_t ahead;  /* of int8: FAR, or 0, see far_ahead */
-    int64_t groups; /* of a row */
-    int32_t shift;  /* a group's units are 1 << shift, or a number that is no power of two: -1 */
-    int32_t dtype; /* of inputs and results */
+    int64_t unit_columns; /* columns whose inputs count the same; the last unit may have fewer */
+    int64_t ahead;        /* of int8: FAR, or 0, see far_ahead */
+    int64_t groups;       /* of a row */
+    int32_t shift;        /* a group's units are 1 << shift, or a number that is no power of two: -1 */
+    int32_t dtype;        /* of inputs and results */
     int32_t kind;
     int64_t outputs, threads; /* of all layers; that take them */
     int64_t next;             /* the first output, all layers' in a row, that no thread has taken yet */
 } job;
 
 enum { INT8, INT8_DYNAMIC, INT4 }; /* kinds of layers */
+
+/* Tokens from which on cpu_linear_bfloat16.h is the faster way, of int8 and of int4. */
+enum { INT8_IN_BFLOAT16 = 16, INT4_IN_BFLOAT16 = 8 };
 
 typedef struct {           /* what is done with each of many tokens, either of two things */
     const void *from;      /* (tokens, columns): inputs of a layer, or sums of their products */
@@ -126,7 +129,7 @@ INLINE float rounded(float value) {
     return (value + large) - large;
 }
 
-/* A whole number of 16 bits; that there was what is no finite number is told by what its unit counts. */
+/* A whole number of 16 bits; of what is not a number 0, since what its unit counts is none, either. */
 INLINE int16_t to_int16(float value) { return value == value ? (int16_t)rounded(value) : 0; }
 
 INLINE float read_at(const void *values, int dtype, int64_t i) {
@@ -241,22 +244,24 @@ static int take_tokens(token_job *work, int64_t *from, int64_t *to) {
     return *from < work->tokens;
 }
 
-/* What each thread does: takes outputs, and computes ROWS of them for all tokens while caches hold their levels. */
-#define TAKE_TILES(name, compute)                                                    \
-    static void LEVEL(name)(void *data) {                                            \
-        job *const work = data;                                                      \
-        for (tile mine; take_tile(work, &mine);)                                     \
-            for (int64_t from = mine.from; from < mine.to; from += ROWS) {           \
-                const int64_t to = smaller(from + ROWS, mine.to);                    \
-                int64_t token = 0;                                                   \
-                for (; token + TOKENS <= work->tokens; token += TOKENS)              \
-                    for (int64_t output = from; output < to; output++)               \
-                        compute(work, &mine, output, token, TOKENS);                 \
-                for (; token < work->tokens; token++)                                \
-                    for (int64_t output = from; output < to; output++)               \
-                        compute(work, &mine, output, token, 1);                      \
-            }                                                                        \
+/* What each thread does: takes outputs, and computes ROWS of them for all tokens while caches hold their levels, in
+ * steps of so many tokens, and outputs, that the compiler knows their number. */
+#define TAKE_TILES(name, compute, steps)                                   \
+    static void LEVEL(name)(void *data) {                                  \
+        void (*const step)(STEP_ARGUMENTS) = compute;                      \
+        job *const work = data;                                            \
+        for (tile mine; take_tile(work, &mine);)                           \
+            for (int64_t from = mine.from; from < mine.to; from += ROWS) { \
+                const int64_t to = smaller(from + ROWS, mine.to);          \
+                int64_t token = 0;                                         \
+                steps                                                      \
+            }                                                              \
     }
+#define STEP(tokens_at_once, outputs_at_once)                                      \
+    for (; token + (tokens_at_once) <= work->tokens; token += (tokens_at_once))    \
+        for (int64_t output = from; output < to; output += (outputs_at_once))      \
+            step(work, &mine, output, token, tokens_at_once);
+#define STEP_ARGUMENTS const job *, const tile *, int64_t output, int64_t token, int tokens
 
 /* --- The levels ----------------------------------------------------------------------------------------- */
 
@@ -287,11 +292,20 @@ static int take_tokens(token_job *work, int64_t *from, int64_t *to) {
 #undef LEVEL
 #undef AVX512
 #pragma GCC pop_options
+
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")
+#include "cpu_linear_bfloat16.h"
+#pragma GCC pop_options
+#define HAS_BFLOAT16
+#elif defined(AVX512) /* in plain C, for a test */
+#include "cpu_linear_bfloat16.h"
+#define HAS_BFLOAT16
 #endif
 
-/* What a CPU may run: with 0 any, with 1 one with AVX2, with 2 with AVX512. */
+/* What a CPU may run: with 0 any, with 1 one with AVX2, with 2 with AVX512, with 3 with its bfloat16, too. */
 #ifdef HAS_X86_LEVELS
-#define CHOOSE(name, level) ((level) == 2 ? name##_avx512 : (level) == 1 ? name##_avx2 : name##_portable)
+#define CHOOSE(name, level) ((level) >= 2 ? name##_avx512 : (level) == 1 ? name##_avx2 : name##_portable)
 #else
 #define CHOOSE(name, level) ((void)(level), name##_portable)
 #endif
@@ -323,6 +337,9 @@ static void run_job(void (*body)(void *), job *work, parallel_run parallel, unsi
     run(body, work, parallel, threads);
 }
 
+/* Memory that starts where a line does: a vector that lies in two is read in twice the time. */
+static void *lines(size_t bytes) { return aligned_alloc(LINE, (bytes / LINE + 1) * LINE); }
+
 /* --- What Python calls ---------------------------------------------------------------------------------- */
 
 /* Of each layer: result = inputs @ weight.T + bias, in the inputs' dtype. The weight is levels * scale, of int4
@@ -331,13 +348,28 @@ static void run_job(void (*body)(void *), job *work, parallel_run parallel, unsi
 int smolquant_linear(int level, parallel_run parallel, unsigned threads, int kind, const layer *layers,
                      int64_t count, const void *inputs, int dtype, int64_t tokens, int64_t columns, int64_t group,
                      void *const *results) {
-    const int64_t unit = kind == INT4 ? 2 * UNIT : LINE, units = tokens * padded((columns + unit - 1) / unit);
-    float *const prepared = malloc((size_t)units * (2 * sizeof(float) + (size_t)unit * sizeof(int16_t)));
+#ifdef HAS_BFLOAT16
+    if (level >= 3 && dtype == BFLOAT16 && kind != INT8_DYNAMIC &&
+        tokens >= (kind == INT4 ? INT4_IN_BFLOAT16 : INT8_IN_BFLOAT16)) {
+        uint16_t *const placed = lines((size_t)((columns + WORDS - 1) / WORDS * WORDS * tokens) * sizeof *placed);
+        if (!placed)
+            return 1;
+        job wide = {.layers = layers, .results = results, .inputs = placed, .count = count, .tokens = tokens,
+                    .columns = columns, .group = group, .dtype = dtype};
+        place_words(inputs, tokens, columns, placed);
+        run_job(kind == INT4 ? int4_tiles_bfloat16 : int8_tiles_bfloat16, &wide, parallel, threads);
+        free(placed);
+        return 0;
+    }
+#endif
+    const int64_t unit_columns = kind == INT4 ? 2 * UNIT : LINE;
+    const int64_t units = tokens * padded((columns + unit_columns - 1) / unit_columns);
+    float *const prepared = lines((size_t)units * (2 * sizeof(float) + (size_t)unit_columns * sizeof(int16_t)));
     if (!prepared)
         return 1;
-    job work = {.layers = layers, .results = results, .inputs = inputs, .halves = (int16_t *)(prepared + 2 * units),
-                .units = prepared, .sums = prepared + units, .count = count, .tokens = tokens, .columns = columns,
-                .group = group, .unit = unit, .ahead = far_ahead(), .dtype = dtype, .kind = kind};
+    job work = {.layers = layers, .results = results, .inputs = inputs, .whole = (int16_t *)(prepared + 2 * units),
+                .counts = prepared, .sums = prepared + units, .count = count, .tokens = tokens, .columns = columns,
+                .group = group, .unit_columns = unit_columns, .ahead = far_ahead(), .dtype = dtype, .kind = kind};
     CHOOSE(prepare, level)(&work);
     run_job(kind == INT4 ? CHOOSE(int4_tiles, level) : CHOOSE(int8_tiles, level), &work, parallel, threads);
     free(prepared);
@@ -345,7 +377,7 @@ int smolquant_linear(int level, parallel_run parallel, unsigned threads, int kin
 }
 
 /* result = the layers' weights, each (outputs, columns), one after the other, in bfloat16 or float32. */
-void smolquant_widen(int level, parallel_run parallel, unsigned threads, int kind, const layer *layers, int64_t count,
+void smolquant_widen_layers(int level, parallel_run parallel, unsigned threads, int kind, const layer *layers, int64_t count,
                      int64_t columns, int64_t group, int dtype, void *result) {
     job work = {.layers = layers, .result = result, .count = count, .columns = columns, .group = group, .dtype = dtype};
     run_job(kind == INT4 ? CHOOSE(int4_wide_tiles, level) : CHOOSE(int8_wide_tiles, level), &work, parallel, threads);

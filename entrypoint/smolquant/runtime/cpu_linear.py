@@ -28,16 +28,17 @@ FEW_TOKENS = 16 if HAS_BFLOAT16 else 48
 """Up to how many tokens weights are multiplied where they are read. Both ways took as long at 8 to 16
 tokens on a CPU with instructions for bfloat16 (docs/runtime.md), at 32 to more than 64 on one without."""
 
-_SOONER = 2 if HAS_INT8 else 1
-"""The share of these tokens from which on dynamic int8 is as fast by its products of whole numbers."""
+_FEW_DYNAMIC = FEW_TOKENS // 2 if HAS_INT8 else FEW_TOKENS
+"""As :data:`FEW_TOKENS` for dynamic int8, which torch multiplies as whole numbers."""
 
 
 class Linears:
     """Linear layers with the same inputs, computed in one call.
 
-    Up to :data:`FEW_TOKENS` tokens are taken as whole numbers of 16 bits, 32 columns (int4) or 64 (int8) in
-    a unit of their own: an error of 2^-16 of the largest of them, where bfloat16 rounds each by up to 2^-9
-    of itself. Their products are added up exactly, and the units' sums in float32.
+    A few tokens are taken as whole numbers of 16 bits, 32 columns (int4) or 64 (int8) in a unit of their
+    own: an error of 2^-16 of the largest of them, where bfloat16 rounds each by up to 2^-9 of itself.
+    Products within a unit are added up as whole numbers, and the units' sums in float32. More than a few in
+    bfloat16 are multiplied as they are, by CPUs that have an instruction for that.
     """
 
     def __init__(self, layers: Sequence[tuple[Stored, torch.Tensor | None]]) -> None:
@@ -54,6 +55,7 @@ class Linears:
 
     def __call__(self, inputs: torch.Tensor) -> list[torch.Tensor]:
         """Each layer's outputs (..., N), in the dtype of ``inputs`` (..., K)."""
+        _check(inputs, self._shape[0])
         if inputs.numel() > _most_few(self._kind) * self._shape[0]:
             return many(inputs, self._layers, self._described)
         return _few(inputs, self._kind, self._shape, self._outputs, self._described)
@@ -61,7 +63,16 @@ class Linears:
 
 def _most_few(kind: int) -> int:
     """Up to how many tokens are few."""
-    return FEW_TOKENS // (_SOONER if kind == INT8_DYNAMIC else 1)
+    return _FEW_DYNAMIC if kind == INT8_DYNAMIC else FEW_TOKENS
+
+
+def _check(inputs: torch.Tensor, columns: int) -> None:
+    """Refuse inputs of another layer, of which C would read, or write, beyond the end."""
+    if inputs.shape[-1] != columns:
+        raise ValueError(
+            f"The inputs have {inputs.shape[-1]} columns ({tuple(inputs.shape)}), and the weight has "
+            f"{columns}. Give inputs whose last dimension is {columns}."
+        )
 
 
 def _few(
@@ -73,8 +84,8 @@ def _few(
 ) -> list[torch.Tensor]:
     """What :class:`Linears` computes for few tokens: of ``layers`` of ``kind``, (columns, group size)."""
     inputs = inputs.contiguous()
-    batch, dtype = inputs.shape[:-1], inputs.dtype
-    results = [torch.empty((*batch, n), dtype=dtype) for n in outputs]
+    batch = inputs.shape[:-1]
+    results = [inputs.new_empty((*batch, n)) for n in outputs]
     pointers = (ctypes.c_void_p * len(results))(*(result.data_ptr() for result in results))
     compiled = required()
     failed = compiled.linear(
@@ -85,7 +96,7 @@ def _few(
         layers,
         len(results),
         inputs.data_ptr(),
-        DTYPES[dtype],
+        DTYPES[inputs.dtype],
         inputs.numel() // shape[0],
         *shape,
         pointers,
@@ -150,12 +161,13 @@ def _op(
 ) -> torch.Tensor:
     weight = Stored(levels, scale, zero_point, dynamic)
     kind, columns, outputs = weight.kind, weight.columns, weight.outputs
+    _check(inputs, columns)
     parts = (levels, scale, zero_point, bias)
     told = tuple(None if one is None else (one.data_ptr(), one.dtype) for one in parts)
     key = (outputs, *told)
     described = _known.get(key)
     if described is None:
-        if len(_known) == _MOST_KNOWN:
+        if len(_known) >= _MOST_KNOWN:
             _known.clear()
         described = _known[key] = (Layer * 1)(described_layer(weight, bias))
     if inputs.numel() > _most_few(kind) * columns:

@@ -15,7 +15,8 @@
 #define int4_products LEVEL(int4_products)
 #define add_products LEVEL(add_products)
 #define scale_of LEVEL(scale_of)
-#define sum_of LEVEL(sum_of)
+#define to_whole LEVEL(to_whole)
+#define to_levels LEVEL(to_levels)
 #define place_int4 LEVEL(place_int4)
 #define add_unit LEVEL(add_unit)
 #define widen_some LEVEL(widen_some)
@@ -39,15 +40,6 @@
 
 /* --- Inputs as whole numbers ---------------------------------------------------------------------------- */
 
-/* Sums of several numbers beside each other, which vectors add up. */
-INLINE float sum_of(const float *values, const int count) {
-    float sums[LANES] = {0};
-    for (int i = 0; i < count; i += LANES)
-        for (int lane = 0; lane < LANES; lane++)
-            sums[lane] += values[i + lane];
-    return total(load(sums));
-}
-
 /* What a level of a token, which starts there, counts as dynamic int8 quantizes it: not a number where one of the
  * inputs is infinite or none. */
 INLINE float scale_of(const void *inputs, int dtype, int64_t start, int64_t columns) {
@@ -61,57 +53,62 @@ INLINE float scale_of(const void *inputs, int dtype, int64_t start, int64_t colu
     return is_finite(largest) ? token_scale(from_bits(largest), dtype) : from_bits(NOT_A_NUMBER);
 }
 
-/* A unit of int4's inputs, (2 * UNIT,), among those of the units that are unpacked together: in four planes, as
- * int4_products takes them, with every fourth column in each. */
-INLINE void place_int4(const float *inputs, float factor, int64_t unit, int16_t *halves) {
-    int16_t whole[2 * UNIT], planes_of[4][PLANE];
-    int16_t *const start = halves + unit / TOGETHER * TOGETHER * 2 * UNIT;
+/* A unit of int4's inputs, as whole numbers (2 * UNIT,), among those of the units that are unpacked together: in four
+ * planes, as int4_products takes them, with every fourth column in each. */
+INLINE void place_int4(const int16_t *unit_of, int64_t unit, int16_t *whole) {
+    int16_t plane_of[PLANE], *const start = whole + unit / TOGETHER * TOGETHER * 2 * UNIT;
     if (unit % TOGETHER == 0)
-        memset(start, 0, TOGETHER * sizeof whole); /* the last ones may be fewer */
-    for (int i = 0; i < 2 * UNIT; i++)
-        whole[i] = to_int16(inputs[i] * factor);
+        memset(start, 0, TOGETHER * 2 * UNIT * sizeof *start); /* the last ones may be fewer */
     for (int plane = 0; plane < 4; plane++) {
         for (int i = 0; i < PLANE; i++)
-            planes_of[plane][i] = whole[4 * i + plane];
-        memcpy(start + (plane * TOGETHER + unit % TOGETHER) * PLANE, planes_of[plane], sizeof planes_of[plane]);
+            plane_of[i] = unit_of[4 * i + plane];
+        memcpy(start + (plane * TOGETHER + unit % TOGETHER) * PLANE, plane_of, sizeof plane_of);
     }
 }
 
-/* Inputs become whole numbers, of which each unit's count the same. With 15 bits and a sign these keep more of a
- * number than bfloat16 does, unless its neighbours are a hundred times larger, and then it hardly matters. What
- * dynamic int8 has of a token are whole numbers already. */
+/* A unit's inputs, filled up with 0 to a LINE, as whole numbers; returns what each counts: what is no number where one
+ * of the inputs is infinite or none. With 15 bits and a sign they keep more of a number than bfloat16 does, unless its
+ * neighbours are a hundred times larger. */
+INLINE float to_whole(const float *inputs, int16_t *whole) {
+    const uint32_t size = largest_of(inputs, LINE, 0);
+    const float largest = is_finite(size) ? from_bits(size) : from_bits(NOT_A_NUMBER);
+    const float factor = largest > 0x1p-100f ? 32767 / largest : 0; /* what is smaller might as well be 0 */
+    for (int i = 0; i < LINE; i++)
+        whole[i] = to_int16(inputs[i] * factor);
+    return largest / 32767;
+}
+
+/* As to_whole, of a token that dynamic int8 quantizes, so that each input of it counts the same. */
+INLINE float to_levels(const float *inputs, float scale, int16_t *whole) {
+    for (int i = 0; i < LINE; i++)
+        whole[i] = (int16_t)token_level(inputs[i], 1 / scale);
+    return scale;
+}
+
+/* Inputs become whole numbers, unit by unit. */
 static void LEVEL(prepare)(job *work) {
-    const int64_t columns = work->columns, unit = work->unit, units = (columns + unit - 1) / unit;
+    const int64_t columns = work->columns, unit_columns = work->unit_columns;
+    const int64_t units = (columns + unit_columns - 1) / unit_columns;
     for (int64_t t = 0; t < work->tokens; t++) {
-        int16_t *const halves = work->halves + t * padded(units) * unit;
-        float *const counts = work->units + t * padded(units), *const sums = work->sums + t * padded(units);
+        int16_t *const whole = work->whole + t * padded(units) * unit_columns, some[LINE];
+        float *const counts = work->counts + t * padded(units), *const sums = work->sums + t * padded(units);
         const int is_dynamic = work->kind == INT8_DYNAMIC;
         const float of_token = is_dynamic ? scale_of(work->inputs, work->dtype, t * columns, columns) : 0;
-        float wide[LINE];
         for (int64_t u = units; u < padded(units); u++)
             counts[u] = sums[u] = 0;
         for (int64_t u = 0; u < units; u++) {
-            const int64_t count = smaller(unit, columns - u * unit);
-            read_some(work->inputs, work->dtype, t * columns + u * unit, count, wide);
-            for (int64_t i = count; i < unit; i++)
-                wide[i] = 0;
-            if (is_dynamic) {
-                counts[u] = of_token;
-                for (int i = 0; i < LINE; i++)
-                    halves[u * LINE + i] = (int16_t)token_level(wide[i], 1 / of_token);
-                continue;
-            }
-            const uint32_t size = largest_of(wide, unit, 0);
-            const float largest = is_finite(size) ? from_bits(size) : from_bits(NOT_A_NUMBER);
-            const float factor = largest > 0x1p-100f ? 32767 / largest : 0; /* what is smaller might as well be 0 */
-            counts[u] = largest / 32767;
-            if (work->kind == INT8)
-                for (int i = 0; i < LINE; i++)
-                    halves[u * LINE + i] = to_int16(wide[i] * factor);
-            else {
-                sums[u] = sum_of(wide, 2 * UNIT);
-                place_int4(wide, factor, u, halves);
-            }
+            float wide[LINE] = {0};
+            const int64_t start = u * unit_columns;
+            read_some(work->inputs, work->dtype, t * columns + start, smaller(unit_columns, columns - start), wide);
+            counts[u] = is_dynamic ? to_levels(wide, of_token, some) : to_whole(wide, some);
+            if (work->kind == INT4) {
+                int32_t sum = 0;
+                for (int i = 0; i < 2 * UNIT; i++)
+                    sum += some[i];
+                sums[u] = (float)sum * counts[u];
+                place_int4(some, u, whole);
+            } else
+                memcpy(whole + start, some, sizeof some);
         }
     }
 }
@@ -119,19 +116,19 @@ static void LEVEL(prepare)(job *work) {
 /* --- int8: one scale a row ------------------------------------------------------------------------------ */
 
 /* To the sums of some tokens: products of a unit of levels with each token's inputs. */
-INLINE void add_unit(const int8_t *levels, const int16_t *halves, int64_t wide, const float *units, int64_t stride,
+INLINE void add_unit(const int8_t *levels, const int16_t *whole, int64_t wide, const float *counts, int64_t stride,
                      vec *sums, const int tokens) {
     const words weights = widen(levels);
     for (int t = 0; t < tokens; t++)
-        sums[t] = multiply_add(int8_products(weights, halves + t * wide), splat(units[t * stride]), sums[t]);
+        sums[t] = multiply_add(int8_products(weights, whole + t * wide), splat(counts[t * stride]), sums[t]);
 }
 
 /* One output at a time, since memory is read fastest from one end to the other. */
 INLINE void int8_output(const job *work, const tile *mine, int64_t output, int64_t token, const int tokens) {
     const int64_t columns = work->columns, stride = padded((columns + LINE - 1) / LINE), wide = stride * LINE;
     const int8_t *const levels = mine->of->levels + output * columns;
-    const int16_t *const halves = work->halves + token * wide;
-    const float *const units = work->units + token * stride;
+    const int16_t *const whole = work->whole + token * wide;
+    const float *const counts = work->counts + token * stride;
     vec sums[SUMS][TOKENS];
     for (int s = 0; s < SUMS; s++)
         for (int t = 0; t < tokens; t++)
@@ -141,23 +138,23 @@ INLINE void int8_output(const job *work, const tile *mine, int64_t output, int64
         for (int s = 0; s < SUMS; s++) {
             const int64_t start = k + s * LINE;
             ask_for(levels + start, work->ahead);
-            add_unit(levels + start, halves + start, wide, units + start / LINE, stride, sums[s], tokens);
+            add_unit(levels + start, whole + start, wide, counts + start / LINE, stride, sums[s], tokens);
         }
     if (k + LINE <= columns) {
-        add_unit(levels + k, halves + k, wide, units + k / LINE, stride, sums[0], tokens);
+        add_unit(levels + k, whole + k, wide, counts + k / LINE, stride, sums[0], tokens);
         k += LINE;
     }
     if (k < columns) {
         int8_t last[LINE] = {0};
         memcpy(last, levels + k, (size_t)(columns - k));
-        add_unit(last, halves + k, wide, units + k / LINE, stride, sums[1], tokens);
+        add_unit(last, whole + k, wide, counts + k / LINE, stride, sums[1], tokens);
     }
     const float scale = read_at(mine->of->scale, mine->of->scale_dtype, output);
     for (int t = 0; t < tokens; t++)
         write_output(work, mine, token + t, output, total(add(sums[0][t], sums[1][t])) * scale);
 }
 
-TAKE_TILES(int8_tiles, int8_output)
+TAKE_TILES(int8_tiles, int8_output, STEP(TOKENS, 1) STEP(1, 1))
 
 /* Some levels times their row's scale, in bfloat16 or float32. */
 INLINE void widen_some(const int8_t *levels, float scale, int64_t count, int dtype, void *result, int64_t place) {
@@ -200,21 +197,21 @@ INLINE vec of_units(const job *work, const layer *of, const void *values, int64_
         return splat(read_at(values, dtype, start + (unit >> shift)));
     if (shift >= 0 && dtype == BFLOAT16 && can_be_read)
         return spread_bfloat16((const uint16_t *)values + start + (unit >> shift), count, shift);
-    const int64_t wide = work->group / (2 * UNIT);
+    const int64_t of_group = work->group / (2 * UNIT);
     float some[LANES] = {0};
     for (int64_t u = 0; u < count; u++)
-        some[u] = read_at(values, dtype, start + (unit + u) / wide);
+        some[u] = read_at(values, dtype, start + (shift >= 0 ? (unit + u) >> shift : (unit + u) / of_group));
     return load(some);
 }
 
 /* To the sums of some tokens: products of up to LANES units with each token's, times that unit's factor. */
-INLINE void add_units(const int8_t *levels, const int count, const int16_t *halves, int64_t stride,
+INLINE void add_units(const int8_t *levels, const int count, const int16_t *whole, int64_t stride,
                       const vec *factors, vec (*sums)[TOKENS], const int tokens) {
     for (int unit = 0; unit < count; unit += TOGETHER) {
         ask_for(levels + unit * UNIT, FAR);
         const planes weights = unpack(levels + unit * UNIT, smaller(TOGETHER, count - unit) * UNIT);
         for (int t = 0; t < tokens; t++) {
-            const vec products = int4_products(weights, halves + t * stride + unit * 2 * UNIT);
+            const vec products = int4_products(weights, whole + t * stride + unit * 2 * UNIT);
             vec *const sum = sums[unit / TOGETHER % SUMS] + t;
             *sum = multiply_add(products, in_fours(factors[t], unit), *sum);
         }
@@ -226,8 +223,8 @@ INLINE void int4_output(const job *work, const tile *mine, int64_t output, int64
     const int64_t all = work->columns / (2 * UNIT), stride = padded(all), wide = stride * 2 * UNIT;
     const int64_t start = output * work->groups;
     const int8_t *const levels = mine->of->levels + output * (work->columns / 2);
-    const int16_t *const halves = work->halves + token * wide;
-    const float *const units = work->units + token * stride, *const sums = work->sums + token * stride;
+    const int16_t *const whole = work->whole + token * wide;
+    const float *const counts = work->counts + token * stride, *const sums = work->sums + token * stride;
     vec offsets[TOKENS], products[SUMS][TOKENS], factors[TOKENS];
     for (int t = 0; t < tokens; t++)
         offsets[t] = products[0][t] = products[1][t] = zero();
@@ -238,10 +235,10 @@ INLINE void int4_output(const job *work, const tile *mine, int64_t output, int64
         const vec offset = multiply_add(scale, splat(-8), zero_point);
         for (int t = 0; t < tokens; t++) {
             offsets[t] = multiply_add(offset, load(sums + t * stride + unit), offsets[t]);
-            factors[t] = multiply_add(scale, load(units + t * stride + unit), zero());
+            factors[t] = multiply_add(scale, load(counts + t * stride + unit), zero());
         }
         const int8_t *const some = levels + unit * UNIT;
-        const int16_t *const inputs = halves + unit * 2 * UNIT;
+        const int16_t *const inputs = whole + unit * 2 * UNIT;
         if (count == LANES) /* known to the compiler, which unrolls the loop */
             add_units(some, LANES, inputs, wide, factors, products, tokens);
         else
@@ -251,7 +248,7 @@ INLINE void int4_output(const job *work, const tile *mine, int64_t output, int64
         write_output(work, mine, token + t, output, total(add(offsets[t], add(products[0][t], products[1][t]))));
 }
 
-TAKE_TILES(int4_tiles, int4_output)
+TAKE_TILES(int4_tiles, int4_output, STEP(TOKENS, 1) STEP(1, 1))
 
 INLINE void dequantize_unit(const int8_t *levels, float scale, float offset, float *wide) {
     for (int i = 0; i < UNIT; i++) {
@@ -367,7 +364,8 @@ static void LEVEL(finish_some)(void *data) {
 #undef int4_products
 #undef add_products
 #undef scale_of
-#undef sum_of
+#undef to_whole
+#undef to_levels
 #undef place_int4
 #undef add_unit
 #undef widen_some

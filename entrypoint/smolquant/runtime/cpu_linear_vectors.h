@@ -1,5 +1,5 @@
-/* A vector of float32 numbers, what is done with it, and how levels get into it, at one level of cpu_linear_level.h,
- * which includes this and has the names. */
+/* A vector of float32 numbers, what is done with it, and how products of levels get into it, at one level of
+ * cpu_linear_level.h, which includes this and has the names. */
 
 #if defined(AVX512)
 enum { LANES = 16, TOGETHER = 4 };
@@ -20,11 +20,12 @@ INLINE vec spread_bfloat16(const uint16_t *from, int64_t count, int shift) {
     const __m512i wide = _mm512_slli_epi32(_mm512_cvtepu16_epi32(some), 16);
     return _mm512_castsi512_ps(_mm512_permutexvar_epi32(place, wide));
 }
-/* Numbers that are finite, or as arithmetic leaves what is none, rounded to bfloat16 in the upper half of a lane. */
+/* Rounded to bfloat16, in the upper half of a lane. */
 INLINE __m512i to_upper_half(vec of) {
     const __m512i exact = _mm512_castps_si512(of);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(exact, 16), _mm512_set1_epi32(1));
-    return _mm512_add_epi32(exact, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i nearest = _mm512_add_epi32(exact, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    return _mm512_mask_set1_epi32(nearest, _mm512_cmp_ps_mask(of, of, _CMP_UNORD_Q), NOT_A_NUMBER);
 }
 INLINE void store_bfloat16(uint16_t *to, vec some, vec others) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

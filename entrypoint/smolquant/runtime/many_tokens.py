@@ -45,7 +45,7 @@ class _Room(threading.local):
     _MOST_KNOWN = 256
 
     def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
         self._known: dict[tuple[int, int, torch.dtype], tuple[torch.Tensor, torch.Tensor, int]] = {}
 
     def block(
@@ -65,7 +65,7 @@ class _Room(threading.local):
             self._known.clear()
         with torch.inference_mode(False):  # what is made there may not be written to elsewhere
             if len(self._bytes) < size:
-                self._bytes = torch.empty(size, dtype=torch.uint8)
+                self._bytes = torch.empty(size, dtype=torch.uint8, device="cpu")
             block = self._bytes[:size].view(dtype).view(rows, columns)
             return block, block.t(), block.data_ptr()
 
@@ -126,7 +126,7 @@ def _joined(
         some = sums(start, stop)
         whole = stop - start == outputs and some.dtype == dtype
         if result is None:
-            result = some if whole else torch.empty(shape, dtype=dtype)
+            result = some if whole else some.new_empty(shape, dtype=dtype)
         if not (whole and as_they_are):
             parts = [None if of is None else of[start:stop] for of in (scale, bias)]
             _finish(some, parts, token_scale, result[:, start:stop])
@@ -257,7 +257,7 @@ def _in_one_block(
     for (_, bias), some in zip(layers, parts, strict=True):
         result = some
         if some.dtype != dtype or bias is not None or token_scale is not None:
-            result = torch.empty(some.shape, dtype=dtype)
+            result = some.new_empty(some.shape, dtype=dtype)
             _finish(some, (None, bias), token_scale, result)
         results.append(result)
     return results
@@ -265,8 +265,8 @@ def _in_one_block(
 
 def _quantized_tokens(inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(n, K) int8 levels, and (n,) scales in float32, of inputs (n, K)."""
-    levels = torch.empty(inputs.shape, dtype=torch.int8)
-    scale = torch.empty(len(inputs))
+    levels = inputs.new_empty(inputs.shape, dtype=torch.int8)
+    scale = inputs.new_empty(len(inputs), dtype=torch.float32)
     compiled, inputs = required(), inputs.contiguous()
     compiled.quantize(
         compiled.level,

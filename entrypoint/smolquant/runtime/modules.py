@@ -135,7 +135,8 @@ class WideLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as nn.Linear names it
         """(..., K) -> (..., N)."""
-        if torch.compiler.is_compiling() or not can_compute(input):
+        derived = torch.is_grad_enabled() and self.weight.requires_grad
+        if derived or torch.compiler.is_compiling() or not can_compute(input):
             return super().forward(input)
         tokens = input.numel() // self.in_features
         if tokens <= cpu_linear.FEW_TOKENS:
