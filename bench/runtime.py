@@ -249,7 +249,8 @@ def layers() -> dict[str, Any]:
             times = layer_times(ways, inputs)
             rows.append({"outputs": outputs, "columns": columns, "rows": count, "ms": times})
             print(f"{outputs} x {columns}, {count} rows: {times}", flush=True)
-    return {**conditions(), "few_tokens": cpu_linear.FEW_TOKENS, "rows": rows, **bandwidth()}
+    few = {name: cpu_linear.few_tokens(weights[0].kind) for name, weights in stored.items()}
+    return {**conditions(), "few_tokens": few, "rows": rows, **bandwidth()}
 
 
 def layer_times(
@@ -260,15 +261,15 @@ def layer_times(
 
     from smolquant.runtime import cpu_linear
 
-    switch = cpu_linear.FEW_TOKENS
-    cases = [(name, switch) for name in ways if name == SOURCE]
+    switch = cpu_linear.few_tokens
+    cases = [(name, 0) for name in ways if name == SOURCE]
     cases += [(name, few) for name in ways if name != SOURCE for few in (1 << 30, 0)]
     times: dict[str, list[float]] = {}
     deadline = time.monotonic() + 2.5
     try:
         while time.monotonic() < deadline or len(next(iter(times.values()))) < LEAST:
             for name, few in cases:
-                cpu_linear.FEW_TOKENS = few
+                cpu_linear.few_tokens = partial(_same, few)
                 weights, linear = ways[name]
                 turn = weights[:8]  # and the next eight in the next turn
                 weights[:] = weights[8:] + turn
@@ -279,8 +280,12 @@ def layer_times(
                 way = name if name == SOURCE else f"{name}, {'few' if few else 'many'}"
                 times.setdefault(way, []).append(taken)
     finally:
-        cpu_linear.FEW_TOKENS = switch
+        cpu_linear.few_tokens = switch
     return {way: float(f"{statistics.median(taken):.4g}") for way, taken in times.items()}
+
+
+def _same(few: int, _: int) -> int:
+    return few
 
 
 def bandwidth() -> dict[str, float]:

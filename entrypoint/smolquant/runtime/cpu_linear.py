@@ -22,13 +22,14 @@ from smolquant.runtime.compiled import (
     library,
     required,
 )
-from smolquant.runtime.many_tokens import HAS_BFLOAT16, HAS_INT8, many
+from smolquant.runtime.many_tokens import HAS_AMX, HAS_BFLOAT16, HAS_INT8, many
 
-FEW_TOKENS = 16 if HAS_BFLOAT16 else 48
+FEW_TOKENS = 16 if HAS_AMX else 32 if HAS_BFLOAT16 else 48
 """Up to how many tokens weights are multiplied where they are read. Both ways took as long at 8 to 16
-tokens on a CPU with instructions for bfloat16 (docs/runtime.md), at 32 to more than 64 on one without."""
+tokens on a CPU with AMX, at 24 to 64 on one with AVX512's bfloat16 (docs/runtime.md), and at 32 to more
+than 64 on one without instructions for it."""
 
-_FEW_DYNAMIC = FEW_TOKENS // 2 if HAS_INT8 else FEW_TOKENS
+_FEW_DYNAMIC = 8 if HAS_INT8 else FEW_TOKENS
 """As :data:`FEW_TOKENS` for dynamic int8, which torch multiplies as whole numbers."""
 
 
@@ -56,13 +57,13 @@ class Linears:
     def __call__(self, inputs: torch.Tensor) -> list[torch.Tensor]:
         """Each layer's outputs (..., N), in the dtype of ``inputs`` (..., K)."""
         _check(inputs, self._shape[0])
-        if inputs.numel() > _most_few(self._kind) * self._shape[0]:
+        if inputs.numel() > few_tokens(self._kind) * self._shape[0]:
             return many(inputs, self._layers, self._described)
         return _few(inputs, self._kind, self._shape, self._outputs, self._described)
 
 
-def _most_few(kind: int) -> int:
-    """Up to how many tokens are few."""
+def few_tokens(kind: int) -> int:
+    """Up to how many tokens are few, for a kind of layer."""
     return _FEW_DYNAMIC if kind == INT8_DYNAMIC else FEW_TOKENS
 
 
@@ -170,7 +171,7 @@ def _op(
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
         described = _known[key] = (Layer * 1)(described_layer(weight, bias))
-    if inputs.numel() > _most_few(kind) * columns:
+    if inputs.numel() > few_tokens(kind) * columns:
         return many(inputs, [(weight, bias)], described)[0]
     return _few(inputs, kind, (columns, weight.group), (outputs,), described)[0]
 

@@ -21,10 +21,13 @@ from smolquant.runtime.compiled import (
     required,
 )
 
-HAS_BFLOAT16 = torch.backends.cpu.get_cpu_capability() == "AVX512" and (
-    torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-)
-"""Whether this CPU multiplies bfloat16 by instructions of its own."""
+_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+HAS_AMX = _AVX512 and torch.cpu._is_amx_tile_supported()
+"""Whether this CPU multiplies tiles, of bfloat16 among others."""
+
+HAS_BFLOAT16 = _AVX512 and (torch.cpu._is_avx512_bf16_supported() or HAS_AMX)
+"""Whether it multiplies bfloat16 by instructions of its own."""
 
 HAS_INT8 = HAS_BFLOAT16 and torch.cpu._is_vnni_supported()
 """Whether it multiplies whole numbers of 8 bits faster still."""
