@@ -228,13 +228,15 @@ def layers() -> dict[str, Any]:
             torch.randint(-127, 127, (outputs, columns), dtype=torch.int8)
             for _ in range(min(copies, 64))
         ]
-        scale = torch.rand(outputs).to(torch.bfloat16)
+        scale, half = torch.rand(outputs).to(torch.bfloat16), len(levels) // 2  # of another's turn
         halves = [one[:, : columns // 2].contiguous() for one in levels]
         plain = [one.to(torch.bfloat16) for one in levels[: max(2, len(levels) // 2)]]
         int4_scale = torch.rand(outputs, columns // 32).to(torch.bfloat16)
         stored = {
             "int8": [Stored(one, scale) for one in levels],
-            "int8_dynamic": [Stored(one, scale, dynamic=True) for one in levels],
+            "int8_dynamic": [
+                Stored(one, scale, dynamic=True) for one in levels[half:] + levels[:half]
+            ],
             "int4": [Stored(one, int4_scale, int4_scale) for one in halves],
         }
         ways: dict[str, tuple[list[Any], Callable[[Any, Any], Any]]] = {

@@ -129,7 +129,7 @@ def _where_time_goes(variant: str, profile: Mapping[str, Any]) -> str:
 
 
 def _listed(few: Mapping[str, int]) -> str:
-    return ", ".join(f"{tokens} ({scheme})" for scheme, tokens in few.items())
+    return ", ".join(f"{tokens} tokens ({scheme})" for scheme, tokens in few.items())
 
 
 def _of_layers(part: Mapping[str, Any]) -> Iterator[str]:
@@ -137,7 +137,8 @@ def _of_layers(part: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"{_measured_on(part)} Milliseconds of one layer among others, so that caches do not hold it: in "
         "bf16, and in each scheme by the way of few tokens and by that of many; the faster one is bold. "
-        f"The way of few tokens is taken up to {_listed(part['few_tokens'])}."
+        "On such a CPU the way of few tokens is taken up to "
+        f"{_listed(part['few_tokens'])}."
     )
     ways = list(part["rows"][0]["ms"])
     rows = [["rows x columns", "tokens", *ways]]

@@ -145,6 +145,8 @@ PLAIN __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
 static inline uint16_t nearest_bfloat16(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
+    if (isnan(value))
+        return 0x7fc0;
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 static inline float of_bfloat16(uint16_t half) {

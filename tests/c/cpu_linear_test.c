@@ -171,7 +171,7 @@ static void quantized(const shape *of, token_inputs *x) {
 }
 
 /* Whole numbers of 16 bits, 32 of int4's or 64 of int8's in a unit of their own. */
-static void halved(const shape *of, token_inputs *x) {
+static void to_whole_numbers(const shape *of, token_inputs *x) {
     const int64_t unit = of->kind == INT4 ? 32 : 64;
     for (int64_t start = 0; start < of->columns; start += unit) {
         const int64_t end = smaller(start + unit, of->columns);
@@ -226,7 +226,7 @@ static void check_linear(const shape *of) {
         if (of->kind == INT8_DYNAMIC)
             quantized(of, &x);
         else if (!in_bfloat16(of))
-            halved(of, &x);
+            to_whole_numbers(of, &x);
         for (int i = 0; i < of->count; i++)
             for (int64_t n = 0; n < of->outputs[i]; n++)
                 check_output(of, layers + i, &x, n, get(results[i], of->dtype, t * of->outputs[i] + n));
@@ -266,19 +266,20 @@ static void check_widen(const shape *of) {
 }
 
 /* What is not a number, or infinite, in one token shows in all of its outputs, and in no other token's. */
-static void check_not_finite(int level, int kind, float value) {
+static void check_not_finite(int level, int kind, int dtype, int64_t tokens, float value) {
     const int64_t columns = 64, outputs = 33;
-    shape of = {.level = level, .kind = kind, .dtype = FLOAT32, .scale_dtype = FLOAT32, .bias_dtype = -1,
+    shape of = {.level = level, .kind = kind, .dtype = dtype, .scale_dtype = FLOAT32, .bias_dtype = -1,
                 .columns = columns, .group = 32};
     layer stored = make_layer(&of, outputs);
-    float *const inputs = numbers(FLOAT32, 5 * columns, 1), *const output = room((size_t)(5 * outputs) * sizeof(float));
-    inputs[2 * columns + 37] = value;
+    void *const inputs = numbers(dtype, tokens * columns, 1);
+    void *const output = room((size_t)(tokens * outputs) * bytes_of[dtype]);
+    write_at(inputs, dtype, 2 * columns + 37, value);
     void *results[] = {output};
-    CHECK(!smolquant_linear(level, NULL, 1, kind, &stored, 1, inputs, FLOAT32, 5, columns, 32, results), "no memory");
-    for (int64_t i = 0; i < 5 * outputs; i++) {
-        CHECK(isfinite(output[i]) == (i / outputs != 2),
-              "%s, level %d, with %g among the inputs: token %d has %g", kind_names[kind], level, value,
-              (int)(i / outputs), output[i]);
+    CHECK(!smolquant_linear(level, NULL, 1, kind, &stored, 1, inputs, dtype, tokens, columns, 32, results), "no memory");
+    for (int64_t i = 0; i < tokens * outputs; i++) {
+        const double got = get(output, dtype, i);
+        CHECK(isfinite(got) == (i / outputs != 2), "%s, level %d, %s, with %g among the inputs: token %d has %g",
+              kind_names[kind], level, dtype_names[dtype], value, (int)(i / outputs), got);
     }
     free(inputs);
     free(output);
@@ -370,9 +371,9 @@ static void check_many(int level) {
 /* --- Cases ---------------------------------------------------------------------------------------------- */
 
 static void check_shape(int number, shape of) {
-    static const int64_t few[] = {1, 3, 4, 5, 16, 8, 15, 29};
+    static const int64_t few[] = {1, 3, 4, 5, 16, 8, 15, 29, 37};
     of.bias_dtype = number % 4 - 1;
-    of.tokens = few[of.columns > 1024 ? number % 2 : number % 8];
+    of.tokens = few[of.columns > 1024 ? number % 3 * 4 : number % 9];
     of.threads = of.count = 1 + number % 3;
     of.outputs[0] = of.columns > 1024 ? 3 : 1 + number % 37;
     of.outputs[1] = number % 2;
@@ -405,13 +406,14 @@ static int check_shapes(int level) {
                 }
         }
     /* So many outputs that threads share them, and some are left for the end. */
-    for (int kind = INT8; kind <= INT4; kind++) {
-        const shape large = {.level = level, .kind = kind, .bias_dtype = -1, .columns = 64, .group = 64, .tokens = 2,
-                             .count = 2, .threads = 3, .outputs = {3000, 70}};
-        check_linear(&large);
-        check_widen(&large);
-        cases++;
-    }
+    for (int kind = INT8; kind <= INT4; kind++)
+        for (int64_t tokens = 2; tokens < 60; tokens += 27) {
+            const shape large = {.level = level, .kind = kind, .bias_dtype = -1, .columns = 64, .group = 64,
+                                 .tokens = tokens, .count = 2, .threads = 3, .outputs = {3000, 71}};
+            check_linear(&large);
+            check_widen(&large);
+            cases++;
+        }
     return cases;
 }
 
@@ -444,8 +446,11 @@ int main(void) {
         state = 1;
         const int cases = check_shapes(level);
         for (int kind = INT8; kind <= INT4; kind++) {
-            check_not_finite(level, kind, NAN);
-            check_not_finite(level, kind, INFINITY);
+            for (int64_t tokens = 5; tokens < 20; tokens += 12)
+                for (int dtype = BFLOAT16; dtype <= FLOAT32; dtype++) {
+                    check_not_finite(level, kind, dtype, tokens, NAN);
+                    check_not_finite(level, kind, dtype, tokens, INFINITY);
+                }
         }
         check_many(level);
         printf("level %d (%s): %d shapes\n", level, names[level], cases);

@@ -4,7 +4,7 @@
  * memory is, as long as the arithmetic is less work than that. Nothing is packed beforehand: inputs become whole
  * numbers, as levels are, their products are added up as such, and float32 only adds the sums of units of columns.
  * The loops are in cpu_linear_level.h, which is compiled once for each level below, with what differs between CPUs,
- * their vectors, in cpu_linear_vectors.h.
+ * their vectors, in cpu_linear_vectors.h. More tokens go through cpu_linear_bfloat16.h where the CPU can do that.
  *
  * Threads are torch's own: the caller passes OpenMP's GOMP_parallel out of the library that torch has loaded.
  * A pool of ours would compete with its threads, which spin for a while after each of its operations. */
@@ -19,7 +19,7 @@ typedef void (*parallel_run)(void (*body)(void *), void *data, unsigned threads,
 
 enum { BFLOAT16, FLOAT16, FLOAT32, INT32 }; /* dtypes of what is read and written; INT32 is only read */
 
-enum { LEAST = 1 << 15 }; /* bytes of levels, or as many int4, that a thread takes at least at a time */
+enum { LEAST = 1 << 15 }; /* bytes of levels, or as many int4, that a thread takes at least, if a layer has them left */
 enum { TOKENS = 4 };  /* rows of inputs that share one widening of the levels */
 enum { ROWS = 32 };    /* outputs whose levels caches hold until all tokens are multiplied with them */
 enum { SUMS = 2 };    /* of a row, so that one product need not wait for the one before */
@@ -42,7 +42,7 @@ typedef struct {
     const layer *layers;       /* with the same inputs */
     void *const *results;      /* of each layer (tokens, outputs); null where weights are widened */
     void *result;              /* that is what these become, (outputs of all layers, columns) */
-    const void *inputs;        /* (tokens, columns) */
+    const void *inputs;        /* (tokens, columns), or as place_words places them */
     int16_t *whole;            /* the same as whole numbers, (tokens, unit_columns * padded(units)) */
     float *counts;             /* what a whole number of each unit counts, (tokens, padded(units)) */
     float *sums;               /* of each unit's inputs, in the same shape; int4 alone */
@@ -60,7 +60,7 @@ typedef struct {
 enum { INT8, INT8_DYNAMIC, INT4 }; /* kinds of layers */
 
 /* Tokens from which on cpu_linear_bfloat16.h is the faster way, of int8 and of int4. */
-enum { INT8_IN_BFLOAT16 = 16, INT4_IN_BFLOAT16 = 8 };
+enum { INT8_IN_BFLOAT16 = 24, INT4_IN_BFLOAT16 = 8 };
 
 typedef struct {           /* what is done with each of many tokens, either of two things */
     const void *from;      /* (tokens, columns): inputs of a layer, or sums of their products */
@@ -355,7 +355,7 @@ int smolquant_linear(int level, parallel_run parallel, unsigned threads, int kin
         if (!placed)
             return 1;
         job wide = {.layers = layers, .results = results, .inputs = placed, .count = count, .tokens = tokens,
-                    .columns = columns, .group = group, .dtype = dtype};
+                    .columns = columns, .group = group, .dtype = dtype, .kind = kind};
         place_words(inputs, tokens, columns, placed);
         run_job(kind == INT4 ? int4_tiles_bfloat16 : int8_tiles_bfloat16, &wide, parallel, threads);
         free(placed);
@@ -376,9 +376,10 @@ int smolquant_linear(int level, parallel_run parallel, unsigned threads, int kin
     return 0;
 }
 
-/* result = the layers' weights, each (outputs, columns), one after the other, in bfloat16 or float32. */
-void smolquant_widen_layers(int level, parallel_run parallel, unsigned threads, int kind, const layer *layers, int64_t count,
-                     int64_t columns, int64_t group, int dtype, void *result) {
+/* result = the layers' weights, each (outputs, columns), one after the other, in bfloat16 or float32. A function that
+ * takes other arguments than before has a new name, so that a library of another version is not called. */
+void smolquant_widen_layers(int level, parallel_run parallel, unsigned threads, int kind, const layer *layers,
+                            int64_t count, int64_t columns, int64_t group, int dtype, void *result) {
     job work = {.layers = layers, .result = result, .count = count, .columns = columns, .group = group, .dtype = dtype};
     run_job(kind == INT4 ? CHOOSE(int4_wide_tiles, level) : CHOOSE(int8_wide_tiles, level), &work, parallel, threads);
 }

@@ -24,22 +24,26 @@ from smolquant.runtime.compiled import (
 )
 from smolquant.runtime.many_tokens import HAS_AMX, HAS_BFLOAT16, HAS_INT8, many
 
-FEW_TOKENS = 16 if HAS_AMX else 32 if HAS_BFLOAT16 else 48
-"""Up to how many tokens weights are multiplied where they are read. Both ways took as long at 8 to 16
-tokens on a CPU with AMX, at 24 to 64 on one with AVX512's bfloat16 (docs/runtime.md), and at 32 to more
-than 64 on one without instructions for it."""
+FEW_TOKENS = 16 if HAS_BFLOAT16 else 48
+"""Up to how many tokens torch's own products of one row at a time are taken, where there is the choice."""
 
-_FEW_DYNAMIC = 8 if HAS_INT8 else FEW_TOKENS
-"""As :data:`FEW_TOKENS` for dynamic int8, which torch multiplies as whole numbers."""
+_FEW = 16 if HAS_AMX else 32 if HAS_BFLOAT16 else 48
+"""Up to how many tokens weights are multiplied where they are read. With AVX512's bfloat16 both ways
+took as long at 16 to more than 64 tokens (docs/runtime.md); with slower loops than these it was 32 to
+more than 64 on older CPUs, and 8 to 16 with AMX."""
+
+_FEW_DYNAMIC = 8 if HAS_INT8 else _FEW
+"""The same of dynamic int8, which torch multiplies as whole numbers."""
 
 
 class Linears:
     """Linear layers with the same inputs, computed in one call.
 
-    A few tokens are taken as whole numbers of 16 bits, 32 columns (int4) or 64 (int8) in a unit of their
-    own: an error of 2^-16 of the largest of them, where bfloat16 rounds each by up to 2^-9 of itself.
-    Products within a unit are added up as whole numbers, and the units' sums in float32. More than a few in
-    bfloat16 are multiplied as they are, by CPUs that have an instruction for that.
+    Inputs are taken as whole numbers of 16 bits, 32 columns (int4) or 64 (int8) in a unit of their own: an
+    error of 2^-16 of the largest of them, where bfloat16 rounds each by up to 2^-9 of itself. Products
+    within a unit are added up as whole numbers, and the units' sums in float32. From several tokens on
+    (``INT8_IN_BFLOAT16`` and ``INT4_IN_BFLOAT16`` of cpu_linear.c), inputs in bfloat16 stay as they are on
+    a CPU that multiplies these, and int4 weights are rounded to bfloat16, as for many tokens.
     """
 
     def __init__(self, layers: Sequence[tuple[Stored, torch.Tensor | None]]) -> None:
@@ -64,7 +68,7 @@ class Linears:
 
 def few_tokens(kind: int) -> int:
     """Up to how many tokens are few, for a kind of layer."""
-    return _FEW_DYNAMIC if kind == INT8_DYNAMIC else FEW_TOKENS
+    return _FEW_DYNAMIC if kind == INT8_DYNAMIC else _FEW
 
 
 def _check(inputs: torch.Tensor, columns: int) -> None:

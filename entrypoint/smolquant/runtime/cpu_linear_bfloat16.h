@@ -1,6 +1,7 @@
-/* More than a few tokens in bfloat16, on a CPU that multiplies such numbers by an instruction of its own. Inputs stay
- * as they are, and levels are widened in registers, once for EIGHT tokens: what cpu_linear_level.h does for fewer
- * tokens takes more instructions for each, and torch's products need the weights in memory first. */
+/* Several tokens in bfloat16, on a CPU that multiplies such numbers by an instruction of its own. Inputs stay as they
+ * are, and levels are widened in registers, once for EIGHT tokens: what cpu_linear_level.h does for one or a few takes
+ * more instructions for each, and torch's products need the weights in memory first. int4's weights are rounded to
+ * bfloat16, as for those. */
 
 enum { WORDS = 32 }; /* numbers in bfloat16 that a vector has, as many as an int4 unit */
 enum { EIGHT = 8 };  /* tokens whose sums, of a PAIR, fill half of the registers */

@@ -135,8 +135,7 @@ class WideLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as nn.Linear names it
         """(..., K) -> (..., N)."""
-        derived = torch.is_grad_enabled() and self.weight.requires_grad
-        if derived or torch.compiler.is_compiling() or not can_compute(input):
+        if torch.compiler.is_compiling() or not can_compute(input) or self._is_trained():
             return super().forward(input)
         tokens = input.numel() // self.in_features
         if tokens <= cpu_linear.FEW_TOKENS:
@@ -148,6 +147,11 @@ class WideLinear(nn.Linear):
             self.bias,
         )
         return output.view(*input.shape[:-1], self.out_features)
+
+    def _is_trained(self) -> bool:
+        """Whether the weight or the bias wants a derivative, which blocks do not have."""
+        parts = (self.weight, self.bias)
+        return torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parts)
 
 
 class Together:
