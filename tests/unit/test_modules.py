@@ -24,8 +24,9 @@ from transformers import (
 import smolquant
 from compat.prove import fixtures
 from smolquant.runtime import compiled
+from smolquant.runtime.cpu_linear import FEW_TOKENS
 from smolquant.runtime.kernels import dequantize, kernels, use_kernels
-from smolquant.runtime.modules import QuantizedLinear
+from smolquant.runtime.modules import QuantizedLinear, WideLinear
 from smolquant.runtime.registry import plain
 from smolquant.schemes import SCHEMES
 
@@ -205,6 +206,24 @@ def test_what_is_to_be_trained_has_gradients() -> None:
         wanted = plain(layer.weight).float().sum(0)
         assert inputs.grad is not None
         assert difference(inputs.grad[0].float(), wanted) < 0.02
+
+
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_a_plain_layer_that_is_trained_has_gradients(trained: str) -> None:
+    """Many tokens of it would go through blocks, which are overwritten and have no derivative."""
+    layer = nn.Linear(32, 48).requires_grad_(False)
+    layer.__class__ = WideLinear
+    inputs = torch.randn(FEW_TOKENS + 1, 32)
+    wanted = nn.functional.linear(inputs, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(inputs), wanted)
+    parameter = layer.get_parameter(trained).requires_grad_()
+    for _ in range(2):
+        parameter.grad = None
+        layer(inputs).sum().backward()
+        exact = (
+            inputs.sum(0).expand(48, -1) if trained == "weight" else torch.full((48,), len(inputs))
+        )
+        torch.testing.assert_close(parameter.grad, exact.to(parameter))
 
 
 def test_dequantize_gives_back_a_plain_model(tmp_path: Path) -> None:
