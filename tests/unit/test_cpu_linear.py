@@ -103,6 +103,17 @@ def test_inputs_of_very_different_sizes_are_kept_apart() -> None:
         assert_close(Linears([(weight, None)])(inputs)[0], exact, WHOLE_NUMBERS)
 
 
+def test_dynamic_int8_gives_the_same_bits_for_few_tokens_and_for_many() -> None:
+    """The next layer would quantize what one way rounds otherwise to another level. Without products of
+    whole numbers, many tokens are rounded as float32 rounds."""
+    torch.manual_seed(0)
+    linears = Linears([(int8(64, 192, dynamic=True), torch.randn(64))])
+    inputs = torch.randn(MOST_FEW + 1, 192)
+    one_by_one = torch.cat([linears(inputs[i : i + 1])[0] for i in range(len(inputs))])
+    tolerance = 0 if many_tokens.HAS_INT8 else 1e-4
+    torch.testing.assert_close(one_by_one, linears(inputs)[0], rtol=tolerance, atol=tolerance)
+
+
 def test_the_prompt_and_its_tokens_one_by_one_agree() -> None:
     """Both ways compute with the same weights, whatever each rounds."""
     torch.manual_seed(0)

@@ -46,6 +46,7 @@ typedef struct {
     int16_t *whole;            /* the same as whole numbers, (tokens, unit_columns * padded(units)) */
     float *counts;             /* what a whole number of each unit counts, (tokens, padded(units)) */
     float *sums;               /* of each unit's inputs, in the same shape; int4 alone */
+    float *token_scale;        /* (tokens,) that every output is multiplied with; dynamic int8 alone, or null */
     int64_t count, tokens, columns, group;
     int64_t unit_columns; /* columns whose inputs count the same; the last unit may have fewer */
     int64_t ahead;        /* of int8: FAR, or 0, see far_ahead */
@@ -176,6 +177,8 @@ INLINE void write_some(void *values, int dtype, int64_t from, int64_t count, con
 }
 
 INLINE void write_output(const job *work, const tile *mine, int64_t token, int64_t output, float value) {
+    if (work->token_scale)
+        value *= work->token_scale[token];
     if (mine->of->bias)
         value += read_at(mine->of->bias, mine->of->bias_dtype, output);
     write_at(mine->result, work->dtype, token * mine->of->outputs + output, value);
@@ -364,12 +367,15 @@ int smolquant_linear(int level, parallel_run parallel, unsigned threads, int kin
 #endif
     const int64_t unit_columns = kind == INT4 ? 2 * UNIT : LINE;
     const int64_t units = tokens * padded((columns + unit_columns - 1) / unit_columns);
-    float *const prepared = lines((size_t)units * (2 * sizeof(float) + (size_t)unit_columns * sizeof(int16_t)));
+    const size_t bytes_a_unit = 2 * sizeof(float) + (size_t)unit_columns * sizeof(int16_t);
+    float *const prepared = lines((size_t)units * bytes_a_unit + (size_t)tokens * sizeof(float));
     if (!prepared)
         return 1;
     job work = {.layers = layers, .results = results, .inputs = inputs, .whole = (int16_t *)(prepared + 2 * units),
                 .counts = prepared, .sums = prepared + units, .count = count, .tokens = tokens, .columns = columns,
                 .group = group, .unit_columns = unit_columns, .ahead = far_ahead(), .dtype = dtype, .kind = kind};
+    if (kind == INT8_DYNAMIC)
+        work.token_scale = (float *)(work.whole + units * unit_columns);
     CHOOSE(prepare, level)(&work);
     run_job(kind == INT4 ? CHOOSE(int4_tiles, level) : CHOOSE(int8_tiles, level), &work, parallel, threads);
     free(prepared);

@@ -78,11 +78,13 @@ INLINE float to_whole(const float *inputs, int16_t *whole) {
     return largest / 32767;
 }
 
-/* As to_whole, of a token that dynamic int8 quantizes, so that each input of it counts the same. */
+/* As to_whole, of a token that dynamic int8 quantizes. Each input counts 1 until the outputs are multiplied with the
+ * token's scale, so that sums are whole numbers, and the same whatever adds them up: torch's products for many tokens
+ * must not round another way, where the next layer quantizes the difference to a whole level. */
 INLINE float to_levels(const float *inputs, float scale, int16_t *whole) {
     for (int i = 0; i < LINE; i++)
         whole[i] = (int16_t)token_level(inputs[i], 1 / scale);
-    return scale;
+    return 1;
 }
 
 /* Inputs become whole numbers, unit by unit. */
@@ -94,6 +96,8 @@ static void LEVEL(prepare)(job *work) {
         float *const counts = work->counts + t * padded(units), *const sums = work->sums + t * padded(units);
         const int is_dynamic = work->kind == INT8_DYNAMIC;
         const float of_token = is_dynamic ? scale_of(work->inputs, work->dtype, t * columns, columns) : 0;
+        if (is_dynamic)
+            work->token_scale[t] = of_token;
         for (int64_t u = units; u < padded(units); u++)
             counts[u] = sums[u] = 0;
         for (int64_t u = 0; u < units; u++) {
