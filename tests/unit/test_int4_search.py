@@ -1,12 +1,15 @@
 """The search for int4 grids: better than rounding to nearest, and sane where there is nothing to find."""
 
 import itertools
+import logging
 import math
 import shlex
 import subprocess
 import sysconfig
+import time
 import tomllib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -318,6 +321,25 @@ def test_what_is_not_a_number_shows_in_the_norms_and_stays_in_its_group(value: f
     differs = rows.parts["qdata"] != SEARCH.quantize_rows(weight, 64).parts["qdata"]
     differs[1, 32:64] = False
     assert not differs.any()
+
+
+def test_that_it_was_not_compiled_is_said_once_by_all_threads(
+    tmp_path: Path,
+    use_library: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    use_library(tmp_path / "missing.so")
+    warn = logging.getLogger("smolquant").warning
+
+    def slowly(text: str) -> None:
+        time.sleep(0.1)
+        warn(text)
+
+    monkeypatch.setattr(logging.getLogger("smolquant"), "warning", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: search_grids(gaussian(4, 64), 32), range(4)))
+    assert caplog.text.count("torch searches for int4 weights") == 1
 
 
 @pytest.mark.parametrize("is_compiled", [True, False])

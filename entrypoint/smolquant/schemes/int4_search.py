@@ -20,6 +20,7 @@ int4_search_in_torch.py: the same weights give the same bytes on every CPU.
 import ctypes
 import itertools
 import logging
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -142,7 +143,8 @@ def _search(groups: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, 
     candidates = _candidates()
     groups_a_row, group_size = weights.shape
     assert len(groups) % groups_a_row == 0
-    compiled = _compiled()
+    with _LOADING:
+        compiled = _compiled()
     if compiled is None:
         int4_search_in_torch.search_rows(groups, weights, _UNITS, candidates, levels, found)
         return levels, found
@@ -178,6 +180,10 @@ def _candidates() -> torch.Tensor:
         stretch = _STEPS / (_STEPS - cut)
         candidates.append((stretch / _UNITS, -above_low * stretch, 1 + _CUT_PRICE * cut))
     return torch.tensor(candidates, dtype=torch.float32, device="cpu")
+
+
+_LOADING = threading.Lock()
+"""Held while it is found out, so that several threads, which quantize at once, say it once."""
 
 
 @cache
