@@ -24,7 +24,6 @@ DTYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2, torch.int32: 3}
 _LEVELS = {"AVX512": 2, "AVX2": 1}
 """torch's name for what this CPU can do -> the loops of cpu_linear_level.h; else the portable ones run."""
 
-
 _WITH_BFLOAT16 = 3
 """What AVX512 becomes on a CPU that multiplies bfloat16 by an instruction of its own, too."""
 

@@ -19,9 +19,9 @@ typedef void (*parallel_run)(void (*body)(void *), void *data, unsigned threads,
 
 enum { BFLOAT16, FLOAT16, FLOAT32, INT32 }; /* dtypes of what is read and written; INT32 is only read */
 
-enum { LEAST = 1 << 15 }; /* bytes of levels, or as many int4, that a thread takes at least, if a layer has them left */
+enum { LEAST = 1 << 15 }; /* levels that a thread takes at least at a time, if a layer has them left */
 enum { TOKENS = 4 };  /* rows of inputs that share one widening of the levels */
-enum { ROWS = 32 };    /* outputs whose levels caches hold until all tokens are multiplied with them */
+enum { ROWS = 32 };   /* outputs whose levels caches hold until all tokens are multiplied with them */
 enum { SUMS = 2 };    /* of a row, so that one product need not wait for the one before */
 enum { SOME = 256 };  /* numbers of a row that are widened at a time */
 enum { LINE = 64 };   /* bytes that memory gives at a time; int8's columns in a unit */
@@ -313,8 +313,8 @@ static int take_tokens(token_job *work, int64_t *from, int64_t *to) {
 #define CHOOSE(name, level) ((void)(level), name##_portable)
 #endif
 
-/* An Intel core was a third faster when it was told what comes next; an AMD one, of Zen 4, finds out itself, and was a
- * sixth slower. int4 is more work, beside which telling helped there, too. */
+/* Intel's cores read int8 faster when they are told what comes next; AMD's of Zen 4 find out themselves, and are slowed
+ * down. int4 is more work, beside which telling helps there, too. */
 static int64_t far_ahead(void) {
 #ifdef HAS_X86_LEVELS
     return __builtin_cpu_is("intel") ? FAR : 0;
